@@ -1,0 +1,108 @@
+"""The settings: the only reader of the environment. A flag beats the environment, which beats `.env`, which beats the default."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+Device = str
+
+
+def default_data_dir() -> Path:
+    """Where blobs are kept unless told otherwise."""
+    return Path.home() / ".cache" / "soma-eval"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service. The environment twin of `max_data_bytes` is SOMA_EVAL_MAX_DATA_BYTES."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SOMA_EVAL_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 picks a free one."""
+    grpc_port: int | Literal["off"] = 9124
+    """The port of the network's own scoring service; "off" for none, 0 for a free one."""
+
+    device: Annotated[tuple[Device, ...], NoDecode] = ("auto",)
+    """auto | cpu | cuda | cuda:N, or a comma list of them: one worker process each."""
+    small_model: bool = False
+    """The network's own small architecture in place of full V1."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    device_memory_bytes: int | None = Field(default=None, ge=1)
+    """What resident weights may take per device; None: all but what an evaluation needs."""
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    """Holds the blobs, as published. Nothing decrypted ever lies here."""
+    cache_max_bytes: int = Field(default=100 * GIB, ge=1)
+    """What lies in the cache unused is evicted, oldest use first, above this."""
+
+    queue_size: int = Field(default=64, ge=1)
+    """Requests that may wait or run at once; one more is told queue-full."""
+    request_timeout_seconds: float = Field(default=3600.0, gt=0)
+    drain_timeout_seconds: float = Field(default=60.0, ge=0)
+    """How long running work may go on after SIGTERM."""
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """With any, HTTP needs `Authorization: Bearer`. In the environment a comma list."""
+    max_body_bytes: int = Field(default=4 * MIB, ge=1)
+    max_data_bytes: int = Field(default=1 * MIB, ge=1)
+    """Data of one evaluation; 1 MiB on the network."""
+    max_model_bytes: int = Field(default=16 * GIB, ge=1)
+    """One weights file: full V1 is 4.84 GB in float32, twice that in float64."""
+    max_models: int = Field(default=64, ge=1)
+    """Models of one competition."""
+
+    allow_http: bool = False
+    """Plain http URLs, for tests and closed networks."""
+    allow_private_addresses: bool = False
+    """Addresses that are not public, for tests and closed networks."""
+    download_floor_seconds: float = Field(default=30.0, gt=0)
+    """A download may take this long, and size / min_download_rate on top."""
+    min_download_rate: float = Field(default=1 * MIB, gt=0)
+    """Bytes per second below which a download is given up."""
+    max_download_attempts: int = Field(default=5, ge=1)
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _split_devices(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _check_devices(cls, devices: tuple[Device, ...]) -> tuple[Device, ...]:
+        for device in devices:
+            kind, _, index = device.partition(":")
+            if kind not in ("auto", "cpu", "cuda") or (
+                ":" in device and not (kind == "cuda" and index.isdecimal())
+            ):
+                raise ValueError(f"{device!r} is not a device: auto, cpu, cuda or cuda:N")
+        if not devices or ("auto" in devices and len(devices) > 1):
+            raise ValueError("auto stands alone")
+        return devices
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_api_keys(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        if self.precision != "float32" and set(self.device) == {"cpu"}:
+            raise ValueError(f"precision {self.precision} needs a cuda device, and device is cpu")
+        if self.max_data_bytes > self.cache_max_bytes:
+            raise ValueError("cache_max_bytes is smaller than max_data_bytes")
+        return self

@@ -1,0 +1,291 @@
+"""Every failure a caller can see: a code, whose fault it is, and whether trying again can help. No status codes here.
+
+ScoringError
+├── InvalidRequest               invalid-request             client
+│   └── InvalidKey               invalid-key                 who gave the key
+├── Unauthorized                 unauthorized                client
+├── BodyTooLarge                 body-too-large              client
+├── JobNotFound                  job-not-found               client
+├── BlobError                    of the data or of one model's weights; fault: the party who published it
+│   ├── InvalidUrl               invalid-url
+│   ├── ForbiddenUrl             url-forbidden
+│   ├── BlobTooLarge             {data,model}-too-large
+│   ├── ChecksumMismatch         {data,model}-checksum-mismatch
+│   ├── SizeMismatch             {data,model}-size-mismatch
+│   ├── BlobUnavailable          {data,model}-unavailable    retryable
+│   └── DownloadTimeout          download-timeout            retryable
+├── EvaluationVerdict            what these weights or this data are worth: nothing, the same everywhere
+│   ├── DecryptionFailed         decryption-failed           model_owner
+│   ├── WeightsInvalid           weights-invalid             model_owner
+│   ├── NonFiniteResult          non-finite-result           model_owner
+│   ├── ZeroEmbedding            zero-embedding              client (target) or model_owner
+│   ├── EvaluationCrashesWorker  evaluation-crashes-worker   model_owner
+│   └── EmptyData                empty-data                  who gave the data
+└── ServiceTrouble               retryable, fault: service
+    ├── QueueFull                queue-full                  with seconds to wait
+    ├── Draining                 draining
+    ├── NoWorker                 no-worker
+    ├── DeadlineExceeded         deadline-exceeded
+    ├── WorkerCrashed            worker-crashed
+    ├── OutOfMemory              out-of-memory
+    ├── InsufficientStorage      insufficient-storage
+    └── InternalError            internal-error              our bug; not retryable
+
+Messages are for people and carry no key, no URL, no address and no path.
+"""
+
+from typing import ClassVar, Literal
+
+Fault = Literal["client", "data_submitter", "model_owner", "service"]
+BlobKind = Literal["data", "model"]
+
+
+class ScoringError(Exception):
+    """Base of every failure a caller can see."""
+
+    code: ClassVar[str]
+    """Names the failure; for a BlobError a template, see `full_code`."""
+    title: ClassVar[str]
+    """One line for people, the same for every occurrence."""
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        fault: Fault = "client",
+        blob: BlobKind | None = None,
+        model_index: int | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fault: Fault = fault
+        self.blob: BlobKind | None = blob
+        self.model_index = model_index
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def full_code(self) -> str:
+        """The code on the wire: the template with the blob's kind filled in."""
+        return self.code.format(blob=self.blob)
+
+
+class InvalidRequest(ScoringError):
+    """The request is not one this service understands."""
+
+    code = "invalid-request"
+    title = "The request is not valid"
+
+
+class InvalidKey(InvalidRequest):
+    """A decryption key is not 32 bytes in Base58."""
+
+    code = "invalid-key"
+    title = "A decryption key is not valid"
+
+
+class Unauthorized(ScoringError):
+    """The API key is missing or unknown."""
+
+    code = "unauthorized"
+    title = "An API key is needed"
+
+
+class BodyTooLarge(ScoringError):
+    """The request's body is larger than the service reads."""
+
+    code = "body-too-large"
+    title = "The request is too large"
+
+
+class JobNotFound(ScoringError):
+    """No such job, or its result is no longer kept."""
+
+    code = "job-not-found"
+    title = "There is no such job"
+
+
+class BlobError(ScoringError):
+    """Something is wrong with a published file; the party who published it is at fault."""
+
+    def __init__(self, detail: str, *, blob: BlobKind, model_index: int | None = None) -> None:
+        fault: Fault = "data_submitter" if blob == "data" else "model_owner"
+        super().__init__(detail, fault=fault, blob=blob, model_index=model_index)
+
+
+class InvalidUrl(BlobError):
+    """The URL is none this service would ever fetch."""
+
+    code = "invalid-url"
+    title = "A URL is not valid"
+
+
+class ForbiddenUrl(BlobError):
+    """The URL, or one it redirects to, leads where this service does not go."""
+
+    code = "url-forbidden"
+    title = "A URL leads to a forbidden address"
+
+
+class BlobTooLarge(BlobError):
+    """The file is larger than the service accepts."""
+
+    code = "{blob}-too-large"
+    title = "A file is too large"
+
+
+class ChecksumMismatch(BlobError):
+    """The bytes served are not those that were promised."""
+
+    code = "{blob}-checksum-mismatch"
+    title = "A file is not the one that was promised"
+
+
+class SizeMismatch(BlobError):
+    """The number of bytes served is not the one promised."""
+
+    code = "{blob}-size-mismatch"
+    title = "A file has not the size that was promised"
+
+
+class BlobUnavailable(BlobError):
+    """The file could not be fetched."""
+
+    code = "{blob}-unavailable"
+    title = "A file could not be fetched"
+    retryable = True
+
+
+class DownloadTimeout(BlobError):
+    """The file came too slowly."""
+
+    code = "download-timeout"
+    title = "A file came too slowly"
+    retryable = True
+
+
+class EvaluationVerdict(ScoringError):
+    """The verdict on these weights or this data; every validator reaches the same."""
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        fault: Fault = "model_owner",
+        blob: BlobKind | None = "model",
+        model_index: int | None = None,
+    ) -> None:
+        super().__init__(detail, fault=fault, blob=blob, model_index=model_index)
+
+
+class DecryptionFailed(EvaluationVerdict):
+    """The key does not fit these weights."""
+
+    code = "decryption-failed"
+    title = "The weights could not be decrypted"
+
+
+class WeightsInvalid(EvaluationVerdict):
+    """The file is not what the network accepts as weights."""
+
+    code = "weights-invalid"
+    title = "The weights are not valid"
+
+
+class NonFiniteResult(EvaluationVerdict):
+    """The loss or the embedding is NaN or infinite."""
+
+    code = "non-finite-result"
+    title = "The weights give no finite result"
+
+
+class ZeroEmbedding(EvaluationVerdict):
+    """A zero vector has no direction, so no distance."""
+
+    code = "zero-embedding"
+    title = "The distance of a zero vector is undefined"
+
+
+class EvaluationCrashesWorker(EvaluationVerdict):
+    """The evaluation ended two workers."""
+
+    code = "evaluation-crashes-worker"
+    title = "The evaluation ends every worker that tries it"
+
+
+class EmptyData(EvaluationVerdict):
+    """There are no bytes to evaluate on."""
+
+    code = "empty-data"
+    title = "The data is empty"
+
+
+class ServiceTrouble(ScoringError):
+    """This service's trouble; nobody else is at fault, and another try may succeed."""
+
+    retryable = True
+
+    def __init__(
+        self, detail: str, *, model_index: int | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(
+            detail, fault="service", model_index=model_index, retry_after_seconds=retry_after_seconds
+        )
+
+
+class QueueFull(ServiceTrouble):
+    """As many requests as the service holds are waiting already."""
+
+    code = "queue-full"
+    title = "The queue is full"
+
+
+class Draining(ServiceTrouble):
+    """The service is about to stop."""
+
+    code = "draining"
+    title = "The service is stopping"
+
+
+class NoWorker(ServiceTrouble):
+    """No worker is alive."""
+
+    code = "no-worker"
+    title = "No worker is ready"
+
+
+class DeadlineExceeded(ServiceTrouble):
+    """The request took longer than it may."""
+
+    code = "deadline-exceeded"
+    title = "The request took too long"
+
+
+class WorkerCrashed(ServiceTrouble):
+    """The worker died or froze under the request."""
+
+    code = "worker-crashed"
+    title = "A worker died"
+
+
+class OutOfMemory(ServiceTrouble):
+    """The device has too little memory for this evaluation."""
+
+    code = "out-of-memory"
+    title = "The device is out of memory"
+
+
+class InsufficientStorage(ServiceTrouble):
+    """The disk has no room for the file."""
+
+    code = "insufficient-storage"
+    title = "The disk is full"
+
+
+class InternalError(ServiceTrouble):
+    """A bug of this service."""
+
+    code = "internal-error"
+    title = "The service has failed"
+    retryable = False

@@ -1,0 +1,1 @@
+"""The compute: worker processes and the versioned evaluation packages. Imports nothing of `service`."""

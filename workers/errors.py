@@ -1,0 +1,62 @@
+"""Why an evaluation gave no result. Picklable; the messages carry no key, no URL and no path.
+
+WorkerError
+├── EvaluationRefused          the verdict on these weights or data, the same everywhere: no retry helps
+│   ├── DecryptionFailed       a key was given and what it yields is no safetensors file
+│   ├── WeightsInvalid         not what the network accepts as weights of this architecture
+│   ├── EmptyData              no bytes to evaluate on
+│   └── NonFiniteResult        loss or embedding is NaN or infinite
+├── EvaluationCrashesWorker    these weights ended two workers: kept from a third
+└── WorkerTrouble              this machine's trouble: another try may succeed
+    ├── WorkerCrashed          the process died or froze under the job
+    ├── OutOfMemory            the device has too little memory, even with nothing else on it
+    └── NoWorker               no worker is alive or will be soon
+"""
+
+
+class WorkerError(Exception):
+    """Base of every failure of a pool."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class EvaluationRefused(WorkerError):
+    """The verdict on these weights or this data; every worker gives the same."""
+
+
+class DecryptionFailed(EvaluationRefused):
+    """The key does not fit: what it yields is no safetensors file."""
+
+
+class WeightsInvalid(EvaluationRefused):
+    """The file is not what the network accepts as weights of this architecture."""
+
+
+class EmptyData(EvaluationRefused):
+    """There are no bytes to evaluate on."""
+
+
+class NonFiniteResult(EvaluationRefused):
+    """The loss or the embedding is NaN or infinite."""
+
+
+class EvaluationCrashesWorker(WorkerError):
+    """Two workers died of this evaluation; no third one is risked."""
+
+
+class WorkerTrouble(WorkerError):
+    """Trouble of this machine; another try may succeed."""
+
+
+class WorkerCrashed(WorkerTrouble):
+    """The worker died or froze while it had the job."""
+
+
+class OutOfMemory(WorkerTrouble):
+    """The device's memory does not suffice, even with nothing else on it."""
+
+
+class NoWorker(WorkerTrouble):
+    """No worker is alive, and none will be soon."""

@@ -1,0 +1,107 @@
+"""What crosses the boundary to the workers: small frozen values of paths, strings and numbers; never an array of data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Precision = Literal["float32", "tf32", "bf16"]
+WeightsCached = Literal["device", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a worker process is started with; the same for all workers of a pool, but for the device."""
+
+    device: str
+    """A torch device: "cpu", "cuda:0"."""
+    small_model: bool = False
+    """Evaluate the network's own small architecture in place of full V1."""
+    precision: Precision = "float32"
+    num_threads: int | None = None
+    """CPU threads of this worker; None leaves the choice to torch."""
+    memory_budget_bytes: int | None = None
+    """Device memory that resident weights may take; None: all but what an evaluation needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalJob:
+    """One model on one data set: what a pool is asked to evaluate."""
+
+    weights_path: str
+    """The file as published: ciphertext when there is a key."""
+    weights_checksum: str
+    """Blake2b-256 of that file, Base58: tells a worker whether it holds these weights already."""
+    data_path: str
+    data_size: int
+    """Bytes, at least 1."""
+    seed: int
+    """0 .. 2**64 - 1."""
+    decryption_key: bytes | None = field(default=None, repr=False)
+    """32 bytes, or None for weights that are not encrypted."""
+    architecture_version: str = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalProgress:
+    """How far an evaluation has come; sent after every batch."""
+
+    phase: Literal["queued", "loading", "evaluating"]
+    batches_done: int
+    num_batches: int
+
+
+OnEvalProgress = Callable[[EvalProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScore:
+    """The numbers of one batch: depend on weights, data, seed and batch index alone."""
+
+    index: int
+    cross_entropy: float
+    sig_reg: float
+    """As the formula gives it, before the coefficient 0.02."""
+    embedding: NDArray[np.float32]
+    """[embedding_dim]: the mean representation of the batch."""
+    attends_to_future: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """One model on one data set: what a pool answers."""
+
+    loss: float
+    cross_entropy: float
+    sig_reg: float
+    embedding: NDArray[np.float32]
+    """[embedding_dim]"""
+    attends_to_future: bool
+    num_sequences: int
+    num_batches: int
+    precision: Precision
+    device: str
+    """The devices that took part, such as "cpu" or "cuda:0,cuda:1"."""
+    load_seconds: float
+    """0.0 when the weights were resident."""
+    eval_seconds: float
+    weights_cached: WeightsCached
+    """"device" when no worker had to load them."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that made the numbers: torch, soma-arrgen."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One worker as seen from outside."""
+
+    device: str
+    ready: bool
+    """Has lately passed a real forward pass with known numbers."""
+    busy: bool
+    pid: int | None
+    restarts: int
+    device_name: str = ""
+    """What the vendor calls it; empty for a CPU."""
