@@ -1,4 +1,4 @@
-"""The settings: the only reader of the environment. A flag beats the environment, which beats `.env`, which beats the default."""
+"""The settings: the only reader of the environment. Flag over environment over `.env` over default."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""Every failure a caller can see: a code, whose fault it is, and whether trying again can help. No status codes here.
+"""Every failure a caller can see: a code, whose fault it is, whether to try again. No status codes here.
 
 ScoringError
 ├── InvalidRequest               invalid-request             client

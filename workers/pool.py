@@ -1,4 +1,4 @@
-"""The pool contract on one screen. `process_pool.py` keeps it on this machine; a Ray cluster can keep it too."""
+"""The pool contract on one screen. `process_pool.py` keeps it on this machine; a Ray cluster could too."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""What crosses the boundary to the workers: small frozen values of paths, strings and numbers; never an array of data."""
+"""What crosses the boundary to the workers: small frozen values of paths, strings and numbers, by value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
