@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import base58
 import numpy as np
 from numpy.typing import ArrayLike
 
-from service.errors import ZeroEmbedding
+from service.errors import InvalidKey, ZeroEmbedding
+
+MAX_BASE58_OF_32_BYTES = 44
 
 NEAR_TIE_RELATIVE = 0.01
 NEAR_TIE_ABSOLUTE = 0.01
@@ -78,3 +81,29 @@ def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:
         raise ZeroEmbedding("the target embedding is the zero vector", fault="client", blob=None)
     a, b = a / largest_a, b / largest_b
     return float(1.0 - np.dot(a / np.linalg.norm(a), b / np.linalg.norm(b)))
+
+
+def parse_decryption_key(text: str, *, model_index: int | None = None) -> bytes:
+    """The 32 bytes of a key in Base58. Raises InvalidKey, which does not say what the key was."""
+    key = _base58_of_32_bytes(text)
+    if key is None:
+        raise InvalidKey(
+            "the decryption key is not 32 bytes in Base58", blob="model", model_index=model_index
+        )
+    return key
+
+
+def is_checksum(text: str) -> bool:
+    """Whether the text is a Blake2b-256 digest in Base58, in its one canonical form."""
+    digest = _base58_of_32_bytes(text)
+    return digest is not None and base58.b58encode(digest).decode() == text
+
+
+def _base58_of_32_bytes(text: str) -> bytes | None:
+    if len(text) > MAX_BASE58_OF_32_BYTES:
+        return None
+    try:
+        decoded = base58.b58decode(text)
+    except ValueError:
+        return None
+    return decoded if len(decoded) == 32 else None

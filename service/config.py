@@ -51,7 +51,6 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """With any, HTTP needs `Authorization: Bearer`. In the environment a comma list."""
-    max_body_bytes: int = Field(default=4 * MIB, ge=1)
     max_data_bytes: int = Field(default=1 * MIB, ge=1)
     """Data of one evaluation; 1 MiB on the network."""
     max_model_bytes: int = Field(default=16 * GIB, ge=1)
@@ -71,6 +70,22 @@ class Settings(BaseSettings):
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body: the data in Base64, and room for targets and manifests."""
+        return 4 * MIB + self.max_data_bytes * 4 // 3
+
+    def limits(self) -> dict[str, float]:
+        """What a caller may ask for, by name: bytes, seconds and counts."""
+        return {
+            "max_body_bytes": self.max_body_bytes,
+            "max_data_bytes": self.max_data_bytes,
+            "max_model_bytes": self.max_model_bytes,
+            "max_models": self.max_models,
+            "queue_size": self.queue_size,
+            "request_timeout_seconds": self.request_timeout_seconds,
+        }
 
     @field_validator("device", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ ScoringError
 Messages are for people and carry no key, no URL, no address and no path.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 Fault = Literal["client", "data_submitter", "model_owner", "service"]
 BlobKind = Literal["data", "model"]
@@ -64,6 +64,13 @@ class ScoringError(Exception):
         self.blob: BlobKind | None = blob
         self.model_index = model_index
         self.retry_after_seconds = retry_after_seconds
+
+    def of_model(self, index: int) -> Self:
+        """The same failure, said of one model of a competition; requests that share a failure keep theirs."""
+        named = type(self).__new__(type(self), *self.args)
+        named.__dict__.update(self.__dict__)
+        named.model_index = index
+        return named
 
     @property
     def full_code(self) -> str:

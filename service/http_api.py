@@ -1,0 +1,353 @@
+"""The HTTP door: routes, and every failure as problem+json by one table."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.errors import InternalError, InvalidRequest, ScoringError
+from service.http_gate import Gate
+from service.jobs import Job
+from service.lifespan import Parts
+from service.metrics import CONTENT_TYPE
+from service.schemas import (
+    BlobProgress,
+    Device,
+    EvalRequest,
+    EvalResponse,
+    Health,
+    Info,
+    JobProgress,
+    JobStatus,
+    Problem,
+    Readiness,
+    ScoreRequest,
+    ScoreResponse,
+)
+from service.scorer import Evaluation, OnProgress, Progress, Verdict
+
+STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
+    errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidKey: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.JobNotFound: HTTPStatus.NOT_FOUND,
+    errors.InvalidUrl: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ForbiddenUrl: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.BlobTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.ChecksumMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.SizeMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.BlobUnavailable: HTTPStatus.BAD_GATEWAY,
+    errors.DownloadTimeout: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.DecryptionFailed: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.WeightsInvalid: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NonFiniteResult: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ZeroEmbedding: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.EvaluationCrashesWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.EmptyData: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.Draining: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NoWorker: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.WorkerCrashed: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.OutOfMemory: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.InsufficientStorage: HTTPStatus.INSUFFICIENT_STORAGE,
+    errors.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""One row per failure; a test proves that none is missing."""
+
+PROBLEM_JSON = "application/problem+json"
+DEFAULT_RETRY_AFTER_SECONDS = 5.0
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """The HTTP door over a service that is up."""
+    app = FastAPI(
+        title="soma-eval",
+        version=version("soma-eval"),
+        description="What a model's weights are worth: loss and embedding, as the network computes them.",
+        responses={"4XX": _PROBLEM_DOCUMENTED, "5XX": _PROBLEM_DOCUMENTED},
+    )
+    app.state.parts = parts
+    app.include_router(_scoring)
+    app.include_router(_operations)
+    app.add_exception_handler(ScoringError, _on_scoring_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(Gate, settings=parts.settings, metrics=parts.metrics, refuse=_refuse)
+    return app
+
+
+_scoring = APIRouter(tags=["scoring"])
+_operations = APIRouter(tags=["operations"])
+
+Prefer = Annotated[str | None, Header(description="`respond-async`: answer 202 and a job.")]
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsOfApp = Annotated[Parts, Depends(_parts)]
+
+
+@_scoring.post("/eval", response_model=EvalResponse, responses={202: {"model": JobStatus}})
+async def eval_one(body: EvalRequest, request: Request, parts: PartsOfApp, prefer: Prefer = None) -> Any:
+    """Evaluate one model's weights on data with a seed."""
+    competition = body.to_competition()
+
+    def work(on_progress: OnProgress) -> Awaitable[Evaluation]:
+        return parts.scorer.evaluate(competition, on_progress)
+
+    if _wants_async(prefer):
+        return _accepted(await parts.jobs.submit("eval", 1, work), request)
+    return EvalResponse.of(await _while_connected(request, work(_ignore)))
+
+
+@_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
+async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer: Prefer = None) -> Any:
+    """Run a competition: every model on the same data; the lowest loss wins."""
+    competition = body.to_competition()
+
+    def work(on_progress: OnProgress) -> Awaitable[Verdict]:
+        return parts.scorer.score(competition, on_progress)
+
+    if _wants_async(prefer):
+        return _accepted(await parts.jobs.submit("score", len(competition.models), work), request)
+    return ScoreResponse.of(await _while_connected(request, work(_ignore)))
+
+
+@_scoring.get("/jobs/{job_id}")
+async def read_job(job_id: str, request: Request, parts: PartsOfApp) -> JobStatus:
+    """How a job stands, and its result once it has one."""
+    return _job_status(parts.jobs.get(job_id), request)
+
+
+@_scoring.delete("/jobs/{job_id}")
+async def cancel_job(job_id: str, request: Request, parts: PartsOfApp) -> JobStatus:
+    """Stop a job; a finished one stays as it is."""
+    return _job_status(await parts.jobs.cancel(job_id), request)
+
+
+@_scoring.get(
+    "/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": "One event per change."}},
+)
+async def follow_job(job_id: str, request: Request, parts: PartsOfApp) -> StreamingResponse:
+    """Server-sent events: `progress` after each change, at last `succeeded`, `failed` or `cancelled`."""
+    parts.jobs.get(job_id)
+    return StreamingResponse(_events(job_id, request, parts), media_type="text/event-stream")
+
+
+async def _events(job_id: str, request: Request, parts: Parts) -> AsyncIterator[str]:
+    async for job in parts.jobs.follow(job_id):
+        status = _job_status(job, request)
+        event = job.state if job.finished else "progress"
+        yield f"event: {event}\ndata: {status.model_dump_json()}\n\n"
+
+
+@_operations.get("/health")
+async def health() -> Health:
+    """200 while the process lives."""
+    return Health()
+
+
+@_operations.get("/ready", responses={503: {"model": Readiness}})
+async def ready(parts: PartsOfApp, response: Response) -> Readiness:
+    """200 only while a worker has lately passed a real evaluation, and the service is not stopping."""
+    readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
+    if readiness.status != "ready":
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        response.headers["Retry-After"] = f"{DEFAULT_RETRY_AFTER_SECONDS:.0f}"
+    return readiness
+
+
+@_operations.get("/info")
+async def info(parts: PartsOfApp) -> Info:
+    """What is served: architecture, devices, limits, versions."""
+    return Info(
+        version=version("soma-eval"),
+        architecture_version=parts.architecture_version,
+        architecture=parts.architecture,
+        precision=parts.settings.precision,
+        limits=parts.settings.limits(),
+        devices=_devices(parts),
+        versions=parts.versions,
+    )
+
+
+@_operations.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(parts: PartsOfApp) -> Response:
+    """For Prometheus."""
+    return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Await the work; stop it when the client closes its connection."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            log.info("client left")
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
+    return await working
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def _wants_async(prefer: str | None) -> bool:
+    return prefer is not None and "respond-async" in re.split(r"[,;\s]+", prefer.lower())
+
+
+def _accepted(job: Job, request: Request) -> JSONResponse:
+    return JSONResponse(
+        _job_status(job, request).model_dump(mode="json"),
+        HTTPStatus.ACCEPTED,
+        headers={"Location": f"/jobs/{job.id}", "Preference-Applied": "respond-async"},
+    )
+
+
+def _job_status(job: Job, request: Request) -> JobStatus:
+    result = job.result
+    return JobStatus(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        created_at=job.created_at.isoformat(),
+        finished_at=job.finished_at.isoformat() if job.finished_at else None,
+        progress=JobProgress(
+            data=_blob_progress(job.data) if job.data else None,
+            models=[_blob_progress(progress) for progress in job.models],
+            estimated_seconds_left=job.estimated_seconds_left(),
+        ),
+        result=EvalResponse.of(result)
+        if isinstance(result, Evaluation)
+        else ScoreResponse.of(result)
+        if isinstance(result, Verdict)
+        else None,
+        error=_problem(job.error, request)[1] if job.error else None,
+    )
+
+
+def _blob_progress(progress: Progress) -> BlobProgress:
+    return BlobProgress.model_validate(progress, from_attributes=True, extra="ignore")
+
+
+def _devices(parts: Parts) -> list[Device]:
+    return [
+        Device.model_validate(device, from_attributes=True, extra="ignore") for device in parts.pool.status()
+    ]
+
+
+_PROBLEM_DOCUMENTED: dict[str, Any] = {
+    "description": "What went wrong and whose fault it is.",
+    "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
+}
+
+
+def _problem(error: ScoringError, request: Request) -> tuple[HTTPStatus, Problem]:
+    status = STATUS_OF[type(error)]
+    return status, Problem(
+        type=f"urn:soma-eval:problem:{error.full_code}",
+        title=error.title,
+        status=status,
+        detail=error.detail,
+        instance=request.url.path,
+        code=error.full_code,
+        fault=error.fault,
+        blob=error.blob,
+        model_index=error.model_index,
+        retryable=error.retryable,
+        request_id=request.scope["soma_eval.request_id"],
+    )
+
+
+def _refuse(error: ScoringError, request: Request) -> JSONResponse:
+    """The response for a failure, wherever it arose."""
+    status, problem = _problem(error, request)
+    request.scope["soma_eval.outcome"] = error.full_code
+    headers = {}
+    if error.retryable and status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = f"{error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS:.0f}"
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem.model_dump(mode="json"), status, headers, media_type=PROBLEM_JSON)
+
+
+async def _on_scoring_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ScoringError)
+    return _refuse(error, request)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _refuse(InvalidRequest(describe(error.errors())), request)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Routes and methods that do not exist: the framework's own refusals in our shape."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    problem = Problem(
+        type="about:blank",
+        title=status.phrase,
+        status=status,
+        detail=status.description or status.phrase,
+        instance=request.url.path,
+        code="-".join(status.phrase.lower().split()),
+        fault="client",
+        blob=None,
+        model_index=None,
+        retryable=False,
+        request_id=request.scope["soma_eval.request_id"],
+    )
+    request.scope["soma_eval.outcome"] = problem.code
+    return JSONResponse(problem.model_dump(mode="json"), status, error.headers, media_type=PROBLEM_JSON)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    return _refuse(InternalError("an unexpected error; the log has it under the request's id"), request)
+
+
+_FIELD_NAME = re.compile(r"[a-z][a-z_]{0,31}")
+
+
+def describe(failures: Any) -> str:
+    """Which field is wrong and how, without anything of what it held."""
+    lines = []
+    for failure in failures[:8]:
+        place = ".".join(
+            str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
+            for part in failure["loc"]
+            if part != "body"
+        )
+        reason = "the body is not JSON" if failure["type"] == "json_invalid" else failure["msg"]
+        lines.append(f"{place}: {reason}" if place and failure["type"] != "json_invalid" else reason)
+    return "; ".join(lines)

@@ -1,0 +1,135 @@
+"""What every HTTP request passes: a request id, the API key, the body's limit, a line of log."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.config import Settings
+from service.errors import BodyTooLarge, InvalidRequest, ScoringError, Unauthorized
+from service.metrics import Metrics
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""These need no API key."""
+BODY_TIMEOUT_SECONDS = 60.0
+_VERBS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
+
+log = structlog.get_logger(__name__)
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        refuse: Callable[[ScoringError, Request], Response],
+    ) -> None:
+        self._app = app
+        self._max_body_bytes = settings.max_body_bytes
+        self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
+        self._metrics = metrics
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of connection pass untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        scope["soma_eval.request_id"] = request_id
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        started = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._serve(scope, receive, send_with_id)
+            finally:
+                self._account(scope, status, time.monotonic() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check_key(scope)
+            body = await self._read_body(scope, receive)
+        except ScoringError as error:
+            await self._refuse(error, Request(scope))(scope, receive, send)
+            return
+        if body is None:  # the client has left
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+    def _check_key(self, scope: Scope) -> None:
+        if not self._key_digests or scope["path"] in OPEN_PATHS:
+            return
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        digest = hashlib.sha256(given.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise Unauthorized("send an API key this service knows as Authorization: Bearer")
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, counted as it comes; None when the client left before its end."""
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            raise BodyTooLarge(f"a request has at most {self._max_body_bytes} bytes")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._max_body_bytes:
+                        raise BodyTooLarge(f"a request has at most {self._max_body_bytes} bytes")
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise InvalidRequest(f"the body took longer than {BODY_TIMEOUT_SECONDS:g} s") from None
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
+        method = f"{verb} {route.path}" if route else "unknown route"
+        outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
+        self._metrics.requests.labels("http", method, outcome).inc()
+        self._metrics.request_seconds.labels("http", method).observe(seconds)
+        quiet = scope["path"] in OPEN_PATHS and status < 400
+        level = logging.DEBUG if quiet else logging.INFO
+        log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body already read, then whatever the connection says next."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

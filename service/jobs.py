@@ -1,0 +1,184 @@
+"""Long work: a request that goes on while its caller asks for news. Bounded in number and in age."""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from service.errors import InternalError, JobNotFound, ScoringError
+from service.scorer import Evaluation, OnProgress, Progress, Verdict
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Work = Callable[[OnProgress], Awaitable[Evaluation | Verdict]]
+
+_RUNNING_PHASES = ("loading", "evaluating", "done", "failed")
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request and what has come of it."""
+
+    kind: Literal["eval", "score"]
+    num_models: int
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    state: JobState = "queued"
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    finished_at: datetime | None = None
+    data: Progress | None = None
+    """The latest news of the data's download."""
+    models: list[Progress] = field(default_factory=list)
+    """The latest news of each model."""
+    result: Evaluation | Verdict | None = None
+    error: ScoringError | None = None
+    started: float = field(default_factory=time.monotonic)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.models = [Progress("queued", model_index=index) for index in range(self.num_models)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+    def note(self, progress: Progress) -> None:
+        """Take in one piece of news."""
+        if progress.blob == "data":
+            self.data = progress
+        elif progress.model_index is not None:
+            self.models[progress.model_index] = progress
+            if progress.phase in _RUNNING_PHASES:
+                self.state = "running"
+        self.tell()
+
+    def finish(self, state: JobState) -> None:
+        """Enter the last state."""
+        self.state = state
+        self.finished_at = datetime.now(UTC)
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake whoever follows the job."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def estimated_seconds_left(self) -> float | None:
+        """From the pace so far, downloads and evaluations each weighing by their share; None if unknown."""
+        shares = [_share_done(progress) for progress in self.models]
+        done = sum(shares) / len(shares)
+        if self.finished or done <= 0.0:
+            return None
+        return (time.monotonic() - self.started) * (1.0 - done) / done
+
+
+class JobStore:
+    """The jobs that run, and those lately finished."""
+
+    def __init__(self, *, max_finished: int = 256, max_age_seconds: float = 3600.0) -> None:
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._max_finished = max_finished
+        self._max_age_seconds = max_age_seconds
+
+    async def submit(self, kind: Literal["eval", "score"], num_models: int, work: Work) -> Job:
+        """Start the work; returns once it is admitted. Raises what refused it."""
+        self._forget_old()
+        job = Job(kind, num_models)
+        admitted = asyncio.Event()
+
+        def on_progress(progress: Progress) -> None:
+            admitted.set()
+            job.note(progress)
+
+        task = asyncio.create_task(self._run(job, work, on_progress))
+        task.add_done_callback(lambda _: self._tasks.pop(job.id))
+        self._jobs[job.id], self._tasks[job.id] = job, task
+        admission = asyncio.create_task(admitted.wait())
+        try:
+            await asyncio.wait([task, admission], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # nobody will ever learn the job's id
+            task.cancel()
+            raise
+        finally:
+            admission.cancel()
+        if not admitted.is_set() and job.error is not None:
+            del self._jobs[job.id]
+            raise job.error
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        self._forget_old()
+        try:
+            return self._jobs[job_id]
+        except KeyError:
+            raise JobNotFound("there is no job of this id, or its result is no longer kept") from None
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop the work; returns when it has stopped. A finished job stays what it is."""
+        job = self.get(job_id)
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        return job
+
+    async def follow(self, job_id: str) -> AsyncIterator[Job]:
+        """The job at once and after every change, up to its end."""
+        job = self.get(job_id)
+        while True:
+            changed = job.changed
+            yield job
+            if job.finished:
+                return
+            await changed.wait()
+
+    async def close(self) -> None:
+        """Stop all work."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, job: Job, work: Work, on_progress: OnProgress) -> None:
+        try:
+            job.result = await work(on_progress)
+            job.finish("succeeded")
+        except ScoringError as error:
+            job.error = error
+            job.finish("failed")
+        except asyncio.CancelledError:
+            job.finish("cancelled")
+        except Exception:
+            job.error = InternalError("an unexpected error; the log has it under the job's id")
+            job.finish("failed")
+            raise
+
+    def _forget_old(self) -> None:
+        finished = [job for job in self._jobs.values() if job.finished_at is not None]
+        now = datetime.now(UTC)
+        for index, job in enumerate(reversed(finished)):
+            assert job.finished_at is not None
+            too_old = (now - job.finished_at).total_seconds() > self._max_age_seconds
+            if too_old or index >= self._max_finished:
+                del self._jobs[job.id]
+
+
+def _share_done(progress: Progress) -> float:
+    """How much of one model is done: half for its download, half for its evaluation."""
+    match progress.phase:
+        case "downloading" if progress.bytes_total:
+            return 0.5 * (progress.bytes_done or 0) / progress.bytes_total
+        case "evaluating" if progress.num_batches:
+            return 0.5 + 0.5 * (progress.batches_done or 0) / progress.num_batches
+        case "done" | "failed":
+            return 1.0
+        case "loading":
+            return 0.5
+        case _:
+            return 0.0

@@ -1,0 +1,115 @@
+"""Builds every part of the service in order, and closes them in the other. Shared by the doors."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from service.cache import BlobCache
+from service.config import Settings
+from service.download import Downloader
+from service.jobs import JobStore
+from service.metrics import Metrics
+from service.scheduler import Scheduler
+from service.scorer import Limits, Scorer
+from workers.architectures import load_architecture
+from workers.pool import WorkerPool, create_pool
+
+ARCHITECTURE_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A service that is up."""
+
+    settings: Settings
+    scorer: Scorer
+    scheduler: Scheduler
+    pool: WorkerPool
+    jobs: JobStore
+    metrics: Metrics
+    architecture_version: str
+    architecture: dict[str, Any]
+    versions: dict[str, str]
+
+    def readiness(self) -> Literal["ready", "draining", "no-worker"]:
+        """Whether a request sent now would be worked on."""
+        if self.scheduler.draining:
+            return "draining"
+        return "ready" if _every_kind_ready(self.pool) else "no-worker"
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Parts]:
+    """The service for the length of the block: blobs swept, workers tested; nothing left behind after.
+
+    Raises a ScoringError or a workers.errors.NoWorker when the machine does not allow it.
+    """
+    architecture = load_architecture(ARCHITECTURE_VERSION)
+    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    async with AsyncExitStack() as stack:
+        downloader = Downloader(
+            allow_http=settings.allow_http,
+            allow_private_addresses=settings.allow_private_addresses,
+            floor_seconds=settings.download_floor_seconds,
+            min_rate=settings.min_download_rate,
+            max_attempts=settings.max_download_attempts,
+        )
+        cache = BlobCache(settings.data_dir / "blobs", downloader, max_bytes=settings.cache_max_bytes)
+        stack.push_async_callback(cache.close)
+        await cache.start()
+        pool = create_pool(
+            devices=settings.device,
+            small_model=settings.small_model,
+            precision=settings.precision,
+            memory_budget_bytes=settings.device_memory_bytes,
+        )
+        stack.push_async_callback(pool.close)
+        await pool.start()
+        scheduler = Scheduler(
+            queue_size=settings.queue_size,
+            num_turns=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
+            timeout_seconds=settings.request_timeout_seconds,
+        )
+        limits = Limits(
+            embedding_dim=config.embedding_dim,
+            max_data_bytes=settings.max_data_bytes,
+            max_model_bytes=settings.max_model_bytes,
+            max_models=settings.max_models,
+            architecture_version=ARCHITECTURE_VERSION,
+        )
+        jobs = JobStore()
+        stack.push_async_callback(jobs.close)
+        metrics = Metrics()
+        _watch(metrics, scheduler, pool)
+        yield Parts(
+            settings=settings,
+            scorer=Scorer(cache, scheduler, pool, limits),
+            scheduler=scheduler,
+            pool=pool,
+            jobs=jobs,
+            metrics=metrics,
+            architecture_version=ARCHITECTURE_VERSION,
+            architecture=asdict(config),
+            versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
+        )
+
+
+def _every_kind_ready(pool: WorkerPool) -> bool:
+    """Whether each kind of device has a worker that lately passed its self-test."""
+    workers = pool.status()
+    kinds = {worker.device.partition(":")[0] for worker in workers}
+    return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
+
+
+def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
+    metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
+    metrics.watch("evaluations_waiting", "Evaluations that wait for a turn.", lambda: scheduler.num_waiting)
+    metrics.watch("workers_ready", "Workers that passed a self-test lately.", lambda: _count(pool, "ready"))
+    metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
+    metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
+
+
+def _count(pool: WorkerPool, attribute: Literal["ready", "busy", "restarts"]) -> int:
+    return sum(getattr(worker, attribute) for worker in pool.status())

@@ -1,0 +1,338 @@
+"""The HTTP wire: requests as they come, answers as they go. Nothing else."""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr
+
+from service.competition import BlobRef, Competition, ModelManifest, is_checksum, parse_decryption_key
+from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
+from service.scorer import Evaluation, Verdict
+
+MAX_URL_LENGTH = 8192
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 64, description="Of the SIGReg noise: 0 to 2^64 - 1.")]
+Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]
+Checksum = Annotated[str, Field(max_length=64, description="Blake2b-256 of the bytes as published, Base58.")]
+Size = Annotated[int, Field(ge=0, lt=1 << 63, description="Bytes as published.")]
+Key = Annotated[SecretStr, Field(description="AES-256-CTR key, 32 bytes in Base58; null: not encrypted.")]
+Embedding = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 16)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, protected_namespaces=()
+    )
+
+
+class EvalRequest(_Wire):
+    """One model on one data set. The data comes inline or by URL."""
+
+    data: Annotated[str | None, Field(repr=False, description="The bytes, Base64.")] = None
+    data_url: Url | None = None
+    data_checksum: Checksum | None = None
+    data_size: Size | None = None
+    weights_url: Url
+    weights_checksum: Checksum | None = None
+    weights_size: Size | None = None
+    decryption_key: Key | None = None
+    seed: Seed = 0
+    target_embedding: Embedding | None = None
+
+    def to_competition(self) -> Competition:
+        """Raises InvalidRequest, or InvalidKey."""
+        weights = _blob_ref("weights", self.weights_url, self.weights_checksum, self.weights_size)
+        return Competition(
+            data=self._data(),
+            models=(ModelManifest(weights, _key(self.decryption_key)),),
+            seed=self.seed,
+            target_embedding=_target(self.target_embedding),
+        )
+
+    def _data(self) -> bytes | BlobRef:
+        if (self.data is None) == (self.data_url is None):
+            raise InvalidRequest("give either data or data_url")
+        if self.data_url is not None:
+            return _blob_ref("data", self.data_url, self.data_checksum, self.data_size)
+        if self.data_checksum is not None or self.data_size is not None:
+            raise InvalidRequest("data_checksum and data_size go with data_url")
+        try:
+            return base64.b64decode(self.data or "", validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("data is not Base64") from None
+
+
+class Manifest(_Wire):
+    """One competitor of a competition, as the network describes it."""
+
+    url: Url
+    checksum: Checksum
+    size: Size
+    decryption_key: Key | None = None
+
+
+class ScoreRequest(_Wire):
+    """A competition: the network's own ScoreRequest."""
+
+    data_url: Url
+    data_checksum: Checksum
+    data_size: Size
+    model_manifests: Annotated[list[Manifest], Field(min_length=1)]
+    target_embedding: Embedding
+    seed: Seed
+
+    def to_competition(self) -> Competition:
+        """Raises InvalidRequest, or InvalidKey."""
+        return Competition(
+            data=_blob_ref("data", self.data_url, self.data_checksum, self.data_size),
+            models=tuple(
+                ModelManifest(
+                    _blob_ref(f"model_manifests[{i}]", model.url, model.checksum, model.size),
+                    _key(model.decryption_key, i),
+                )
+                for i, model in enumerate(self.model_manifests)
+            ),
+            seed=self.seed,
+            target_embedding=_target(self.target_embedding),
+        )
+
+
+def _blob_ref(name: str, url: str, checksum: str | None, size: int | None) -> BlobRef:
+    if checksum is not None and not is_checksum(checksum):
+        raise InvalidRequest(f"the checksum of {name} is not a Blake2b-256 digest in Base58")
+    return BlobRef(url, checksum, size)
+
+
+def _key(key: SecretStr | None, model_index: int | None = None) -> bytes | None:
+    return None if key is None else parse_decryption_key(key.get_secret_value(), model_index=model_index)
+
+
+def _target(embedding: list[float] | None) -> tuple[float, ...] | None:
+    return None if embedding is None else tuple(embedding)
+
+
+class Provenance(_Wire):
+    """What the numbers were made from and with."""
+
+    weights_checksum: str
+    data_checksum: str
+    seed: int
+    architecture_version: str
+    precision: str
+    device: str
+    versions: dict[str, str]
+
+
+class Timings(_Wire):
+    """Where the time went, in seconds."""
+
+    queue_seconds: float
+    download_seconds: float
+    load_seconds: float
+    eval_seconds: float
+    total_seconds: float
+    weights_cached: Literal["disk", "device", "no"]
+
+
+class EvalResponse(_Wire):
+    """What the model is worth: `loss = cross_entropy + 0.02 * sig_reg`."""
+
+    loss: float
+    embedding: list[float]
+    cross_entropy: float
+    sig_reg: float
+    distance: float | None
+    num_sequences: int
+    num_batches: int
+    attends_to_future: bool
+    provenance: Provenance
+    timings: Timings
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Self:
+        """The evaluation, ready for the wire."""
+        return cls(
+            loss=evaluation.loss,
+            embedding=evaluation.embedding.tolist(),
+            cross_entropy=evaluation.cross_entropy,
+            sig_reg=evaluation.sig_reg,
+            distance=evaluation.distance,
+            num_sequences=evaluation.num_sequences,
+            num_batches=evaluation.num_batches,
+            attends_to_future=evaluation.attends_to_future,
+            provenance=_provenance(evaluation),
+            timings=_timings(evaluation),
+        )
+
+
+def _provenance(evaluation: Evaluation) -> Provenance:
+    return Provenance.model_validate(evaluation.provenance, from_attributes=True)
+
+
+def _timings(evaluation: Evaluation) -> Timings:
+    return Timings.model_validate(evaluation.timings, from_attributes=True)
+
+
+class Problem(_Wire):
+    """An error, as RFC 9457 has it, with this service's own members."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    fault: Fault
+    blob: BlobKind | None
+    model_index: int | None
+    retryable: bool
+    request_id: str
+
+
+class ModelError(_Wire):
+    """Why one model of a competition has no result."""
+
+    code: str
+    title: str
+    detail: str
+    fault: Fault
+    blob: BlobKind | None
+    model_index: int | None
+    retryable: bool
+
+    @classmethod
+    def of(cls, error: ScoringError) -> Self:
+        """The error, ready for the wire."""
+        return cls(
+            code=error.full_code,
+            title=error.title,
+            detail=error.detail,
+            fault=error.fault,
+            blob=error.blob,
+            model_index=error.model_index,
+            retryable=error.retryable,
+        )
+
+
+class ModelResult(_Wire):
+    """One model of a competition: numbers or an error."""
+
+    loss: float | None = None
+    cross_entropy: float | None = None
+    sig_reg: float | None = None
+    distance: float | None = None
+    attends_to_future: bool | None = None
+    error: ModelError | None = None
+    provenance: Provenance | None = None
+    timings: Timings | None = None
+
+
+class ScoreResponse(_Wire):
+    """The verdict; the first four members are the network's own ScoreResponse."""
+
+    winner: int
+    loss_score: list[float]
+    """[winner's]"""
+    embedding: list[float]
+    """The winner's."""
+    distance: list[float]
+    """[winner's]"""
+    margin: float | None
+    near_tie: bool
+    models: list[ModelResult]
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Self:
+        """The verdict, ready for the wire."""
+        winning = verdict.winning
+        return cls(
+            winner=verdict.winner,
+            loss_score=[winning.loss],
+            embedding=winning.embedding.tolist(),
+            distance=[] if winning.distance is None else [winning.distance],
+            margin=verdict.margin,
+            near_tie=verdict.near_tie,
+            models=[_model_result(o.evaluation, o.error) for o in verdict.outcomes],
+        )
+
+
+def _model_result(evaluation: Evaluation | None, error: ScoringError | None) -> ModelResult:
+    if evaluation is None:
+        return ModelResult(error=None if error is None else ModelError.of(error))
+    return ModelResult(
+        loss=evaluation.loss,
+        cross_entropy=evaluation.cross_entropy,
+        sig_reg=evaluation.sig_reg,
+        distance=evaluation.distance,
+        attends_to_future=evaluation.attends_to_future,
+        provenance=_provenance(evaluation),
+        timings=_timings(evaluation),
+    )
+
+
+class BlobProgress(_Wire):
+    """How far a download or an evaluation has come."""
+
+    phase: str
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    bytes_per_second: float | None = None
+    batches_done: int | None = None
+    num_batches: int | None = None
+
+
+class JobProgress(_Wire):
+    """How far a job has come."""
+
+    data: BlobProgress | None
+    models: list[BlobProgress]
+    estimated_seconds_left: float | None
+
+
+class JobStatus(_Wire):
+    """A job and, once it has succeeded or failed, what came of it."""
+
+    id: str
+    kind: Literal["eval", "score"]
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: str
+    finished_at: str | None
+    progress: JobProgress
+    result: EvalResponse | ScoreResponse | None
+    error: Problem | None
+
+
+class Health(_Wire):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Device(_Wire):
+    """One worker."""
+
+    device: str
+    device_name: str
+    ready: bool
+    busy: bool
+    restarts: int
+
+
+class Readiness(_Wire):
+    """Whether requests are taken, and by which workers."""
+
+    status: Literal["ready", "draining", "no-worker"]
+    devices: list[Device]
+
+
+class Info(_Wire):
+    """What is served, within which limits."""
+
+    version: str
+    architecture_version: str
+    architecture: dict[str, Any]
+    precision: str
+    limits: dict[str, float]
+    devices: list[Device]
+    versions: dict[str, str]

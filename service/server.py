@@ -1,0 +1,115 @@
+"""Both doors over one service in one process: from the first socket to the last goodbye."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+
+from service.config import Settings
+from service.grpc_api import serve_grpc
+from service.http_api import create_app
+from service.lifespan import Parts, open_service
+
+KEEP_ALIVE_SECONDS = 30
+_LAST_GOODBYES_SECONDS = 5
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running service listens."""
+
+    http: str
+    grpc: str | None
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, but signals are ours: stopping begins with draining, not with closed sockets."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped at the limit.
+
+    Raises OSError when an address is taken, and what `open_service` raises.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with run_service(settings) as (parts, addresses):
+        on_ready(addresses)
+        await stop.wait()
+        log.info("draining", admitted=parts.scheduler.num_admitted)
+        if not await parts.scheduler.drain(settings.drain_timeout_seconds):
+            log.warning("work was stopped unfinished", requests=parts.scheduler.num_admitted)
+
+
+@asynccontextmanager
+async def run_service(settings: Settings) -> AsyncIterator[tuple[Parts, Addresses]]:
+    """The service with its doors open for the length of the block."""
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        async with open_service(settings) as parts, _http_door(parts, listener) as http:
+            if settings.grpc_port == "off":
+                yield parts, Addresses(http, None)
+                return
+            async with serve_grpc(
+                parts.scorer,
+                host=settings.host,
+                port=settings.grpc_port,
+                is_ready=lambda: parts.readiness() == "ready",
+            ) as grpc_port:
+                yield parts, Addresses(http, _url(settings.host, grpc_port))
+
+
+@asynccontextmanager
+async def _http_door(parts: Parts, listener: socket.socket) -> AsyncIterator[str]:
+    server = _HttpServer(
+        uvicorn.Config(
+            create_app(parts),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_LAST_GOODBYES_SECONDS,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            if serving.done():
+                await serving
+                raise RuntimeError("the HTTP server ended before it began")
+            await asyncio.sleep(0.01)
+        yield _url(*listener.getsockname()[:2])
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
