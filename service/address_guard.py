@@ -1,0 +1,167 @@
+"""Dialling with judgement: resolve once, judge every answer, dial a judged address.
+
+This sits below HTTP, where a connection is made, so that nothing above can dial around it: not a redirect,
+not a second look-up that answers otherwise, not a URL that two parsers read differently. TLS is negotiated
+above with the name from the URL, so SNI, Host and the certificate check stay by name.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpcore
+
+from service.url_policy import ForbiddenTarget, UrlPolicy
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port to addresses as text, in order of preference; raises OSError if there is no answer."""
+
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+
+_MAX_ADDRESSES_DIALLED = 6
+_MAX_SECONDS_PER_ADDRESS = 4.0
+_READ_BYTES = 1 << 18
+
+
+class SystemResolver:
+    """The system's resolver, in threads of its own: a DNS server that hangs holds up nothing else."""
+
+    def __init__(self, num_threads: int = 8) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="resolver")
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Every address of a host. Raises OSError (socket.gaierror) if it has none."""
+        answers = await asyncio.get_running_loop().run_in_executor(self._threads, _resolve, host, port)
+        return list(dict.fromkeys(answers))
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label too long for IDNA
+        raise OSError("the host's name is malformed") from error
+    return [_text(sockaddr) for *_, sockaddr in infos]
+
+
+def _text(sockaddr: tuple[Any, ...]) -> str:
+    scope_id = sockaddr[3] if len(sockaddr) == 4 else 0
+    return f"{sockaddr[0]}%{scope_id}" if scope_id and "%" not in sockaddr[0] else str(sockaddr[0])
+
+
+class GuardedNetwork(httpcore.AsyncNetworkBackend):
+    """An httpcore network that dials no address that the policy forbids.
+
+    One forbidden address among a name's answers forbids the name: who mixes them is up to no good.
+    `connect_tcp` raises ForbiddenTarget then, and no packet has been sent.
+    """
+
+    def __init__(
+        self, policy: UrlPolicy, resolver: Resolver, network: httpcore.AsyncNetworkBackend | None = None
+    ) -> None:
+        self._policy = policy
+        self._resolver = resolver
+        self._network = network or httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Dial the first judged address that answers, within `timeout` seconds in all."""
+        options = None if socket_options is None else list(socket_options)
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._judged_addresses(host, port)
+                return await self._dial(addresses, port, local_address, options)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout("no connection in time") from error
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Never."""
+        raise ForbiddenTarget("unix sockets are not dialled")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, as the network below does."""
+        await self._network.sleep(seconds)
+
+    async def _judged_addresses(self, host: str, port: int) -> Sequence[str]:
+        try:
+            addresses = await self._resolver(host, port)
+        except OSError as error:
+            raise httpcore.ConnectError("the host's name has no address") from error
+        if not addresses:
+            raise httpcore.ConnectError("the host's name has no address")
+        if not all(self._policy.may_dial(address) for address in addresses):
+            raise ForbiddenTarget("the host has an address that is not public")
+        return addresses[:_MAX_ADDRESSES_DIALLED]
+
+    async def _dial(
+        self,
+        addresses: Sequence[str],
+        port: int,
+        local_address: str | None,
+        options: list[SocketOption] | None,
+    ) -> httpcore.AsyncNetworkStream:
+        failure: Exception = httpcore.ConnectError("the host has no address")
+        for address in addresses:
+            try:
+                stream = await self._network.connect_tcp(
+                    address, port, _MAX_SECONDS_PER_ADDRESS, local_address, options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+            else:
+                return WideStream(stream)
+        raise failure
+
+
+class WideStream(httpcore.AsyncNetworkStream):
+    """A stream that reads as much as there is, up to 256 KiB, where httpcore asks for 64 KiB at a time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Bytes as they come, b"" at the end; a broken TLS record is a ReadError like any other."""
+        with _tls_errors_as(httpcore.ReadError):
+            return await self._stream.read(max(max_bytes, _READ_BYTES), timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of it."""
+        with _tls_errors_as(httpcore.WriteError):
+            await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """The same stream, encrypted; the certificate is checked against `server_hostname`."""
+        return WideStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore wants to know of the socket."""
+        return self._stream.get_extra_info(info)
+
+
+@contextlib.contextmanager
+def _tls_errors_as(kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise kind("the connection broke") from error
