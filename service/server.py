@@ -69,6 +69,7 @@ async def run_service(settings: Settings) -> AsyncIterator[tuple[Parts, Addresse
                 host=settings.host,
                 port=settings.grpc_port,
                 is_ready=lambda: parts.readiness() == "ready",
+                metrics=parts.metrics,
             ) as grpc_port:
                 yield parts, Addresses(http, _url(settings.host, grpc_port))
 

@@ -1,0 +1,52 @@
+"""Settings: the order of their sources, and contradictions."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.config import Settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_flag_over_environment_over_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("SOMA_EVAL_QUEUE_SIZE=3\nSOMA_EVAL_PORT=1003\nSOMA_EVAL_MAX_MODELS=3\n")
+    monkeypatch.setenv("SOMA_EVAL_QUEUE_SIZE", "2")
+    monkeypatch.setenv("SOMA_EVAL_PORT", "1002")
+    settings = Settings(queue_size=1)
+    assert (settings.queue_size, settings.port, settings.max_models) == (1, 1002, 3)
+
+
+def test_lists_come_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMA_EVAL_DEVICE", "cuda:0, cuda:1")
+    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "one,two")
+    settings = Settings()
+    assert settings.device == ("cuda:0", "cuda:1")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert "one" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        {"device": "cpu", "precision": "tf32"},
+        {"device": "auto,cpu"},
+        {"device": "tpu"},
+        {"device": "cpu:1"},
+        {"queue_size": 0},
+        {"port": 70000},
+        {"cache_max_bytes": 10},
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused(contradiction: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**contradiction)  # type: ignore[arg-type]
+
+
+def test_the_body_limit_leaves_room_for_the_data() -> None:
+    assert Settings(max_data_bytes=300 << 20).max_body_bytes > 400 << 20

@@ -1,0 +1,71 @@
+"""Long work: states, news, ends, and forgetting."""
+
+import asyncio
+
+import pytest
+
+from service.errors import JobNotFound, NoWorker, QueueFull
+from service.jobs import JobStore
+from service.scorer import Evaluation, OnProgress, Progress
+
+
+async def endless(on_progress: OnProgress) -> Evaluation:
+    on_progress(Progress("admitted"))
+    on_progress(Progress("evaluating", model_index=0, batches_done=1, num_batches=4))
+    await asyncio.sleep(3600)
+    raise AssertionError("not reached")
+
+
+async def failing(on_progress: OnProgress) -> Evaluation:
+    on_progress(Progress("admitted"))
+    await asyncio.sleep(0)
+    raise NoWorker("none")
+
+
+async def refused(on_progress: OnProgress) -> Evaluation:
+    raise QueueFull("full", retry_after_seconds=1.0)
+
+
+async def test_a_refused_job_is_refused_at_once_and_not_kept() -> None:
+    store = JobStore()
+    with pytest.raises(QueueFull):
+        await store.submit("eval", 1, refused)
+    assert not store._jobs
+
+
+async def test_cancelling_stops_the_work() -> None:
+    store = JobStore()
+    job = await store.submit("eval", 1, endless)
+    await asyncio.sleep(0)
+    assert job.state == "running"
+    assert (job.estimated_seconds_left() or 0) > 0
+    cancelled = await store.cancel(job.id)
+    assert (cancelled.state, cancelled.error) == ("cancelled", None)
+    assert (await store.cancel(job.id)).state == "cancelled"
+
+
+async def test_followers_see_the_end() -> None:
+    store = JobStore()
+    job = await store.submit("eval", 1, failing)
+    states = [seen.state async for seen in store.follow(job.id)]
+    assert states[-1] == "failed"
+    assert isinstance(job.error, NoWorker)
+
+
+async def test_finished_jobs_are_bounded_in_number_and_age() -> None:
+    store = JobStore(max_finished=2)
+    jobs = [await store.submit("eval", 1, failing) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(JobNotFound):
+        store.get(jobs[0].id)
+    assert store.get(jobs[3].id).state == "failed"
+    store._max_age_seconds = 0.0
+    with pytest.raises(JobNotFound):
+        store.get(jobs[3].id)
+
+
+async def test_closing_stops_all_work() -> None:
+    store = JobStore()
+    job = await store.submit("eval", 1, endless)
+    await store.close()
+    assert job.state == "cancelled"

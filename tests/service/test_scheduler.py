@@ -1,0 +1,129 @@
+"""Admission, fair order, deadlines, draining."""
+
+import asyncio
+
+import pytest
+
+from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.scheduler import Scheduler
+
+
+def scheduler(queue_size: int = 8, num_turns: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
+    return Scheduler(queue_size=queue_size, num_turns=num_turns, timeout_seconds=timeout_seconds)
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    policy = scheduler(queue_size=1)
+    async with policy.admit():
+        with pytest.raises(QueueFull) as refused:
+            async with policy.admit():
+                pass
+    assert refused.value.retry_after_seconds is not None
+    assert refused.value.retry_after_seconds >= 1
+    async with policy.admit():
+        assert policy.num_admitted == 1
+
+
+async def test_turns_go_round_between_requests() -> None:
+    policy = scheduler()
+    order: list[str] = []
+
+    async def evaluate(name: str, ticket: object) -> None:
+        async with policy.turn(ticket):  # type: ignore[arg-type]
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with policy.admit(3) as large, policy.admit(1) as small, asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(evaluate("large", large))
+        group.create_task(evaluate("small", small))
+    assert order == ["large", "small", "large", "large"]
+
+
+async def test_no_more_turns_than_there_are() -> None:
+    policy = scheduler(num_turns=2)
+    running = peak = 0
+
+    async def evaluate() -> None:
+        nonlocal running, peak
+        async with policy.admit() as ticket, policy.turn(ticket):
+            running += 1
+            peak = max(peak, running)
+            await asyncio.sleep(0.01)
+            running -= 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(evaluate())
+    assert peak == 2
+    assert (policy.num_admitted, policy.num_waiting) == (0, 0)
+
+
+async def test_one_who_leaves_while_waiting_does_not_keep_a_turn() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second:
+        async with policy.turn(first):
+            waiting = asyncio.create_task(_take_turn(policy, second))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        async with asyncio.timeout(1), policy.turn(second):
+            pass
+
+
+async def test_one_who_leaves_as_the_turn_comes_gives_it_back() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second:
+        async with policy.turn(first):
+            waiting = asyncio.create_task(_take_turn(policy, second))
+            await asyncio.sleep(0)
+        waiting.cancel()  # the turn is handed over already, the task has not run since
+        await asyncio.wait([waiting])
+        async with asyncio.timeout(1), policy.turn(first):
+            pass
+
+
+async def _take_turn(policy: Scheduler, ticket: object) -> None:
+    async with policy.turn(ticket):  # type: ignore[arg-type]
+        await asyncio.sleep(60)
+
+
+async def test_a_request_past_its_deadline_is_stopped() -> None:
+    policy = scheduler(timeout_seconds=0.01)
+    with pytest.raises(DeadlineExceeded):
+        async with policy.admit():
+            await asyncio.sleep(60)
+    assert policy.num_admitted == 0
+
+
+async def test_a_timeout_of_the_work_itself_is_not_the_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        async with scheduler().admit():
+            raise TimeoutError
+
+
+async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 0.05))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(policy.drain(10.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        async with policy.admit():
+            pass
+    assert await draining
+    await running
+
+
+async def test_draining_gives_up_at_its_limit() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 60))
+    await asyncio.sleep(0)
+    assert not await policy.drain(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def _admitted_for(policy: Scheduler, seconds: float) -> None:
+    async with policy.admit():
+        await asyncio.sleep(seconds)
