@@ -1,0 +1,157 @@
+# ruff: noqa: T201
+"""Does a built image do its work? `python -m docker.smoke_test [IMAGE]` from the repository's root.
+
+Starts a container of the image, hardened as in compose.yaml, and has it evaluate encrypted weights from a file
+server on this machine. What it must answer is a golden loss, printed by the network's own runner.
+Runs on a CPU, so a cuda image is tested too, all but its GPU.
+"""
+
+import argparse
+import base64
+import functools
+import hashlib
+import http.server
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import base58
+import grpc
+import httpx
+
+from tests.recipe import TEST_KEY, GoldenCase, golden_cases, make_data, write_weights
+
+STOP_SECONDS = 90
+HARDENED = [
+    "--read-only",
+    "--tmpfs=/tmp:size=256m,mode=1777,nosuid,nodev,noexec",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges:true",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", default="soma-eval:cpu")
+    parser.add_argument("--ready-seconds", type=float, default=120)
+    options = parser.parse_args()
+    case = golden_cases()["small-short"]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = write_weights(Path(folder) / "weights", case.config, case.weights, TEST_KEY)
+        with file_server(Path(folder)) as port, container(options.image) as name:
+            smoke(name, eval_request(case, weights, port), case.loss, options.ready_seconds)
+    for layer in docker("history", "--format={{.Size}}\t{{.CreatedBy}}", options.image).splitlines():
+        if not layer.startswith("0B"):
+            print(f"  layer  {layer[:100]}")
+    print(f"{options.image}: {int(docker('inspect', '--format={{.Size}}', options.image)) / 1e6:.0f} MB")
+
+
+def smoke(name: str, request: dict[str, Any], golden_loss: float, ready_seconds: float) -> None:
+    started = time.monotonic()
+    door = f"http://{docker('port', name, '8000').splitlines()[0]}"
+    with httpx.Client(base_url=door, timeout=60, trust_env=False) as client:
+        wait_until_200(name, client, "/health", ready_seconds)
+        print(f"/health answers after {time.monotonic() - started:.1f} s")
+        wait_until_200(name, client, "/ready", ready_seconds)
+        print(f"/ready answers after {time.monotonic() - started:.1f} s")
+        response = client.post("/eval", json=request)
+    check("POST /eval", response.status_code, lambda status: status == 200, response.text[:2000])
+    answer = response.json()
+    check(
+        f"loss, golden {golden_loss}",
+        answer["loss"],
+        lambda loss: abs(loss - golden_loss) <= 1e-5 * golden_loss,
+    )
+    print(f"  timings {json.dumps(answer['timings'])}")
+
+    with grpc.insecure_channel(docker("port", name, "9124").splitlines()[0]) as channel:
+        grpc_health = channel.unary_unary("/scoring.Scoring/Health")(b"", timeout=10)
+    check("gRPC Health", grpc_health, lambda ok: ok == b"\x01")
+    check("user", docker("exec", name, "id", "-u"), lambda uid: uid == "10001")
+    health_check = json.loads(docker("inspect", "--format={{json .Config.Healthcheck.Test}}", name))
+    check("health check", health_check[0], lambda kind: kind == "CMD")
+    docker("exec", name, *health_check[1:])
+
+    stopping = time.monotonic()
+    docker("stop", f"--time={STOP_SECONDS}", name)
+    state = json.loads(docker("inspect", "--format={{json .State}}", name))
+    check(
+        f"exit code, {time.monotonic() - stopping:.1f} s after SIGTERM", state["ExitCode"], lambda rc: rc == 0
+    )
+
+
+def eval_request(case: GoldenCase, weights: Path, port: int) -> dict[str, Any]:
+    ciphertext = weights.read_bytes()
+    return {
+        "data": base64.b64encode(make_data(case.data)).decode(),
+        "weights_url": f"http://host.docker.internal:{port}/{weights.name}",
+        "weights_checksum": base58.b58encode(hashlib.blake2b(ciphertext, digest_size=32).digest()).decode(),
+        "weights_size": len(ciphertext),
+        "decryption_key": base58.b58encode(TEST_KEY).decode(),
+        "seed": case.seed,
+    }
+
+
+@contextmanager
+def file_server(folder: Path) -> Iterator[int]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("0.0.0.0", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@contextmanager
+def container(image: str) -> Iterator[str]:
+    """A running service, its ports published on free ones; what it printed is shown if anything goes wrong."""
+    ports = ["--publish=127.0.0.1::8000", "--publish=127.0.0.1::9124"]
+    host = ["--add-host=host.docker.internal:host-gateway"]
+    serve = ["serve", "--small-model", "--device=cpu", "--allow-http", "--allow-private-addresses"]
+    name = docker("run", "--detach", *HARDENED, *ports, *host, image, *serve)
+    try:
+        yield name
+    except BaseException:
+        subprocess.run(["docker", "logs", "--tail=100", name], check=False)
+        raise
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.run(
+        ["docker", *arguments], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+
+
+def wait_until_200(name: str, client: httpx.Client, path: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        if docker("inspect", "--format={{.State.Running}}", name) != "true":
+            raise SystemExit("the container has ended")
+        try:
+            answer = str(client.get(path).status_code)
+        except httpx.TransportError as error:
+            answer = repr(error)
+        if answer == "200":
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{path} after {seconds:.0f} s: {answer}")
+        time.sleep(0.2)
+
+
+def check(what: str, found: Any, is_good: Callable[[Any], bool], detail: str = "") -> None:
+    print(f"{what}: {found}")
+    if not is_good(found):
+        raise SystemExit(f"{what} is wrong: {found}\n{detail}")
+
+
+if __name__ == "__main__":
+    main()
