@@ -1,0 +1,258 @@
+"""The network's own door: `scoring.Scoring` over gRPC, in BCS. Errors become a status and words by one table.
+
+Validators look for words in the message of a failure, and punish the data's submitter when they find them.
+So two sentences and no others carry such words, NOT_AVAILABLE and HASH_MISMATCH, and they are said of the data
+only. The rest is a fixed vocabulary: nothing that came in with the request, and no URL, is ever quoted.
+"""
+
+import re
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+import structlog
+from grpc import StatusCode
+
+from service import errors
+from service.bcs import BcsError, HealthRequest, HealthResponse, ManifestInput, ScoreRequest, ScoreResponse
+from service.competition import BlobRef, Competition, ModelManifest, is_checksum, parse_decryption_key
+from service.errors import InternalError, InvalidRequest, ScoringError
+from service.metrics import Metrics
+from service.scorer import Verdict
+
+SERVICE = "scoring.Scoring"
+MAX_MESSAGE_BYTES = 1 << 20
+MAX_MANIFESTS = 1 << 12
+"""Before a request's parts are looked at; how many models a competition may have is the scorer's to say."""
+NOT_AVAILABLE = "data not available"
+HASH_MISMATCH = "data hash mismatch"
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class CompetitionScorer(Protocol):
+    """What this door needs of the scorer."""
+
+    async def score(self, competition: Competition) -> Verdict:
+        """Decide the competition. Raises ScoringError; stops its work when cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is told of one class of errors."""
+
+    status: StatusCode
+    words: str
+    words_for_data: str | None = None
+    """In place of `words` when it is the data that the error is about."""
+
+
+ANSWERS: dict[type[ScoringError], Answer] = {
+    errors.InvalidRequest: Answer(StatusCode.INVALID_ARGUMENT, "the request is not valid"),
+    errors.InvalidKey: Answer(StatusCode.INVALID_ARGUMENT, "a decryption key is not 32 bytes in Base58"),
+    errors.Unauthorized: Answer(StatusCode.INTERNAL, "the caller is not known"),
+    errors.BodyTooLarge: Answer(StatusCode.INVALID_ARGUMENT, "the request is too large"),
+    errors.JobNotFound: Answer(StatusCode.INTERNAL, "there is no such job"),
+    # Where the data is nowhere to be had, it does not matter to the network why.
+    errors.InvalidUrl: Answer(
+        StatusCode.INVALID_ARGUMENT, "the address of the weights is not valid", NOT_AVAILABLE
+    ),
+    errors.ForbiddenUrl: Answer(
+        StatusCode.INTERNAL, "the address of the weights is forbidden", NOT_AVAILABLE
+    ),
+    errors.BlobUnavailable: Answer(StatusCode.INTERNAL, "the weights could not be fetched", NOT_AVAILABLE),
+    errors.DownloadTimeout: Answer(StatusCode.INTERNAL, "the weights came too slowly", NOT_AVAILABLE),
+    # Our limit, and nobody's fraud.
+    errors.BlobTooLarge: Answer(
+        StatusCode.INTERNAL,
+        "the weights are larger than this service takes",
+        "the data is larger than this service takes",
+    ),
+    # Bytes of another length are other bytes: a single one added must not hide that.
+    errors.ChecksumMismatch: Answer(
+        StatusCode.INTERNAL, "the weights are not the bytes that were promised", HASH_MISMATCH
+    ),
+    errors.SizeMismatch: Answer(
+        StatusCode.INTERNAL, "the weights have not the size that was promised", HASH_MISMATCH
+    ),
+    errors.DecryptionFailed: Answer(StatusCode.INTERNAL, "the weights could not be decrypted"),
+    errors.WeightsInvalid: Answer(StatusCode.INTERNAL, "the weights are not valid"),
+    errors.NonFiniteResult: Answer(StatusCode.INTERNAL, "the weights give no finite result"),
+    errors.ZeroEmbedding: Answer(StatusCode.INTERNAL, "the distance of a zero vector is undefined"),
+    errors.EvaluationCrashesWorker: Answer(
+        StatusCode.INTERNAL, "the evaluation ends every worker that tries it"
+    ),
+    errors.EmptyData: Answer(StatusCode.INTERNAL, "the data is empty"),
+    errors.QueueFull: Answer(StatusCode.RESOURCE_EXHAUSTED, "the queue is full"),
+    errors.Draining: Answer(StatusCode.UNAVAILABLE, "the service is stopping"),
+    errors.NoWorker: Answer(StatusCode.INTERNAL, "no worker is ready"),
+    errors.DeadlineExceeded: Answer(StatusCode.DEADLINE_EXCEEDED, "the request took too long"),
+    errors.WorkerCrashed: Answer(StatusCode.INTERNAL, "a worker died under the request"),
+    errors.OutOfMemory: Answer(StatusCode.INTERNAL, "the device is out of memory"),
+    errors.InsufficientStorage: Answer(StatusCode.INTERNAL, "the disk is full"),
+    errors.InternalError: Answer(StatusCode.INTERNAL, "the service has failed"),
+}
+"""One row for every class that is raised; a class without a row is told as its nearest parent with one."""
+
+_OTHERWISE = ANSWERS[InternalError]
+
+_PLAIN = re.compile(r"[A-Za-z0-9_ ,;()\[\]-]{1,160}")
+_FRAUD_WORDS = re.compile("not available|unavailable|hash mismatch|checksum", re.IGNORECASE)
+_LONGEST_WORD = 24
+
+
+def status_and_words(error: ScoringError) -> tuple[StatusCode, str]:
+    """What the caller is told of this error."""
+    answer = next((ANSWERS[cls] for cls in type(error).__mro__ if cls in ANSWERS), _OTHERWISE)
+    if error.blob == "data" and answer.words_for_data is not None:
+        return answer.status, answer.words_for_data
+    words = answer.words
+    if error.model_index is not None:
+        words += f" (model {int(error.model_index)})"
+    if type(error) is InvalidRequest and _is_harmless(error.detail):
+        words += f": {error.detail}"
+    return answer.status, words
+
+
+def _is_harmless(detail: str) -> bool:
+    """Whether a detail may be told: words and numbers only, so no URL, and none as long as a key."""
+    return (
+        _PLAIN.fullmatch(detail) is not None
+        and _FRAUD_WORDS.search(detail) is None
+        and max(map(len, detail.split()), default=0) <= _LONGEST_WORD
+    )
+
+
+@asynccontextmanager
+async def serve_grpc(
+    scorer: CompetitionScorer,
+    *,
+    host: str,
+    port: int,
+    is_ready: Callable[[], bool],
+    metrics: Metrics | None = None,
+    grace_seconds: float = 5.0,
+) -> AsyncIterator[int]:
+    """The door open for the length of the block, given its port (a free one if 0 is asked for).
+
+    A caller that leaves, or whose deadline passes, ends its work. At the end no new calls are taken, and
+    those still running after `grace_seconds` are cancelled. Raises OSError when the address is taken.
+    """
+
+    async def score(message: bytes) -> bytes:
+        competition = competition_of(_decoded(ScoreRequest.decode, message))
+        return response_of(await scorer.score(competition)).encode()
+
+    async def health(message: bytes) -> bytes:
+        _decoded(HealthRequest.decode, message)
+        return HealthResponse(ok=is_ready()).encode()
+
+    server = grpc.aio.server(options=_OPTIONS)
+    methods = {"Score": _method("Score", score, metrics), "Health": _method("Health", health, metrics)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound_port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        await server.stop(None)
+        raise OSError(f"cannot listen for gRPC on {address}") from error
+    await server.start()
+    try:
+        yield bound_port
+    finally:
+        await server.stop(grace_seconds)
+
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),  # also of what a compressed one unfolds to
+    ("grpc.so_reuseport", 0),  # else a second service could take the same port, and every other call
+    # A caller whose machine vanishes without a word is noticed, and its work ended.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers may ask the same of us
+)
+
+
+def _method(
+    name: str, answer: Callable[[bytes], Awaitable[bytes]], metrics: Metrics | None
+) -> grpc.RpcMethodHandler:
+    """Bytes to bytes: gRPC's own messages about what it could not decode would not keep to our words."""
+
+    async def serve(message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        started = time.monotonic()
+        outcome = "cancelled"
+        try:
+            answered = await answer(message)
+            outcome = "ok"
+            return answered
+        except Exception as error:
+            failure = _as_scoring_error(error)
+            outcome = failure.full_code
+        finally:
+            if metrics is not None:
+                metrics.requests.labels("grpc", name, outcome).inc()
+                metrics.request_seconds.labels("grpc", name).observe(time.monotonic() - started)
+        await context.abort(*status_and_words(failure))
+        raise AssertionError("abort always raises")
+
+    return grpc.unary_unary_rpc_method_handler(serve)
+
+
+def _as_scoring_error(error: Exception) -> ScoringError:
+    if isinstance(error, ScoringError):
+        return error
+    # Where, and not what: a foreign exception's text may quote a URL or a key.
+    where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("unexpected error", exception=type(error).__name__, where=where)
+    return InternalError("an unexpected error")
+
+
+def _decoded(decode: Callable[[bytes], T], message: bytes) -> T:
+    try:
+        return decode(message)
+    except BcsError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def competition_of(request: ScoreRequest) -> Competition:
+    """What the request asks. Raises InvalidRequest or InvalidKey."""
+    if len(request.model_manifests) > MAX_MANIFESTS:
+        raise InvalidRequest("model_manifests has too many models")
+    return Competition(
+        data=_blob_ref("the data", request.data_url, request.data_checksum, request.data_size),
+        models=tuple(_model(index, manifest) for index, manifest in enumerate(request.model_manifests)),
+        seed=request.seed,
+        target_embedding=request.target_embedding,
+    )
+
+
+def _model(index: int, manifest: ManifestInput) -> ModelManifest:
+    weights = _blob_ref(f"model_manifests[{index}]", manifest.url, manifest.checksum, manifest.size)
+    key = manifest.decryption_key
+    return ModelManifest(weights, None if key is None else parse_decryption_key(key, model_index=index))
+
+
+def _blob_ref(name: str, url: str, checksum: str, size: int) -> BlobRef:
+    if not is_checksum(checksum):
+        raise InvalidRequest(f"{name} needs a Blake2b-256 digest in Base58")
+    return BlobRef(url, checksum, size)
+
+
+def response_of(verdict: Verdict) -> ScoreResponse:
+    """The winner's numbers: all that this door has room for."""
+    winner = verdict.winning
+    if winner.distance is None:
+        raise InternalError("a competition with a target gave no distance")
+    return ScoreResponse(
+        winner=verdict.winner,
+        loss_score=(winner.loss,),
+        embedding=tuple(winner.embedding.tolist()),
+        distance=(winner.distance,),
+    )
