@@ -94,7 +94,7 @@ class TensorRecipe:
 
 
 def tensor_recipes(config: Mapping[str, int], seed: int) -> Iterator[TensorRecipe]:
-    """Every tensor of an architecture. Seeds overlap between layers on purpose: layer l + 1 shifts those of l."""
+    """Every tensor of an architecture. Seeds of layers overlap on purpose: each shifts the last one by 1."""
     D, F, V = config["embedding_dim"], config["pwff_hidden_dim"], config["vocab_size"]
     of_layer: list[tuple[str, tuple[int, ...], str]] = [
         ("norm_1.gamma", (D,), "gamma"),

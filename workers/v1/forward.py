@@ -1,0 +1,150 @@
+"""The forward pass of an evaluation: the fast path, its guard, and the reference path.
+
+B batch, T tokens, D embedding, H heads, K head width, F hidden, V vocabulary. N = B T rows.
+
+Upstream fills the scores of future keys with -1e4, not minus infinity. A causal kernel that never looks at
+the future gives the same result exactly when every masked weight, exp(-1e4 - max), is 0 in float32; that is
+so when the row's largest score lies more than 104 above -1e4, for exp(-104) rounds to 0. The fast path uses
+such a kernel and keeps, on the device, the one number that proves it right: `score_bound`, the largest
+|q| |k| / sqrt(K) of any head and layer, below which no score's magnitude can go beyond. The caller looks at
+it once per batch. A batch whose bound is above `MAX_SAFE_SCORE`, or NaN, is done again on the reference path,
+which follows upstream operation by operation.
+
+What the guard does not cover: weights that float32 itself cannot carry (embeddings with a common offset of
+1e4 and more), for which any two orders of summation disagree, upstream's own backends among them.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
+from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
+
+MAX_SAFE_SCORE = 9_800.0
+"""-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is room for rounding, of the bound
+and of scores, whose error near 1e4 stays below 1."""
+
+ROWS_PER_TILE = 1024
+"""Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small."""
+
+SCORES_PER_BLOCK = 1 << 22
+"""Scores the reference path holds at once: 16 MiB of float32."""
+
+Checkpoint = Callable[[], None]
+
+
+class Evaluation:
+    """One pass over one micro-batch. After `representations`, `score_bound` or `attends_to_future` hold."""
+
+    def __init__(self, model: Model, *, reference: bool, checkpoint: Checkpoint) -> None:
+        self.model = model
+        self.reference = reference
+        self.checkpoint = checkpoint
+        device = model.embedding.weight.device
+        self.score_bound = torch.zeros((), device=device)
+        """Fast path: no score of this pass is larger in magnitude. A scalar on the device."""
+        self.attends_to_future = torch.zeros((), dtype=torch.bool, device=device)
+        """Reference path: a masked key got a softmax weight above 0. A scalar on the device."""
+
+    def representations(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """r, the final norm's output: token ids and positions, both int64 [B, T] -> float32 [B, T, D]."""
+        model = self.model
+        B, T = token_ids.shape
+        cos, sin = rotary_angles(positions, model.config)  # (B, T, K/2)
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (B, T, 1, K/2)
+        x = F.embedding(token_ids.flatten(), model.embedding.weight)  # (N, D)
+        normed = torch.empty_like(x)
+        for layer in cast(list[Layer], model.encoder.layers):
+            self.checkpoint()
+            layer_norm(x, layer.norm_1, out=normed)
+            self._add_attention(x, normed, layer.attention, (B, T), cos, sin)
+            self.checkpoint()
+            layer_norm(x, layer.norm_2, out=normed)
+            add_feed_forward(x, normed, layer.pwff)
+        layer_norm(x, model.final_norm, out=normed)
+        return normed.view(B, T, -1)
+
+    def _add_attention(
+        self, x: Tensor, normed: Tensor, attention: Attention, batch: tuple[int, int], cos: Tensor, sin: Tensor
+    ) -> None:
+        """x += attention(normed), in place."""
+        shape = (*batch, attention.num_heads, attention.head_dim)
+        q = linear(normed, attention.query).view(shape)  # (B, T, H, K)
+        k = linear(normed, attention.key).view(shape)
+        v = linear(normed, attention.value).view(shape)
+        if not self.reference:
+            # Rotation keeps lengths, so the bound may be taken before it.
+            self.score_bound = torch.maximum(self.score_bound, largest_score(q, k))
+        rotate_in_place(q, cos, sin)
+        rotate_in_place(k, cos, sin)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, K)
+        mixed = self._filled_attention(q, k, v) if self.reference else causal_attention(q, k, v)
+        add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output)
+
+    def _filled_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention with future scores filled with -1e4, a block of query rows at a time: [B, H, T, K]."""
+        B, H, T, K = q.shape
+        rows_per_block = max(1, SCORES_PER_BLOCK // (H * T))
+        mixed = torch.empty_like(q)
+        keys = torch.arange(T, device=q.device)
+        for b in range(B):
+            for start in range(0, T, rows_per_block):
+                rows = slice(start, min(start + rows_per_block, T))
+                future = keys > keys[rows, None]  # (R, T)
+                scores = (q[b, :, rows] @ k[b].transpose(-2, -1)) / K**0.5  # (H, R, T)
+                scores.masked_fill_(future, V1_MASKED_SCORE)
+                weights = torch.softmax(scores, dim=-1)
+                self.attends_to_future |= ((weights > 0) & future).any()
+                mixed[b, :, rows] = weights @ v[b]
+            self.checkpoint()
+        return mixed
+
+
+def largest_score(q: Tensor, k: Tensor) -> Tensor:
+    """A bound on every |q . k| / sqrt(K): q, k [B, T, H, K] -> scalar, NaN if anything is."""
+    longest_q = torch.linalg.vector_norm(q, dim=-1).amax(dim=(0, 1))  # (H)
+    longest_k = torch.linalg.vector_norm(k, dim=-1).amax(dim=(0, 1))
+    return (longest_q * longest_k).amax() / q.shape[-1] ** 0.5
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The fused causal kernel: [B, H, T, K]. It never looks at the future, whatever the scores are."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotary positions, half-split: x [B, T, H, K], cos and sin [B, T, 1, K / 2]."""
+    a, b = x.chunk(2, dim=-1)  # (B, T, H, K/2), views
+    b_sin, a_sin = b * sin, a * sin
+    a.mul_(cos).sub_(b_sin)
+    b.mul_(cos).add_(a_sin)
+
+
+def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> None:
+    """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x), by two passes: [N, D]."""
+    torch.sub(x, x.mean(-1, keepdim=True), out=out)
+    variance = out.square().mean(-1, keepdim=True)  # (N, 1)
+    out.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
+
+
+def linear(x: Tensor, layer: Linear) -> Tensor:
+    """x @ W + b: [N, in] -> [N, out]."""
+    return torch.addmm(layer.bias, x, layer.weight)
+
+
+def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
+    """x += y @ W + b, in place: x [N, out], y [N, in]."""
+    x.add_(layer.bias).addmm_(y, layer.weight)
+
+
+def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward) -> None:
+    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]."""
+    for start in range(0, x.shape[0], ROWS_PER_TILE):
+        rows = slice(start, start + ROWS_PER_TILE)
+        hidden = linear(normed[rows], pwff.linear_inner)  # (R, F)
+        torch.ops.aten.gelu_(hidden)
+        add_linear(x[rows], hidden, pwff.linear_outer)

@@ -1,0 +1,274 @@
+"""The mirror of the network's `ModelRunner`: weights and bytes in, loss and embedding out."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import tokenizer
+from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
+from .errors import EmptyData
+from .forward import MAX_SAFE_SCORE, Checkpoint, Evaluation, linear
+from .loss import summed_cross_entropy
+from .model import Linear, Model
+from .noise import batch_noise
+from .running_mean import BatchScore, running_mean
+from .sig_reg import SIGReg, unit_columns
+from .weights import Weights, load_tensors
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+CPU_MICRO_BATCH_BYTES = 64 << 20
+CUDA_MICRO_BATCH_BYTES = 4 << 30
+"""Activations of one micro-batch: enough rows to keep the device busy, and no more."""
+
+CPU_SIG_REG_ROWS = 256
+CUDA_SIG_REG_ROWS = 16_384
+"""Tokens whose slices are looked at at once: on a CPU, what its caches hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOutput:
+    """One model on one data set. `loss = cross_entropy + 0.02 * sig_reg`."""
+
+    loss: float
+    cross_entropy: float
+    sig_reg: float
+    embedding: Tensor
+    """float32 [D], on the CPU."""
+    attends_to_future: bool
+    """A masked score won weight: such weights see the bytes they predict."""
+    num_sequences: int
+    num_batches: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """Weights resident on a device, ready to be evaluated; dropped like any other value."""
+
+    model: Model
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes its tensors take on the device. On a CPU, those of a mapped file count: they can be evicted."""
+        return sum(tensor.nbytes for tensor in self.model.parameters())
+
+
+class ModelRunner:
+    """Evaluates weights of one architecture on one device, as the network's Rust runner does.
+
+    `eval` is the whole of it for one caller. `load`, `num_batches` and `eval_batches` are its parts, for a
+    worker that keeps weights resident and shares an evaluation with others; `running_mean` folds the scores.
+
+    The numbers depend on weights, data, seed, device kind, precision and `micro_batch_size` alone.
+    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request).
+
+    Not safe for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        max_seq_len: int = V1_MAX_SEQ_LEN,
+        batch_size: int = V1_BATCH_SIZE,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        """`micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
+        half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
+        config and the kind of device alone.
+
+        Raises ValueError for a precision the device does not have, or sizes below 1.
+        """
+        if min(max_seq_len, batch_size, micro_batch_size or 1) < 1:
+            raise ValueError("max_seq_len, batch_size and micro_batch_size must be at least 1")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
+        self.config = config or ModelConfig()
+        self.device = torch.device(device)
+        if precision != "float32" and self.device.type != "cuda":
+            raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
+        self.precision: Precision = precision
+        self.max_seq_len = max_seq_len
+        self.batch_size = batch_size
+        self.micro_batch_size = min(micro_batch_size or self._default_micro_batch_size(), batch_size)
+        self._sig_reg = SIGReg(SIGRegConfig()).to(self.device)
+        self._last_loaded: tuple[tuple[object, ...], LoadedModel] | None = None
+        self._set_matmul_precision()
+
+    def eval(
+        self, data: bytes, weights: Weights, seed: int, decryption_key: bytes | None = None
+    ) -> EvalOutput:
+        """Evaluate weights (a path, or the bytes of a file) on data, both as published.
+
+        `seed` is 0 .. 2**64 - 1. `decryption_key` is 32 bytes, for weights that are encrypted.
+        The weights last used stay resident, so evaluating them again does not load them again.
+
+        Raises WeightsInvalid, DecryptionFailed, EmptyData or NonFiniteResult: verdicts, see `errors`.
+        """
+        if not data:
+            raise EmptyData("the data is empty: there is nothing to evaluate on")
+        model = self._resident(weights, decryption_key)
+        batches = range(self.num_batches(len(data)))
+        mean = running_mean(self.eval_batches(model, data, seed, batches))
+        return EvalOutput(
+            loss=mean.loss,
+            cross_entropy=mean.cross_entropy,
+            sig_reg=mean.sig_reg,
+            embedding=torch.from_numpy(mean.embedding),
+            attends_to_future=mean.attends_to_future,
+            num_sequences=tokenizer.num_sequences(len(data), self.max_seq_len),
+            num_batches=len(batches),
+        )
+
+    def load(self, weights: Weights, decryption_key: bytes | None = None) -> LoadedModel:
+        """Bring weights to the device: judged by their header first, then decrypted straight into tensors.
+
+        A plain float32 file is mapped, not copied, and must not be changed while the model lives.
+        Raises WeightsInvalid or DecryptionFailed.
+        """
+        tensors = load_tensors(weights, self.config, decryption_key, device=self.device)
+        with torch.device("meta"):
+            model = Model(self.config)
+        model.load_state_dict(tensors, assign=True)
+        model.requires_grad_(False).eval()
+        if self.precision == "bf16":
+            for part in model.modules():
+                if isinstance(part, Linear):
+                    part.to(torch.bfloat16)
+        return LoadedModel(model)
+
+    def num_batches(self, data_size: int) -> int:
+        """How many batches `data_size` bytes make."""
+        return tokenizer.num_batches(data_size, self.max_seq_len, self.batch_size)
+
+    def eval_batches(
+        self, model: LoadedModel, data: bytes, seed: int, batches: range, checkpoint: Checkpoint | None = None
+    ) -> Iterator[BatchScore]:
+        """Score these batches, one after the other; closing the iterator stops between two.
+
+        `checkpoint` is called several times per layer and micro-batch: what it raises ends the work there.
+        Which batches are asked for together makes no difference to the bits of any.
+        Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
+        """
+        if not data:
+            raise EmptyData("the data is empty: there is nothing to evaluate on")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"the seed must lie in 0 .. 2**64 - 1, not {seed}")
+        if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
+            raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
+        for index in batches:
+            yield self._score_batch(model.model, data, seed, index, checkpoint or _do_nothing)
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, model: Model, data: bytes, seed: int, index: int, checkpoint: Checkpoint
+    ) -> BatchScore:
+        """One batch: on the fast path, and once more on the reference path if the guard does not hold."""
+        self._set_matmul_precision()
+        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+        directions = unit_columns(torch.from_numpy(noise).to(self.device))  # (D, S)
+        score, score_bound = self._run(model, data, index, directions, checkpoint, reference=False)
+        if score_bound <= MAX_SAFE_SCORE and _is_finite(score):
+            return score
+        score, _ = self._run(model, data, index, directions, checkpoint, reference=True)
+        return score
+
+    def _run(
+        self,
+        model: Model,
+        data: bytes,
+        index: int,
+        directions: Tensor,
+        checkpoint: Checkpoint,
+        *,
+        reference: bool,
+    ) -> tuple[BatchScore, float]:
+        """One batch by one path: its score, and the bound on its attention scores (0 on the reference path).
+
+        Sums stay on the device, in float64, until all micro-batches are through: there is one transfer.
+        """
+        first = index * self.batch_size
+        last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
+        sums = torch.zeros(2 + self.config.embedding_dim, dtype=torch.float64, device=self.device)
+        flags = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for start in range(first, last, self.micro_batch_size):
+            sequences = range(start, min(start + self.micro_batch_size, last))
+            evaluation = Evaluation(model, reference=reference, checkpoint=checkpoint)
+            sums += self._micro_batch_sums(evaluation, data, sequences, directions)
+            flags = torch.maximum(flags, torch.stack([evaluation.score_bound, evaluation.attends_to_future]))
+        numbers = torch.cat([sums / (last - first), flags]).cpu().numpy()
+        score = BatchScore(
+            index=index,
+            cross_entropy=float(numbers[0]),
+            sig_reg=float(numbers[1]),
+            embedding=numbers[2:-2].astype(np.float32),
+            attends_to_future=bool(numbers[-1]),
+        )
+        return score, float(numbers[-2])
+
+    def _micro_batch_sums(
+        self, evaluation: Evaluation, data: bytes, sequences: range, directions: Tensor
+    ) -> Tensor:
+        """Sums over sequences of each one's mean cross-entropy, SIGReg and representation: float64 [2 + D]."""
+        batch = tokenizer.tokenize_range(data, sequences, self.max_seq_len)
+        token_ids, targets, positions = (
+            torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
+        )
+        r = evaluation.representations(token_ids, positions)  # (B, T, D)
+        rows = r.flatten(0, 1)  # (N, D)
+        logits = linear(rows, evaluation.model.predictor)  # (N, V)
+        cross_entropy = summed_cross_entropy(logits, targets.flatten())
+        sig_reg = self._summed_sig_reg(rows, directions, evaluation.checkpoint)
+        embedding = r.mean(dim=1).double().sum(dim=0)  # (D)
+        per_sequence = torch.stack([cross_entropy, sig_reg]) / self.max_seq_len
+        return torch.cat([per_sequence, embedding])
+
+    def _summed_sig_reg(self, rows: Tensor, directions: Tensor, checkpoint: Checkpoint) -> Tensor:
+        """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
+        rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
+        total = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for tile in rows.split(rows_per_tile):
+            total += self._sig_reg.per_token(tile @ directions).double().sum()
+        checkpoint()
+        return total
+
+    def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
+        """The weights of the last call if these are the same, else loaded in their place."""
+        identity = _identity(weights, decryption_key)
+        if self._last_loaded is None or self._last_loaded[0] != identity:
+            self._last_loaded = None  # let go of the old weights before the new ones come
+            self._last_loaded = (identity, self.load(weights, decryption_key))
+        return self._last_loaded[1]
+
+    def _default_micro_batch_size(self) -> int:
+        """As many sequences as keep the activations, about eight of [T, D] each, within the device's share."""
+        share = CUDA_MICRO_BATCH_BYTES if self.device.type == "cuda" else CPU_MICRO_BATCH_BYTES
+        return max(1, share // (8 * 4 * self.max_seq_len * self.config.embedding_dim))
+
+    def _set_matmul_precision(self) -> None:
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _is_finite(score: BatchScore) -> bool:
+    return bool(np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all())
+
+
+def _identity(weights: Weights, decryption_key: bytes | None) -> tuple[object, ...]:
+    """Equal for the same weights: a file by its place and state, bytes by their digest; and the key's digest."""
+    key = None if decryption_key is None else hashlib.blake2b(decryption_key).digest()
+    if isinstance(weights, bytes):
+        return (hashlib.blake2b(weights).digest(), key)
+    state = os.stat(weights)
+    return (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns, key)

@@ -1,0 +1,70 @@
+"""Bytes to sequences: the network's V1 data contract (upstream: `models/src/v1/data`).
+
+1. The data is cut into chunks of `max_seq_len` bytes; a byte is a token.
+2. A last chunk with room gets one EOS behind its last byte, then PAD. A full last chunk gets no EOS.
+3. Targets are the tokens shifted left by one, PAD appended: the last target of every sequence is PAD.
+4. A byte's position is its offset in the whole data; EOS and PAD all stand at the chunk's start + length.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import V1_BATCH_SIZE, V1_EOS_TOKEN_ID, V1_MAX_SEQ_LEN, V1_PAD_TOKEN_ID
+
+
+class TokenizedSequence(NamedTuple):
+    """One sequence, as lists of `max_seq_len` ints."""
+
+    token_ids: list[int]
+    targets: list[int]
+    pos_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedBatch:
+    """Consecutive sequences as arrays, each int64 [B, max_seq_len]."""
+
+    token_ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    pos_ids: NDArray[np.int64]
+
+
+def num_sequences(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN) -> int:
+    """How many sequences `data_size` bytes make; 0 for none."""
+    return -(-data_size // max_seq_len)
+
+
+def num_batches(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN, batch_size: int = V1_BATCH_SIZE) -> int:
+    """How many batches `data_size` bytes make; the last may be smaller."""
+    return -(-num_sequences(data_size, max_seq_len) // batch_size)
+
+
+def tokenize_range(
+    data: bytes | bytearray | memoryview, sequences: range, max_seq_len: int = V1_MAX_SEQ_LEN
+) -> TokenizedBatch:
+    """The sequences of these indices (step 1), touching no other part of the data."""
+    start = sequences.start * max_seq_len
+    found = np.frombuffer(memoryview(data)[start : sequences.stop * max_seq_len], dtype=np.uint8)
+    B, T = len(sequences), max_seq_len
+    token_ids = np.full(B * T, V1_PAD_TOKEN_ID, dtype=np.int64)
+    token_ids[: found.size] = found
+    if found.size < B * T:
+        token_ids[found.size] = V1_EOS_TOKEN_ID
+    # Offsets stop growing at the end of the data: EOS and PAD share the position behind the last byte.
+    pos_ids = start + np.minimum(np.arange(B * T, dtype=np.int64), found.size)
+    token_ids = token_ids.reshape(B, T)
+    targets = np.full((B, T), V1_PAD_TOKEN_ID, dtype=np.int64)
+    targets[:, :-1] = token_ids[:, 1:]
+    return TokenizedBatch(token_ids, targets, pos_ids.reshape(B, T))
+
+
+def tokenize(data: bytes | bytearray, max_seq_len: int = V1_MAX_SEQ_LEN) -> list[TokenizedSequence]:
+    """All sequences of `data`, in order; none for no data."""
+    batch = tokenize_range(data, range(num_sequences(len(data), max_seq_len)), max_seq_len)
+    return [
+        TokenizedSequence(*rows)
+        for rows in zip(batch.token_ids.tolist(), batch.targets.tolist(), batch.pos_ids.tolist(), strict=True)
+    ]
