@@ -79,7 +79,9 @@ ANSWERS: dict[type[ScoringError], Answer] = {
         StatusCode.INTERNAL, "the weights are not the bytes that were promised", HASH_MISMATCH
     ),
     errors.SizeMismatch: Answer(
-        StatusCode.INTERNAL, "the weights have not the size that was promised", HASH_MISMATCH
+        StatusCode.INTERNAL,
+        "the weights have not the size that was promised",
+        "the data has not the size that was promised",
     ),
     errors.DecryptionFailed: Answer(StatusCode.INTERNAL, "the weights could not be decrypted"),
     errors.WeightsInvalid: Answer(StatusCode.INTERNAL, "the weights are not valid"),
