@@ -49,13 +49,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
     architecture = load_architecture(ARCHITECTURE_VERSION)
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
-        downloader = Downloader(
-            allow_http=settings.allow_http,
-            allow_private_addresses=settings.allow_private_addresses,
-            floor_seconds=settings.download_floor_seconds,
-            min_rate=settings.min_download_rate,
-            max_attempts=settings.max_download_attempts,
-        )
+        downloader = Downloader.from_settings(settings)
+        stack.push_async_callback(downloader.aclose)
         cache = BlobCache(settings.data_dir / "blobs", downloader, max_bytes=settings.cache_max_bytes)
         stack.push_async_callback(cache.close)
         await cache.start()

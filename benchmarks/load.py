@@ -1,0 +1,142 @@
+"""Many clients against one small-model service: a queue that overflows, and clients that leave.
+
+    python -m benchmarks.load [--clients 200] [--queue-size 8] [--leavers 100]
+
+Clients post at once, from threads of one other process's worth; each waits for its answer. Then clients that
+close their connection at a random moment; after each, how long until the service holds no request any more.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.service_overhead import request
+from tests.file_server import FileServer
+from tests.live_service import LiveService, live_service
+from tests.recipe import encrypt, golden_cases, make_data, small_weights_bytes
+
+GOLDEN = golden_cases()["small-70000"]
+
+
+async def overflow(
+    service: LiveService, body: dict[str, object], num_clients: int
+) -> tuple[list[tuple[int, float]], int]:
+    """Status and seconds of each of the clients' requests; how many answers were wrong."""
+    wrong = 0
+    losses = set()
+    limits = httpx.Limits(max_connections=num_clients)
+    async with httpx.AsyncClient(
+        base_url=service.http_url, trust_env=False, timeout=300.0, limits=limits
+    ) as client:
+        await asyncio.gather(*(client.get("/health") for _ in range(num_clients)))  # connections are open
+
+        async def one() -> tuple[int, float]:
+            nonlocal wrong
+            started = time.perf_counter()
+            response = await client.post("/eval", json=body)
+            seconds = time.perf_counter() - started
+            if response.status_code == httpx.codes.OK:
+                losses.add(response.json()["loss"])
+            elif (
+                response.status_code != httpx.codes.TOO_MANY_REQUESTS or "retry-after" not in response.headers
+            ):
+                wrong += 1
+            return response.status_code, seconds
+
+        answers = await asyncio.gather(*(one() for _ in range(num_clients)))
+    return list(answers), wrong + max(0, len(losses) - 1)
+
+
+async def leave(service: LiveService, body: dict[str, Any], num_leavers: int, longest: float) -> list[float]:
+    """Seconds from each client's leaving until the service works for nobody."""
+    free_after = []
+    generator = random.Random(1)
+    async with httpx.AsyncClient(base_url=service.http_url, trust_env=False, timeout=60.0) as watcher:
+        for i in range(num_leavers):
+            async with httpx.AsyncClient(base_url=service.http_url, trust_env=False) as leaver:
+                posting = asyncio.create_task(leaver.post("/eval", json={**body, "seed": i}))
+                await asyncio.sleep(generator.uniform(0.0, longest))
+                posting.cancel()
+                await asyncio.wait([posting])
+            left = time.perf_counter()
+            while await is_busy(watcher):
+                await asyncio.sleep(0.005)
+            free_after.append(time.perf_counter() - left)
+    return free_after
+
+
+async def is_busy(watcher: httpx.AsyncClient) -> bool:
+    """Whether a request or a worker is at work."""
+    text = (await watcher.get("/metrics")).text
+    return "soma_eval_workers_busy 0.0" not in text or "soma_eval_requests_admitted 0.0" not in text
+
+
+def milliseconds(seconds: list[float]) -> list[str]:
+    """p50, p99 and the largest."""
+    if len(seconds) < 2:
+        return [f"{s * 1000:.0f}" for s in seconds] or ["-"]
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return [f"{cuts[49] * 1000:.0f}", f"{cuts[98] * 1000:.0f}", f"{max(seconds) * 1000:.0f}"]
+
+
+def memory_mib(service: LiveService) -> float:
+    """Of the server's own process."""
+    return float(psutil.Process(service.process.pid).memory_info().rss) / 2**20
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--clients", type=int, default=200)
+    options.add_argument("--queue-size", type=int, default=8)
+    options.add_argument("--leavers", type=int, default=100)
+    given = options.parse_args()
+    console = Console()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FileServer(Path(folder)).running() as files,
+        live_service(Path(folder) / "service", "--queue-size", str(given.queue_size)) as service,
+    ):
+        body = request(files, encrypt(small_weights_bytes()))
+        long_body = {**body, "data": None, "data_url": files.publish("data.bin", make_data(GOLDEN.data))}
+        with service.client() as client:
+            batch_seconds = client.post("/eval", json=long_body).json()["timings"]["eval_seconds"]
+        before = memory_mib(service)
+        answers, wrong = asyncio.run(overflow(service, long_body, given.clients))
+        counts = Counter(status for status, _ in answers)
+        table = Table(
+            "answer",
+            "count",
+            "p50 ms",
+            "p99 ms",
+            "max ms",
+            title=f"{given.clients} clients, queue {given.queue_size}",
+        )
+        for status in sorted(counts):
+            table.add_row(
+                str(status), str(counts[status]), *milliseconds([s for c, s in answers if c == status])
+            )
+        console.print(table)
+        console.print(
+            f"wrong or missing answers: {wrong}; server memory {before:.0f} -> {memory_mib(service):.0f} MiB"
+        )
+        free_after = asyncio.run(leave(service, long_body, given.leavers, 2 * batch_seconds))
+        table = Table("", "p50 ms", "p99 ms", "max ms", title=f"{given.leavers} clients that leave")
+        table.add_row("free again after", *milliseconds(free_after))
+        table.add_row("one evaluation of 5 batches", f"{batch_seconds * 1000:.0f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

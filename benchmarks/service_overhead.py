@@ -1,0 +1,86 @@
+"""What the service adds to the bare runner: POST /eval against ModelRunner.eval, small model, 1 KiB, warm.
+
+    python -m benchmarks.service_overhead [--pairs 200]
+
+Pairs are interleaved: one evaluation in this process, one through HTTP, scheduler, cache and worker process.
+"""
+
+import argparse
+import base64
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import base58
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from service.encryption import commitment_of
+from tests.file_server import FileServer
+from tests.live_service import live_service
+from tests.recipe import TEST_KEY, encrypt, make_data, small_weights_bytes
+from workers.v1 import ModelConfig, ModelRunner
+
+DATA = make_data({"pattern": "text", "size": 1024})
+
+
+def measure(pairs: int, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each bare evaluation, and of each request."""
+    weights = encrypt(small_weights_bytes())
+    runner = ModelRunner(ModelConfig.small(), device="cpu")
+    bare, served = [], []
+    with (
+        FileServer(folder).running() as files,
+        live_service(folder / "service") as service,
+        service.client() as client,
+    ):
+        body = request(files, weights)
+        post(client, body)
+        runner.eval(DATA, weights, seed=0, decryption_key=TEST_KEY)
+        for _ in range(pairs):
+            started = time.perf_counter()
+            runner.eval(DATA, weights, seed=0, decryption_key=TEST_KEY)
+            between = time.perf_counter()
+            post(client, body)
+            bare.append(between - started)
+            served.append(time.perf_counter() - between)
+    return bare, served
+
+
+def request(files: FileServer, weights: bytes) -> dict[str, object]:
+    """POST /eval for the weights, which the file server publishes."""
+    url = files.publish("weights.enc", weights)
+    promised = commitment_of(files.folder / "weights.enc")
+    return {
+        "data": base64.b64encode(DATA).decode(),
+        "weights_url": url,
+        "weights_checksum": promised.checksum,
+        "weights_size": promised.size,
+        "decryption_key": base58.b58encode(TEST_KEY).decode(),
+    }
+
+
+def post(client: httpx.Client, body: dict[str, object]) -> None:
+    """One request that must succeed."""
+    client.post("/eval", json=body).raise_for_status()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pairs", type=int, default=200)
+    pairs = options.parse_args().pairs
+    with tempfile.TemporaryDirectory() as folder:
+        bare, served = measure(pairs, Path(folder))
+    table = Table("milliseconds", "p50", "p99", title=f"small model, 1 KiB, {pairs} interleaved pairs")
+    added = [b - a for a, b in zip(bare, served, strict=True)]
+    for name, seconds in (("bare runner", bare), ("POST /eval", served), ("added", added)):
+        cuts = statistics.quantiles(seconds, n=100)
+        table.add_row(name, f"{cuts[49] * 1000:.1f}", f"{cuts[98] * 1000:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The HTTP door itself: shapes, limits, keys, operations, long work; and that it never tells a secret."""
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import base58
+import httpx
+import pytest
+
+from service import errors
+from service.http_api import STATUS_OF
+from tests.file_server import FileServer
+from tests.live_service import LiveService, live_service
+from tests.service.test_eval import GOLDEN, KEY, assert_golden, assert_problem, plain, sealed
+
+__all__ = ["plain", "sealed"]
+
+
+def every_error() -> list[type[errors.ScoringError]]:
+    """All classes a caller can see: the leaves of the tree, and those inner ones with a code of their own."""
+    found, todo = [], [errors.ScoringError]
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        if "code" in vars(cls):
+            found.append(cls)
+    return found
+
+
+def test_every_error_has_a_status() -> None:
+    assert set(STATUS_OF) == set(every_error())
+
+
+def test_only_trouble_is_retryable() -> None:
+    retryable = {cls.code for cls in every_error() if cls.retryable}
+    assert retryable == {
+        *("{blob}-unavailable", "download-timeout", "queue-full", "draining", "no-worker"),
+        *("deadline-exceeded", "worker-crashed", "out-of-memory", "insufficient-storage"),
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"seed": NaN}', b'{"weights_url": Infinity}', b"\xff\xfe", b"[" * 100_000],
+    ids=["no body", "half", "a list", "null", "NaN", "Infinity", "not UTF-8", "deep"],
+)
+def test_a_body_that_is_no_request(body: bytes, client: httpx.Client) -> None:
+    response = client.post("/eval", content=body, headers={"content-type": "application/json"})
+    assert_problem(response, "invalid-request")
+
+
+def test_nan_in_the_target_is_no_server_error(client: httpx.Client, plain: dict[str, Any]) -> None:
+    body = json.dumps({**plain, "target_embedding": [float("nan")] * 16})
+    assert_problem(client.post("/eval", content=body), "invalid-request")
+
+
+def test_routes_and_methods_that_do_not_exist(client: httpx.Client) -> None:
+    assert_problem(client.get("/nothing"), "not-found")
+    assert_problem(client.put("/eval"), "method-not-allowed")
+    assert_problem(client.get("/jobs/unknown"), "job-not-found")
+
+
+def test_a_body_over_the_limit_with_a_length(client: httpx.Client) -> None:
+    assert_problem(client.post("/eval", content=bytes(8 << 20)), "body-too-large")
+
+
+def test_a_body_over_the_limit_without_a_length(client: httpx.Client) -> None:
+    chunks = (bytes(1 << 20) for _ in range(8))
+    try:
+        assert_problem(client.post("/eval", content=chunks), "body-too-large")
+    except (httpx.WriteError, httpx.ReadError):  # the server may hang up on what it will not read
+        assert client.get("/health").status_code == 200
+
+
+def test_operations(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    ready = client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    info = client.get("/info").json()
+    assert info["architecture"]["embedding_dim"] == 16
+    assert info["limits"]["max_data_bytes"] == 1 << 20
+    assert "soma_eval_workers_ready 1.0" in client.get("/metrics").text
+    assert client.get("/docs").status_code == 200
+    assert {"/eval", "/score", "/jobs/{job_id}"} <= set(client.get("/openapi.json").json()["paths"])
+
+
+def test_long_work_ends_with_the_same_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
+    accepted = client.post("/eval", json=sealed, headers={"Prefer": "respond-async"})
+    assert accepted.status_code == 202
+    location = accepted.headers["location"]
+    with client.stream("GET", f"{location}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("event: ") for line in stream.iter_lines() if line.startswith("event: ")]
+    assert events[-1] == "succeeded"
+    job = client.get(location).json()
+    assert (job["state"], job["kind"]) == ("succeeded", "eval")
+    assert_golden(job["result"])
+
+
+def test_long_work_that_fails_tells_why(client: httpx.Client, plain: dict[str, Any]) -> None:
+    body = {**plain, "decryption_key": KEY}
+    location = client.post("/eval", json=body, headers={"Prefer": "respond-async"}).headers["location"]
+    with client.stream("GET", f"{location}/events") as stream:
+        assert "event: failed" in list(stream.iter_lines())
+    job = client.get(location).json()
+    assert (job["state"], job["error"]["code"], job["result"]) == ("failed", "decryption-failed", None)
+
+
+@pytest.fixture
+def endless_server() -> Any:
+    """Answers a download's head, and then nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/weights"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in kept:
+            connection.close()
+
+
+def test_long_work_can_be_cancelled(client: httpx.Client, plain: dict[str, Any], endless_server: str) -> None:
+    body = {**plain, "weights_url": endless_server, "weights_checksum": None}
+    location = client.post("/eval", json=body, headers={"Prefer": "respond-async"}).headers["location"]
+    assert client.get(location).json()["state"] == "queued"
+    assert client.delete(location).json()["state"] == "cancelled"
+    assert "soma_eval_requests_admitted 0.0" in client.get("/metrics").text
+
+
+def test_a_client_that_leaves_gives_its_place_back(
+    service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
+) -> None:
+    with service.client() as leaving, pytest.raises(httpx.ReadTimeout):
+        leaving.post(
+            "/eval", json={**plain, "weights_url": endless_server, "weights_checksum": None}, timeout=0.5
+        )
+    end = time.monotonic() + 10
+    while "soma_eval_requests_admitted 0.0" not in client.get("/metrics").text:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+CANARY_KEY = base58.b58encode(b"canary-decryption-key-canary-key").decode()
+CANARY_API_KEY = "canary-api-key-4711"
+CANARY_QUERY = "canary-query-token-0815"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A service that asks for an API key, keeps two requests and logs all it can."""
+    with live_service(
+        tmp_path_factory.mktemp("guarded"),
+        *("--queue-size", "2", "--log-level", "debug", "--log-format", "json"),
+        environment={"SOMA_EVAL_API_KEYS": CANARY_API_KEY},
+    ) as running:
+        yield running
+
+
+def test_api_key(guarded: LiveService) -> None:
+    with guarded.client() as client:
+        for path in ("/health", "/ready", "/metrics"):
+            assert client.get(path).status_code == 200
+        for authorization in (
+            "",
+            "Bearer",
+            "Bearer wrong",
+            f"Basic {CANARY_API_KEY}",
+            f"Bearer {CANARY_API_KEY}x",
+        ):
+            response = client.get("/info", headers={"Authorization": authorization})
+            assert_problem(response, "unauthorized")
+            assert response.status_code == 401
+        assert client.get("/info", headers={"Authorization": f"Bearer {CANARY_API_KEY}"}).status_code == 200
+
+
+def test_a_full_queue_is_told_at_once(
+    guarded: LiveService, plain: dict[str, Any], endless_server: str
+) -> None:
+    body = {**plain, "weights_url": endless_server, "weights_checksum": None}
+    headers = {"Authorization": f"Bearer {CANARY_API_KEY}", "Prefer": "respond-async"}
+    with guarded.client(headers=headers) as client:
+        jobs = [client.post("/eval", json=body).headers["location"] for _ in range(2)]
+        for prefer in ("respond-async", "wait"):
+            refused = client.post("/eval", json=body, headers={"Prefer": prefer})
+            assert_problem(refused, "queue-full")
+            assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (429, True)
+        for job in jobs:
+            client.delete(job)
+
+
+def test_no_secret_is_ever_told(guarded: LiveService, plain: dict[str, Any], files: FileServer) -> None:
+    bodies: list[dict[str, Any]] = [
+        {**plain, "decryption_key": CANARY_KEY},
+        {**plain, "decryption_key": CANARY_KEY + "0"},
+        {**plain, "decryption_key": [CANARY_KEY]},
+        {**plain, "decryption_key": CANARY_KEY, "seed": CANARY_KEY},
+        {**plain, CANARY_KEY: 1},
+        {**plain, "weights_url": f"{files.base_url}/absent?token={CANARY_QUERY}"},
+        {**plain, "weights_url": f"https://{CANARY_QUERY}:x@localhost/w"},
+        {**plain, "weights_url": f"{plain['weights_url']}?token={CANARY_QUERY}", "weights_checksum": None},
+        {**plain, "weights_url": f"gopher://{CANARY_QUERY}"},
+        {**plain, "data": CANARY_KEY + "!"},
+    ]
+    told = []
+    with guarded.client(headers={"Authorization": f"Bearer {CANARY_API_KEY}"}) as client:
+        for body in bodies:
+            told.append(client.post("/eval", json=body).text)
+            job = client.post("/eval", json=body, headers={"Prefer": "respond-async"})
+            told.append(job.text)
+        told.append(client.get("/metrics").text)
+        told.append(client.get("/info").text)
+    command_lines = [
+        path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")
+    ]
+    for text in [*told, *command_lines, guarded.output()]:
+        for secret in (CANARY_KEY, CANARY_API_KEY, CANARY_QUERY):
+            assert secret not in text
+
+
+def test_sigterm_ends_it_cleanly(tmp_path: Path, plain: dict[str, Any]) -> None:
+    with live_service(tmp_path / "ending") as ending:
+        with ending.client() as client:
+            assert client.post("/eval", json=plain).json()["loss"] == pytest.approx(GOLDEN.loss, rel=1e-5)
+        assert ending.stop() == 0
+        assert not [name for name in ending.blobs() if "part" in name]
