@@ -5,6 +5,8 @@ not a second look-up that answers otherwise, not a URL that two parsers read dif
 above with the name from the URL, so SNI, Host and the certificate check stay by name.
 """
 
+# ruff: noqa: ASYNC109  (the signatures are httpcore's)
+
 import asyncio
 import contextlib
 import socket

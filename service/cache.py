@@ -1,0 +1,508 @@
+"""Blobs on disk, as published, each named by its verified checksum. Nothing decrypted ever lies here.
+
+    directory/
+    ├── lock                  held by the one service that uses the directory
+    ├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
+    └── partial/              on their way in; a note beside a file lets another attempt go on
+
+What is in use is pinned and stays; the rest is evicted, oldest use first, when room is needed.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from service.checksum import checksum_of, is_checksum
+from service.competition import BlobRef
+from service.download import Downloader, DownloadProgress, OnDownloadProgress
+from service.errors import (
+    BlobError,
+    BlobKind,
+    BlobTooLarge,
+    BlobUnavailable,
+    ChecksumMismatch,
+    DownloadTimeout,
+    Draining,
+    InsufficientStorage,
+    SizeMismatch,
+)
+from service.partial_file import OUT_OF_SPACE, PartialFile, read_note, sync_folder
+
+_NUM_THREADS = 4 + (os.cpu_count() or 1)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class CacheInUse(RuntimeError):
+    """Another service uses this directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBlob:
+    """A verified file, there as long as its with-block."""
+
+    path: Path
+    checksum: str
+    """Blake2b-256 in Base58, computed from the bytes."""
+    size: int
+    """Bytes."""
+    was_cached: bool
+    """True where nothing had to be downloaded or written for it."""
+    download_seconds: float
+    """How long it took to get here, waiting for another request's download included."""
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """One file in the cache: a blob, or the rest of a download that was broken off."""
+
+    path: Path
+    size: int
+    last_used: float
+    num_pins: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """All that a verdict on a download may depend on, beside the bytes that come."""
+
+    blob: BlobRef
+    kind: BlobKind
+    max_bytes: int
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One download and all who wait for it."""
+
+    terms: _Terms
+    task: "asyncio.Task[_Entry]" = field(init=False)
+    listeners: set[OnDownloadProgress] = field(default_factory=set)
+    num_waiters: int = 0
+    is_abandoned: bool = False
+    is_publishing: bool = False
+    has_let_go: bool = False
+
+    def abandon(self) -> None:
+        """End it, unless only the name is missing."""
+        self.is_abandoned = True
+        if not self.is_publishing:
+            self.task.cancel()
+
+    def tell(self, progress: DownloadProgress) -> None:
+        """Tell every waiter; one whose callback fails harms no other."""
+        for listener in self.listeners:
+            asyncio.get_running_loop().call_soon(listener, progress)
+
+
+_FlightKey = tuple[str, str]
+"""The checksum (something random where none is known) and the server."""
+
+
+class BlobCache:
+    """Content-addressed blobs under one directory. `start` before use, `close` after; one event loop.
+
+    `max_bytes` bounds what lies there, unfinished downloads included.
+    """
+
+    def __init__(self, directory: Path, downloader: Downloader, *, max_bytes: int) -> None:
+        self._directory = directory
+        self._blobs = directory / "blobs"
+        self._partials = directory / "partial"
+        self._downloader = downloader
+        self._max_bytes = max_bytes
+        self._entries: dict[str, _Entry] = {}
+        self._leftovers: dict[str, _Entry] = {}
+        self._flights: dict[_FlightKey, _Flight] = {}
+        self._claims: dict[Path, int] = {}
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blobs")
+        self._lock_fd = -1
+        self._closing = False
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Make the folders, take the lock, delete what a crash left behind except what can be gone on with.
+
+        Raises CacheInUse if another service has the lock, OSError if the directory cannot be used.
+        """
+        self._lock_fd = await self._run(_lock, self._directory)
+        self._entries, self._leftovers = await self._run(_sweep, self._blobs, self._partials)
+        with contextlib.suppress(InsufficientStorage):
+            await self._make_room(0)
+
+    async def close(self) -> None:
+        """End every download, wait for the last thread, give the lock back."""
+        self._closing = True
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.abandon()
+        await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        self._threads.shutdown(wait=True)
+
+    # -- use -------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def fetch(
+        self,
+        blob: BlobRef,
+        *,
+        kind: BlobKind,
+        max_bytes: int,
+        on_progress: OnDownloadProgress | None = None,
+    ) -> AsyncIterator[CachedBlob]:
+        """The blob's file, from the cache or downloaded; it stays while inside the with-block.
+
+        Whoever asks for a checksum that is being downloaded waits for that download. With a known checksum
+        that is here already nothing goes over the network. `on_progress` is called on the event loop.
+        Raises what Downloader.download raises.
+        """
+        self._check(blob, kind, max_bytes)
+        began = time.monotonic()
+        terms = _Terms(blob, kind, max_bytes)
+        entry, was_cached = await self._obtain(terms, on_progress)
+        try:
+            _check_entry(entry, terms)
+            seconds = 0.0 if was_cached else time.monotonic() - began
+            yield CachedBlob(entry.path, entry.path.name, entry.size, was_cached, seconds)
+        finally:
+            self._unpin(entry)
+
+    @contextlib.asynccontextmanager
+    async def put(self, data: bytes) -> AsyncIterator[CachedBlob]:
+        """A file with these bytes, the same way; raises InsufficientStorage."""
+        began = time.monotonic()
+        checksum = await self._run(checksum_of, data)
+        entry = await self._find(checksum)
+        was_cached = entry is not None
+        if entry is None:
+            entry = await self._write(checksum, data)
+        try:
+            yield CachedBlob(
+                entry.path, checksum, entry.size, was_cached, 0.0 if was_cached else time.monotonic() - began
+            )
+        finally:
+            self._unpin(entry)
+
+    def _check(self, blob: BlobRef, kind: BlobKind, max_bytes: int) -> None:
+        """What can be said without the network, and so is said whether the blob is here or not."""
+        self._downloader.check_url(blob.url, kind)
+        if blob.checksum is not None and not is_checksum(blob.checksum):
+            raise ChecksumMismatch("what was promised is not 32 bytes in Base58", blob=kind)
+        if blob.size is not None and blob.size > max_bytes:
+            raise BlobTooLarge(f"the file has more than {max_bytes} bytes", blob=kind)
+
+    # -- finding, waiting, downloading -----------------------------------------------------------------
+
+    async def _obtain(self, terms: _Terms, on_progress: OnDownloadProgress | None) -> tuple[_Entry, bool]:
+        """A pinned entry, and whether it was here."""
+        key = (terms.blob.checksum or secrets.token_hex(8), self._downloader.server_of(terms.blob.url))
+        impatient = terms.blob.checksum is None
+        while True:
+            if (
+                terms.blob.checksum is not None
+                and (entry := await self._find(terms.blob.checksum)) is not None
+            ):
+                return entry, True
+            flight = self._flights.get(key)
+            if flight is not None and flight.is_abandoned:
+                await asyncio.wait([flight.task])
+            elif flight is not None and flight.terms == terms:
+                return await self._wait(flight, on_progress), False
+            elif flight is not None:  # somebody else's URL for the same bytes: their failure is not ours
+                with contextlib.suppress(BlobError):
+                    return await self._wait(flight, on_progress), False
+            elif not impatient and (other := self._flight_elsewhere(key)) is not None:
+                impatient = True  # nor is their server's slowness
+                with contextlib.suppress(BlobError, TimeoutError):
+                    async with asyncio.timeout(self._downloader.limits.floor_seconds):
+                        return await self._wait(other, on_progress), False
+            else:
+                return await self._wait(self._take_off(terms, key), on_progress), False
+
+    def _flight_elsewhere(self, key: _FlightKey) -> _Flight | None:
+        """A download of the same bytes from another server."""
+        flights = (flight for (checksum, _), flight in self._flights.items() if checksum == key[0])
+        return next((flight for flight in flights if not flight.is_abandoned), None)
+
+    async def _find(self, checksum: str) -> _Entry | None:
+        """The entry, pinned, if it is here and its file still is what it was."""
+        entry = self._entries.get(checksum)
+        if entry is None:
+            return None
+        entry.num_pins += 1
+        try:
+            intact = await self._run(_touch, entry.path, entry.size)
+        except BaseException:
+            self._unpin(entry)
+            raise
+        entry.last_used = time.time()
+        if intact:
+            return entry
+        self._unpin(entry)
+        if self._entries.get(checksum) is entry:
+            del self._entries[checksum]
+        return None
+
+    def _take_off(self, terms: _Terms, key: _FlightKey) -> _Flight:
+        if self._closing:
+            raise Draining("the service is stopping")
+        flight = _Flight(terms)
+        flight.task = asyncio.create_task(self._fly(flight, key[0]))
+        self._flights[key] = flight
+        flight.task.add_done_callback(lambda task: self._land(key, flight))
+        return flight
+
+    def _land(self, key: _FlightKey, flight: _Flight) -> None:
+        del self._flights[key]
+        if flight.num_waiters == 0:
+            self._let_go(flight)
+
+    def _let_go(self, flight: _Flight) -> None:
+        """The last has left a flight that is over: drop its own pin, once."""
+        if flight.has_let_go:
+            return
+        flight.has_let_go = True
+        if not flight.task.cancelled() and flight.task.exception() is None:
+            self._unpin(flight.task.result())
+
+    async def _wait(self, flight: _Flight, on_progress: OnDownloadProgress | None) -> _Entry:
+        """The flight's entry, pinned for the caller. The last to leave an unfinished flight ends it."""
+        flight.num_waiters += 1
+        if on_progress is not None:
+            flight.listeners.add(on_progress)
+        try:
+            await asyncio.wait([flight.task])
+            if flight.task.cancelled():
+                raise Draining("the service is stopping")
+            if (failure := flight.task.exception()) is not None:
+                raise _copy_of(failure) from None
+            entry = flight.task.result()
+            entry.num_pins += 1
+            return entry
+        finally:
+            flight.num_waiters -= 1
+            if on_progress is not None:
+                flight.listeners.discard(on_progress)
+            if flight.num_waiters == 0 and flight.task.done():
+                self._let_go(flight)
+            elif flight.num_waiters == 0:
+                flight.abandon()
+
+    async def _fly(self, flight: _Flight, name: str) -> _Entry:
+        """Download, verify, publish: a new entry, pinned once."""
+        path = self._partials / f"{name}.part"
+        is_named = flight.terms.blob.checksum is not None and path not in self._claims
+        if not is_named:
+            path = self._partials / f"{secrets.token_hex(8)}.part"
+        leftover = self._leftovers.pop(path.stem, None)
+        self._claims[path] = leftover.size if leftover is not None else 0
+        checkpoint_bytes = self._downloader.limits.checkpoint_bytes if is_named else None
+        partial = PartialFile(path, _Room(self, path), self._threads, checkpoint_bytes=checkpoint_bytes)
+        keep = False
+        try:
+            return await self._fill_and_publish(flight, partial)
+        except (BlobUnavailable, DownloadTimeout, asyncio.CancelledError):
+            keep = is_named
+            raise
+        finally:
+            try:
+                await partial.close(keep=keep)
+            finally:
+                del self._claims[path]
+                if keep:
+                    self._remember_leftover(path)
+
+    async def _fill_and_publish(self, flight: _Flight, partial: PartialFile) -> _Entry:
+        terms = flight.terms
+        await partial.open()
+        found = await self._downloader.download(
+            terms.blob, partial, kind=terms.kind, max_bytes=terms.max_bytes, on_progress=flight.tell
+        )
+        flight.is_publishing = True
+        destination = self._blobs / found.checksum
+        await partial.publish(destination, found.size)
+        self._claims[partial.path] = 0
+        return self._admit(destination, found.size)
+
+    def _remember_leftover(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._leftovers[path.stem] = _Entry(path, path.stat().st_size, time.time())
+
+    def _admit(self, path: Path, size: int) -> _Entry:
+        entry = self._entries.setdefault(path.name, _Entry(path, size, time.time()))
+        entry.num_pins += 1
+        return entry
+
+    async def _write(self, checksum: str, data: bytes) -> _Entry:
+        path = self._partials / f"{secrets.token_hex(8)}.part"
+        self._claims[path] = 0
+        try:
+            room = _Room(self, path)
+            await room.claim(len(data))
+            while True:
+                try:
+                    await self._run(_write_blob, path, self._blobs / checksum, data)
+                except OSError as error:
+                    if error.errno not in OUT_OF_SPACE:
+                        raise
+                    if not await room.free_some():
+                        raise InsufficientStorage("the disk has no room for the data") from error
+                else:
+                    return self._admit(self._blobs / checksum, len(data))
+        finally:
+            del self._claims[path]
+
+    # -- room ------------------------------------------------------------------------------------------
+
+    @property
+    def bytes_used(self) -> int:
+        """What lies in the directory or is promised to a download."""
+        entries = (*self._entries.values(), *self._leftovers.values())
+        return sum(entry.size for entry in entries) + sum(self._claims.values())
+
+    async def claim(self, path: Path, num_bytes: int) -> None:
+        """Promise `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
+        more = num_bytes - self._claims[path]
+        if more > 0:
+            await self._make_room(more)
+            self._claims[path] = num_bytes
+
+    async def _make_room(self, num_bytes: int) -> None:
+        while self.bytes_used + num_bytes > self._max_bytes:
+            if not await self.evict_one():
+                raise InsufficientStorage("the cache is full of files that are in use")
+
+    async def evict_one(self) -> bool:
+        """Delete the file that has not been used for the longest time; False if all are in use."""
+        idle = [
+            (entry.last_used, name, shelf)
+            for shelf in (self._entries, self._leftovers)
+            for name, entry in shelf.items()
+            if entry.num_pins == 0
+        ]
+        if not idle:
+            return False
+        _, name, shelf = min(idle, key=lambda candidate: candidate[0])
+        entry = shelf.pop(name)
+        doomed = self._partials / f"{secrets.token_hex(8)}.evicted"
+        with contextlib.suppress(FileNotFoundError):
+            entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
+            await self._run(doomed.unlink)
+        return True
+
+    def _unpin(self, entry: _Entry) -> None:
+        entry.num_pins -= 1
+
+    # -- threads ---------------------------------------------------------------------------------------
+
+    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+class _Room:
+    """The room that one file takes or is promised."""
+
+    def __init__(self, cache: BlobCache, path: Path) -> None:
+        self._cache = cache
+        self._path = path
+
+    async def claim(self, num_bytes: int) -> None:
+        await self._cache.claim(self._path, num_bytes)
+
+    async def free_some(self) -> bool:
+        return await self._cache.evict_one()
+
+
+def _check_entry(entry: _Entry, terms: _Terms) -> None:
+    """The same verdict on a blob that is here as on one that is downloaded."""
+    if entry.size > terms.max_bytes:
+        raise BlobTooLarge(f"the file has more than {terms.max_bytes} bytes", blob=terms.kind)
+    if terms.blob.size not in (None, entry.size):
+        raise SizeMismatch(f"the file has {entry.size} bytes, not the number promised", blob=terms.kind)
+
+
+def _copy_of(failure: BaseException) -> BaseException:
+    """An exception of its own for each who waits: they add to it, and it gathers a traceback."""
+    copy = type(failure).__new__(type(failure), *failure.args)
+    copy.__dict__.update(failure.__dict__)
+    return copy
+
+
+def _lock(directory: Path) -> int:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise CacheInUse("another service uses this data directory") from None
+    return fd
+
+
+def _sweep(blobs: Path, partials: Path) -> tuple[dict[str, _Entry], dict[str, _Entry]]:
+    """Delete what nobody can use any more; what stays, by name."""
+    for folder in (blobs, partials):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    entries = {path.name: _entry_of(path) for path in _files_of(blobs) if is_checksum(path.name)}
+    leftovers = {
+        path.stem: _entry_of(path)
+        for path in _files_of(partials)
+        if path.suffix == ".part" and is_checksum(path.stem) and read_note(path.with_suffix(".json"))
+    }
+    kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
+    kept |= {entry.path for entry in entries.values()}
+    for path in (*_files_of(blobs), *_files_of(partials)):
+        if path not in kept:
+            path.unlink()
+    return entries, leftovers
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
+
+
+def _entry_of(path: Path) -> _Entry:
+    found = path.lstat()
+    return _Entry(path, found.st_size, found.st_mtime)
+
+
+def _touch(path: Path, size: int) -> bool:
+    """Note the use of a file; False if it is not there any more, or not whole."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return False
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _write_blob(path: Path, destination: Path, data: bytes) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        path.rename(destination)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    sync_folder(destination.parent)

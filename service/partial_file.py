@@ -1,0 +1,374 @@
+"""A file on its way in: where its bytes lie, which are here, and the checksum of those that lie in order.
+
+Bytes may come in any order and from several connections. Blake2b follows the unbroken run of bytes from the
+start: what has just come is hashed from memory, what came out of order or before a restart is read back (from
+the page cache, as a rule). All file work happens in threads.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from service.checksum import encode_checksum, new_hasher
+from service.errors import InsufficientStorage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Span = tuple[int, int]
+"""Bytes from the first up to, not including, the second."""
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HASH_JOB_BYTES = 32 << 20
+_KEPT_BYTES = 32 << 20
+_READ_BYTES = 1 << 20
+
+
+class Space(Protocol):
+    """Who gives out the room on the disk."""
+
+    async def claim(self, num_bytes: int) -> None:
+        """Hold `num_bytes` in all for this file. Raises InsufficientStorage."""
+
+    async def free_some(self) -> bool:
+        """Delete something that nobody uses; False when there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the bytes of a partial file come from, as far as it tells whether more may be added to them."""
+
+    url_digest: str
+    total: int | None = None
+    etag: str | None = None
+
+
+class PartialFile:
+    """One file being written, read and hashed. Owned by one task; `close` before letting go of it."""
+
+    def __init__(self, path: Path, space: Space, threads: Executor, *, checkpoint_bytes: int | None) -> None:
+        self.path = path
+        self.done: list[Span] = []
+        self.origin: Origin | None = None
+        self.was_resumed = False
+        self._sidecar = path.with_suffix(".json")
+        self._space = space
+        self._threads = threads
+        self._checkpoint_bytes = checkpoint_bytes
+        self._checkpointed_bytes = 0
+        self._fd = -1
+        self._reserved = 0
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._follower: asyncio.Task[None] | None = None
+        self._forget_hash()
+
+    def _forget_hash(self) -> None:
+        self._hasher = new_hasher()
+        self._hashed = 0
+        self._kept: dict[int, list[bytes]] = {}
+        self._kept_bytes = 0
+        self._total: int | None = None
+        self._grown = asyncio.Event()
+        self._grown.set()
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the file, and take up what an earlier attempt left if there is a readable note of it."""
+        self._fd, found = await self._run(_open, self.path, self._sidecar)
+        if found is not None:
+            self.origin, self.done = found
+            self.was_resumed = bool(self.done)
+            self._reserved = await self._run(os.path.getsize, self.path)
+            await self._space.claim(self._reserved)
+        self._start_following()
+
+    async def reset(self) -> None:
+        """Forget every byte; the room stays reserved."""
+        self._stop_following()
+        await self._settle()
+        self.done, self.origin, self.was_resumed = [], None, False
+        self._checkpointed_bytes = 0
+        await self._run(self._sidecar.unlink, True)
+        self._start_following()
+
+    async def close(self, *, keep: bool) -> None:
+        """Close the file; unless it is to be kept for another attempt (or was published), delete it."""
+        self._stop_following()
+        # The descriptor must outlive the threads that use it, and the path must be free when this returns.
+        interrupted = await self._settle()
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            _ = self._run(_close, fd, self.path, self._sidecar, self._note() if keep else None)
+            interrupted = await self._settle() or interrupted
+        if interrupted:
+            raise asyncio.CancelledError
+
+    def _start_following(self) -> None:
+        self._forget_hash()
+        self._follower = asyncio.create_task(self._follow())
+        self._jobs.add(self._follower)
+        self._follower.add_done_callback(self._end_job)
+
+    def _stop_following(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            self._follower = None
+
+    async def _settle(self) -> bool:
+        """Wait, cancelled or not, until no thread works on the file; True if cancelled."""
+        interrupted = False
+        while self._jobs:
+            try:
+                await asyncio.wait(self._jobs)
+            except asyncio.CancelledError:
+                interrupted = True
+        return interrupted
+
+    # -- bytes -----------------------------------------------------------------------------------------
+
+    @property
+    def num_done(self) -> int:
+        """Bytes that are here."""
+        return sum(end - start for start, end in self.done)
+
+    @property
+    def frontier(self) -> int:
+        """Bytes that are here in an unbroken run from the start."""
+        return self.done[0][1] if self.done and self.done[0][0] == 0 else 0
+
+    @property
+    def num_unhashed(self) -> int:
+        """Bytes of the unbroken run that are still to be hashed."""
+        return self.frontier - self._hashed
+
+    def missing(self, total: int) -> list[Span]:
+        """The spans that are not here, in order."""
+        edges = [0, *(edge for span in self.done for edge in span), total]
+        return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+
+    async def reserve(self, num_bytes: int) -> None:
+        """Take room on the disk for a file of this size. Raises InsufficientStorage."""
+        if num_bytes <= self._reserved:
+            return
+        await self._space.claim(num_bytes)
+        while True:
+            try:
+                await self._run(os.posix_fallocate, self._fd, 0, num_bytes)
+            except OSError as error:
+                await self._make_room(error)
+            else:
+                break
+        self._reserved = num_bytes
+
+    async def write(self, offset: int, chunks: list[bytes]) -> None:
+        """Put bytes in their place. Raises InsufficientStorage."""
+        while True:
+            try:
+                await self._run(_write, self._fd, chunks, offset)
+            except OSError as error:
+                await self._make_room(error)
+            else:
+                break
+        num_bytes = sum(map(len, chunks))
+        if self._kept_bytes + num_bytes <= _KEPT_BYTES:
+            self._kept[offset] = chunks
+            self._kept_bytes += num_bytes
+        self._add_done((offset, offset + num_bytes))
+        await self._checkpoint()
+
+    async def _make_room(self, error: OSError) -> None:
+        if error.errno not in OUT_OF_SPACE:
+            raise error
+        if not await self._space.free_some():
+            raise InsufficientStorage("the disk has no room for the file") from error
+
+    def _add_done(self, span: Span) -> None:
+        merged: list[Span] = []
+        for start, end in sorted([*self.done, span]):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        self.done = merged
+        self._grown.set()
+
+    # -- the note for another attempt ------------------------------------------------------------------
+
+    async def _checkpoint(self) -> None:
+        if self._checkpoint_bytes is None:
+            return
+        if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
+            self._checkpointed_bytes = self.num_done
+            note = self._note()
+            if note is not None:
+                await self._run(_write_note, self._sidecar, note)
+
+    def _note(self) -> str | None:
+        if self._checkpoint_bytes is None or self.num_done < self._checkpoint_bytes:
+            return None
+        if self.origin is None or self.origin.total is None:
+            return None
+        origin = self.origin
+        return json.dumps(
+            {"url": origin.url_digest, "total": origin.total, "etag": origin.etag, "done": self.done}
+        )
+
+    # -- the checksum ----------------------------------------------------------------------------------
+
+    async def checksum(self, total: int) -> str:
+        """The checksum of the file, whose `total` bytes are all here."""
+        if self._follower is None or self.frontier != total:
+            raise RuntimeError("a checksum was wanted before all the bytes were there")
+        self._total = total
+        self._grown.set()
+        await self._follower
+        return encode_checksum(self._hasher.digest())
+
+    async def _follow(self) -> None:
+        """Hash the bytes as their unbroken run grows."""
+        while self._hashed != self._total:
+            await self._grown.wait()
+            self._grown.clear()
+            await self._hash_what_is_there()
+
+    async def _hash_what_is_there(self) -> None:
+        while self._hashed < self.frontier:
+            pieces = self._next_pieces(min(self.frontier, self._hashed + _HASH_JOB_BYTES))
+            await self._run(self._hash, pieces)
+            self._hashed += sum(size for _, size, _ in pieces)
+            for offset in [offset for offset in self._kept if offset < self._hashed]:
+                self._forget(offset)
+
+    def _next_pieces(self, limit: int) -> list[tuple[int, int, list[bytes] | None]]:
+        """Offset, size and, where they are still in memory, bytes: what to hash next."""
+        kept = sorted(offset for offset in self._kept if self._hashed <= offset < limit)
+        pieces: list[tuple[int, int, list[bytes] | None]] = []
+        at = self._hashed
+        for offset in kept:
+            if at < offset:
+                pieces.append((at, offset - at, None))
+            chunks = self._forget(offset)
+            at = offset + sum(map(len, chunks))
+            pieces.append((offset, at - offset, chunks))
+        if at < limit:
+            pieces.append((at, limit - at, None))
+        return pieces
+
+    def _forget(self, offset: int) -> list[bytes]:
+        chunks = self._kept.pop(offset)
+        self._kept_bytes -= sum(map(len, chunks))
+        return chunks
+
+    def _hash(self, pieces: list[tuple[int, int, list[bytes] | None]]) -> None:
+        for offset, size, chunks in pieces:
+            if chunks is not None:
+                for chunk in chunks:
+                    self._hasher.update(chunk)
+            else:
+                self._hash_from_disk(offset, size)
+
+    def _hash_from_disk(self, offset: int, size: int) -> None:
+        buffer = memoryview(bytearray(min(size, _READ_BYTES)))
+        while size:
+            num_read = os.preadv(self._fd, [buffer[:size]], offset)
+            if num_read == 0:
+                raise OSError(errno.EIO, "the file has become shorter")
+            self._hasher.update(buffer[:num_read])
+            offset, size = offset + num_read, size - num_read
+
+    # -- publishing ------------------------------------------------------------------------------------
+
+    async def publish(self, destination: Path, total: int) -> None:
+        """Give the file its name, so that after any crash the name has all of these bytes or is not there."""
+        await self._run(_publish, self._fd, self.path, self._sidecar, destination, total)
+
+    # -- threads ---------------------------------------------------------------------------------------
+
+    def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Run in a thread. A cancelled caller does not wait, but `close` does."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        self._jobs.add(future)
+        future.add_done_callback(self._end_job)
+        return asyncio.shield(future)
+
+    def _end_job(self, job: asyncio.Future[Any]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # whoever awaits it sees it; nobody may, after a cancellation
+
+
+def _open(path: Path, sidecar: Path) -> tuple[int, tuple[Origin, list[Span]] | None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    found = read_note(sidecar)
+    if found is not None and found[1][-1][1] <= os.fstat(fd).st_size:
+        return fd, found
+    sidecar.unlink(missing_ok=True)
+    os.ftruncate(fd, 0)
+    return fd, None
+
+
+def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
+    """What an earlier attempt noted, or None where it is missing or makes no sense."""
+    try:
+        note = json.loads(sidecar.read_text())
+        origin = Origin(str(note["url"]), int(note["total"]), note["etag"])
+        done = [(int(start), int(end)) for start, end in note["done"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    edges = [edge for span in done for edge in span]
+    if not edges or not 0 <= edges[0] <= edges[-1] <= (origin.total or 0) or edges != sorted(set(edges)):
+        return None
+    return origin, done
+
+
+def _write_note(sidecar: Path, note: str) -> None:
+    draft = sidecar.with_suffix(".note")
+    with contextlib.suppress(OSError):  # without a note the next attempt starts from nothing
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            file.write(note)
+        draft.rename(sidecar)
+
+
+def _write(fd: int, chunks: list[bytes], offset: int) -> None:
+    written = os.pwritev(fd, chunks, offset)
+    total = sum(map(len, chunks))
+    if written < total:  # a full disk, most likely: the next write says so
+        rest = memoryview(b"".join(chunks))
+        while written < total:
+            written += os.pwrite(fd, rest[written:], offset + written)
+
+
+def _close(fd: int, path: Path, sidecar: Path, note: str | None) -> None:
+    os.close(fd)
+    if note is not None:
+        _write_note(sidecar, note)
+    else:
+        sidecar.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _publish(fd: int, path: Path, sidecar: Path, destination: Path, total: int) -> None:
+    os.ftruncate(fd, total)
+    os.fsync(fd)
+    path.rename(destination)
+    sync_folder(destination.parent)
+    sidecar.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
