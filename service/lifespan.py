@@ -46,8 +46,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
 
     Raises a ScoringError or a workers.errors.NoWorker when the machine does not allow it.
     """
-    architecture = load_architecture(ARCHITECTURE_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    package = load_architecture(ARCHITECTURE_VERSION)
+    config = package.ModelConfig.small() if settings.small_model else package.ModelConfig()
     async with AsyncExitStack() as stack:
         downloader = Downloader.from_settings(settings)
         stack.push_async_callback(downloader.aclose)

@@ -21,7 +21,7 @@ class UnknownArchitecture(KeyError):
         return f"architecture version {self.version!r:.40} is unknown; known: {known}"
 
 
-def architecture(version: str) -> ModuleType:
+def load_architecture(version: str) -> ModuleType:
     """The package of an architecture version. Importing it takes no torch. Raises UnknownArchitecture."""
     if version not in _PACKAGES:
         raise UnknownArchitecture(version)
