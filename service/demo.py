@@ -15,6 +15,7 @@ from typing import Any
 
 import base58
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,7 @@ class _Candidate:
 
 async def run_demo(seconds: float) -> None:
     """Train, encrypt, publish, serve, post, and tell what came back. Raises DemoFailed."""
-    console = Console()
+    console = Console(highlight=False)
     with (
         tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder,
         _file_server(Path(folder)) as base_url,
@@ -62,7 +63,7 @@ async def run_demo(seconds: float) -> None:
         console.print(
             "[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server."
         )
-        candidates = [_publish(Path(folder), base_url, name) for name in ("untrained", "trained")]
+        candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
         console.print("[bold]3.[/] Starting the service and a worker process ...")
         settings = Settings(
             _env_file=None,  # type: ignore[call-arg]  # pydantic-settings takes it, its stub does not show it
@@ -114,7 +115,7 @@ async def _evaluate(
     console.print(
         f"[bold]4.[/] POST /eval for each, on {len(data):,} bytes that neither has seen, seed {_SEED}:"
     )
-    table = Table("candidate", "loss", "cross-entropy", "SIGReg", "distance", "download", "load", "eval")
+    table = Table("weights", "loss", "CE", "SIGReg", "distance", "download", "load", "eval", box=SIMPLE)
     losses = []
     for candidate in candidates:
         manifest = candidate.manifest()
@@ -132,14 +133,13 @@ async def _evaluate(
             },
         )
         numbers = [f"{answer[name]:.4f}" for name in ("loss", "cross_entropy", "sig_reg", "distance")]
-        times = [
-            f"{answer['timings'][f'{name}_seconds'] * 1000:.0f} ms" for name in ("download", "load", "eval")
-        ]
+        timings = answer["timings"]
+        times = [f"{timings[f'{name}_seconds'] * 1000:.0f} ms" for name in ("download", "load", "eval")]
         table.add_row(candidate.name, *numbers, *times)
         losses.append(answer["loss"])
     console.print(table)
     if not losses[1] < losses[0]:
-        raise DemoFailed("the trained candidate is not better than the untrained one")
+        raise DemoFailed("the trained candidate is not better than the random one")
     console.print(f"   Training is worth {losses[0] - losses[1]:.4f}: the lower loss is the better one.")
 
 
@@ -172,7 +172,7 @@ async def _compete(
         f"distance to the target {answer['distance'][0]:.4f}."
     )
     if winner != "trained":
-        raise DemoFailed("the untrained candidate has won")
+        raise DemoFailed("the random candidate has won")
 
 
 async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:

@@ -1,23 +1,29 @@
 """Weights as they are published: AES-256-CTR over the whole file, zero IV, no authentication tag.
 
 What it covers: nobody reads the weights without the key before it is revealed. What it does not: a changed
-ciphertext decrypts to changed weights; only the checksum, taken over the ciphertext, tells.
+ciphertext decrypts to changed weights, and only the checksum, taken over the ciphertext, tells; and two files
+under one key give each other away, so a key is for one file.
 Source: the network's own `SomaClient.encrypt_weights`.
 """
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
-import base58
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from service.checksum import encode_checksum, new_hasher
 
 KEY_BYTES = 32
 _ZERO_IV = bytes(16)
 _CHUNK_BYTES = 8 << 20
+
+OnBytes = Callable[[int], None]
+"""Told how many bytes are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +41,87 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
-def encrypt_file(
-    source: Path, target: Path, key: bytes, on_bytes: Callable[[int], None] | None = None
-) -> Commitment:
+def encrypt_file(source: Path, target: Path, key: bytes, on_bytes: OnBytes | None = None) -> Commitment:
     """Write the ciphertext of `source` to `target`, which must not exist; memory stays flat.
 
-    `on_bytes` is told how many bytes are done. Raises OSError; nothing is left at `target` then.
+    Raises OSError; nothing is left at `target` then, unless it was there before.
     """
-    encryptor = Cipher(algorithms.AES256(key), modes.CTR(_ZERO_IV)).encryptor()
-    digest, size = blake2b(digest_size=32), 0
+    encryptor = _cipher(key).encryptor()
     with source.open("rb") as plain, target.open("xb") as cipher:
         try:
-            while chunk := plain.read(_CHUNK_BYTES):
-                encrypted = encryptor.update(chunk)
-                digest.update(encrypted)
-                cipher.write(encrypted)
-                size += len(encrypted)
-                if on_bytes is not None:
-                    on_bytes(size)
+            with _Hashing() as hashing:
+                for chunk in _chunks(plain):
+                    encrypted = encryptor.update(chunk)
+                    hashing.add(encrypted)
+                    cipher.write(encrypted)
+                    if on_bytes is not None:
+                        on_bytes(hashing.size)
+                commitment = hashing.commitment()
             cipher.flush()
             os.fsync(cipher.fileno())
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return Commitment(base58.b58encode(digest.digest()).decode(), size)
+    return commitment
 
 
-def commitment_of(path: Path) -> Commitment:
-    """Checksum and size of a file as it lies there."""
-    digest, size = blake2b(digest_size=32), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return Commitment(base58.b58encode(digest.digest()).decode(), size)
+def commitment_of(path: Path, on_bytes: OnBytes | None = None) -> Commitment:
+    """Checksum and size of a file as it lies there. Raises OSError."""
+    return _commitment_of(path, lambda chunk: chunk, on_bytes)
+
+
+def commitment_of_plain(path: Path, key: bytes) -> Commitment:
+    """Checksum and size of the file that `path` is the ciphertext of. Raises OSError."""
+    return _commitment_of(path, _cipher(key).decryptor().update, None)
+
+
+def decrypt_start(ciphertext: bytes, key: bytes) -> bytes:
+    """The first bytes of a file, out of the first bytes of its ciphertext."""
+    return _cipher(key).decryptor().update(ciphertext)
+
+
+def _cipher(key: bytes) -> Cipher[modes.CTR]:
+    return Cipher(algorithms.AES256(key), modes.CTR(_ZERO_IV))
+
+
+def _commitment_of(path: Path, change: Callable[[bytes], bytes], on_bytes: OnBytes | None) -> Commitment:
+    with path.open("rb") as file, _Hashing() as hashing:
+        for chunk in _chunks(file):
+            hashing.add(change(chunk))
+            if on_bytes is not None:
+                on_bytes(hashing.size)
+        return hashing.commitment()
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+
+
+class _Hashing:
+    """Hashes one chunk in a thread of its own while the caller makes the next; never more than two wait."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._digest = new_hasher()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> "_Hashing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def add(self, chunk: bytes) -> None:
+        self._wait()
+        self._last = self._thread.submit(self._digest.update, chunk)
+        self.size += len(chunk)
+
+    def commitment(self) -> Commitment:
+        self._wait()
+        return Commitment(encode_checksum(self._digest.digest()), self.size)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()

@@ -314,6 +314,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Routes and methods that do not exist: the framework's own refusals in our shape."""
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # what it says of JSON nested beyond all measure
+        return _refuse(InvalidRequest("the body is not JSON"), request)
     status = HTTPStatus(error.status_code)
     problem = Problem(
         type="about:blank",

@@ -1,7 +1,7 @@
 """Makes the demo's two candidates: the small model as initialised, and the same after some seconds of training.
 
 Run as a process of its own, `python -m workers.demo_candidates FOLDER SECONDS < text`, since the
-service itself never loads torch. Writes `untrained.safetensors` and `trained.safetensors`.
+service itself never loads torch. Writes `random.safetensors` and `trained.safetensors`.
 """
 
 import sys
@@ -15,13 +15,15 @@ from workers.v1 import Model, ModelConfig, SIGReg, SIGRegConfig, compute_loss, t
 _SEQUENCE_LENGTH = 128
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-2
+_MIN_STEPS = 40
+"""However slow the machine is."""
 
 
 def make_candidates(folder: Path, seconds: float, text: bytes) -> int:
     """Write both candidates; returns how many steps of training the second has had."""
     torch.manual_seed(0)
     model = Model(ModelConfig.small())
-    model.save(folder / "untrained.safetensors")
+    model.save(folder / "random.safetensors")
     num_steps = _train(model, text, seconds)
     model.save(folder / "trained.safetensors")
     return num_steps
@@ -35,7 +37,7 @@ def _train(model: Model, text: bytes, seconds: float) -> int:
     optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     model.train()
     num_steps, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while num_steps < _MIN_STEPS or time.monotonic() < end:
         rows = torch.randint(len(sequences), (_BATCH_SIZE,))
         loss, _embedding = compute_loss(model, sig_reg, token_ids[rows], targets[rows])
         optimizer.zero_grad()
