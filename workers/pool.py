@@ -1,8 +1,9 @@
 """The pool contract on one screen. `process_pool.py` keeps it on this machine; a Ray cluster could too."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress
+from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, Precision, WorkerConfig
 
 
 class WorkerPool(Protocol):
@@ -24,3 +25,31 @@ class WorkerPool(Protocol):
 
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
+
+
+def create_pool(
+    devices: Sequence[str] = ("auto",),
+    *,
+    small_model: bool = False,
+    precision: Precision = "float32",
+    num_threads: int | None = None,
+    memory_budget_bytes: int | None = None,
+) -> WorkerPool:
+    """A pool on this machine, one worker per device; start and close it.
+
+    `devices`: "auto" (every GPU, else one CPU worker), "cpu", "cuda" (every GPU), "cuda:N".
+    `num_threads` per worker: None divides the cores evenly.
+    `memory_budget_bytes`: what resident weights may take per device; None: a share of what is free.
+    Raises NoWorker when a GPU is asked for and there is none.
+    """
+    from workers.devices import resolve_devices, share_machine
+    from workers.process_pool import ProcessPool
+
+    config = WorkerConfig(
+        device="",
+        small_model=small_model,
+        precision=precision,
+        num_threads=num_threads,
+        memory_budget_bytes=memory_budget_bytes,
+    )
+    return ProcessPool(share_machine(config, resolve_devices(devices)))

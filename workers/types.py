@@ -1,5 +1,6 @@
 """What crosses the boundary to the workers: small frozen values of paths, strings and numbers, by value."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 Precision = Literal["float32", "tf32", "bf16"]
 WeightsCached = Literal["device", "no"]
+WeightsId = tuple[str, str, str]
+"""Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,12 @@ class EvalJob:
     decryption_key: bytes | None = field(default=None, repr=False)
     """32 bytes, or None for weights that are not encrypted."""
     architecture_version: str = "1"
+
+    @property
+    def weights_id(self) -> WeightsId:
+        """What a device holds once it has loaded this job's weights. Another key gives other weights."""
+        key_digest = hashlib.blake2b(self.decryption_key or b"", digest_size=16).hexdigest()
+        return self.architecture_version, self.weights_checksum, key_digest
 
 
 @dataclass(frozen=True, slots=True)

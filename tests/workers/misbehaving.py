@@ -1,0 +1,137 @@
+"""A worker whose weights decide how it misbehaves. Real process, real signals; only the numbers are made up.
+
+Started by a pool as its entry module. `weights_checksum` names the misbehaviour; weights_path is a
+folder where a behaviour may leave a mark for the next worker to find.
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from workers.errors import OutOfMemory, WeightsInvalid
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.worker_main import main
+
+BATCH_SECONDS = 0.02
+
+
+class MisbehavingRunner:
+    """Computes nothing; a batch's cross-entropy is its index plus the seed."""
+
+    device_name = ""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._resident: set[WeightsId] = set()
+        self.versions = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
+
+    def self_test(self) -> str | None:
+        """Always right."""
+        return None
+
+    def resident(self) -> frozenset[WeightsId]:
+        """Everything that was ever loaded."""
+        return frozenset(self._resident)
+
+    def load(self, job: EvalJob) -> float:
+        """Takes no time, unless that is the misbehaviour."""
+        if job.weights_id in self._resident:
+            return 0.0
+        _BEFORE_LOAD.get(job.weights_checksum, _do_nothing)(job)
+        self._resident.add(job.weights_id)
+        return 0.01
+
+    def prefetch(self, job: EvalJob) -> None:
+        """Nothing to gain."""
+        self._resident.add(job.weights_id)
+
+    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+        """One score per batch, after a moment; the misbehaviour comes before the third."""
+        for index in batches:
+            checkpoint()
+            if index >= 2:
+                _BEFORE_THIRD_BATCH.get(job.weights_checksum, _do_nothing)(job)
+            time.sleep(BATCH_SECONDS)
+            yield BatchScore(index, float(index + job.seed), 1.0, np.full(4, index, dtype=np.float32), False)
+
+
+def _do_nothing(job: EvalJob) -> None:
+    pass
+
+
+def _first_time(job: EvalJob) -> bool:
+    mark = Path(job.weights_path) / "mark"
+    if mark.exists():
+        return False
+    mark.touch()
+    return True
+
+
+def _segfault(job: EvalJob) -> None:
+    ctypes.string_at(0)
+
+
+def _segfault_once(job: EvalJob) -> None:
+    if _first_time(job):
+        ctypes.string_at(0)
+
+
+def _exit(job: EvalJob) -> None:
+    os._exit(3)
+
+
+def _kill_itself_once(job: EvalJob) -> None:
+    if _first_time(job):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze_once(job: EvalJob) -> None:
+    if _first_time(job):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _raise_unforeseen(job: EvalJob) -> None:
+    raise ZeroDivisionError("nobody foresaw this")
+
+
+def _hang_ignoring_sigterm(job: EvalJob) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(3600)
+
+
+def _hang(job: EvalJob) -> None:
+    time.sleep(3600)
+
+
+def _run_out_of_memory(job: EvalJob) -> None:
+    raise OutOfMemory("the device has too little memory")
+
+
+def _refuse(job: EvalJob) -> None:
+    raise WeightsInvalid("tensor embedding.weight is missing")
+
+
+_BEFORE_LOAD = {
+    "segfaults-loading-once": _segfault_once,
+    "dies-loading-once": _kill_itself_once,
+    "hangs-loading": _hang,
+    "refused": _refuse,
+}
+_BEFORE_THIRD_BATCH = {
+    "segfaults": _segfault,
+    "segfaults-once": _segfault_once,
+    "exits": _exit,
+    "dies-once": _kill_itself_once,
+    "freezes-once": _freeze_once,
+    "raises-unforeseen": _raise_unforeseen,
+    "hangs-ignoring-sigterm": _hang_ignoring_sigterm,
+    "out-of-memory": _run_out_of_memory,
+}
+
+if __name__ == "__main__":
+    main(MisbehavingRunner)

@@ -1,0 +1,122 @@
+"""One evaluation on its way through the pool: which batches are done, which are out, which nobody has yet."""
+
+import asyncio
+import logging
+import time
+from typing import Literal
+
+import numpy as np
+
+from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed, WorkerError
+from workers.types import BatchScore, EvalJob, EvalProgress, OnEvalProgress
+
+logger = logging.getLogger(__name__)
+
+MAX_DEATHS = 2
+"""Workers one evaluation may lose: the first is made good silently, the second ends it."""
+
+
+class Evaluation:
+    """The batches of one job, handed out in ranges and gathered as they come back, in any order."""
+
+    def __init__(self, job: EvalJob, num_batches: int, on_progress: OnEvalProgress | None) -> None:
+        self.job = job
+        self.num_batches = num_batches
+        self.outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
+        self.running: dict[int, range] = {}
+        """Ranges that a worker has in hand, by task id."""
+        self._free = [range(num_batches)]
+        self._scores: dict[int, BatchScore] = {}
+        self._on_progress = on_progress
+        self._devices: set[str] = set()
+        self._deaths = 0
+        self._deaths_by_own_doing = 0
+        self.load_seconds = 0.0
+        """The longest that a worker took to load the weights; 0.0 when none had to."""
+        self._first_loaded_at = 0.0
+        self._last_scored_at = 0.0
+        self.versions: dict[str, str] = {}
+        self._report("queued")
+
+    @property
+    def num_free(self) -> int:
+        """Batches that nobody has yet."""
+        return sum(len(batches) for batches in self._free)
+
+    def take(self, task_id: int, num_workers: int) -> range:
+        """Hand out the next range: half of an even share of what is left, so that all end together."""
+        size = max(1, self.num_free // (2 * num_workers)) if num_workers > 1 else len(self._free[0])
+        first = self._free.pop(0)
+        taken, rest = first[:size], first[size:]
+        if rest:
+            self._free.insert(0, rest)
+        self.running[task_id] = taken
+        self._report("evaluating" if self._first_loaded_at else "loading")
+        return taken
+
+    def give_back(self, task_id: int) -> None:
+        """The worker is gone: what it has not done is anybody's again."""
+        undone = [index for index in self.running.pop(task_id) if index not in self._scores]
+        if undone:
+            self._free.append(range(undone[0], undone[-1] + 1))
+            self._free.sort(key=lambda batches: batches.start)
+
+    def loaded(self, device: str, seconds: float, versions: dict[str, str]) -> None:
+        """A worker has the weights on its device; it took `seconds`, 0.0 when they were there."""
+        self._first_loaded_at = self._first_loaded_at or time.monotonic()
+        self._devices.add(device)
+        self.versions = versions
+        self.load_seconds = max(self.load_seconds, seconds)
+        self._report("evaluating")
+
+    def batch_done(self, score: BatchScore) -> None:
+        """A batch came back."""
+        self._scores[score.index] = score
+        self._last_scored_at = time.monotonic()
+        self._report("evaluating")
+        if not _is_finite(score):  # one such batch makes the mean so: the rest is not worth computing
+            self.fail(NonFiniteResult("the loss or the embedding of a batch is NaN or infinite"))
+        elif len(self._scores) == self.num_batches and not self.outcome.done():
+            self.outcome.set_result([self._scores[index] for index in range(self.num_batches)])
+
+    def finished(self, task_id: int) -> None:
+        """A range came to its end."""
+        self.running.pop(task_id)
+
+    def worker_died(self, task_id: int, own_doing: bool) -> None:
+        """A worker died of this evaluation, or at least during it; the second one ends it."""
+        self.give_back(task_id)
+        self._deaths += 1
+        self._deaths_by_own_doing += own_doing
+        if self._deaths_by_own_doing >= MAX_DEATHS:
+            self.fail(EvaluationCrashesWorker("two workers died of this evaluation"))
+        elif self._deaths >= MAX_DEATHS:
+            self.fail(WorkerCrashed("two workers were lost during this evaluation"))
+
+    def fail(self, error: WorkerError) -> None:
+        """There will be no result."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
+    @property
+    def devices(self) -> str:
+        """The devices that took part."""
+        return ",".join(sorted(self._devices))
+
+    def eval_seconds(self) -> float:
+        """From the first device that had the weights to the last batch."""
+        return self._last_scored_at - self._first_loaded_at
+
+    def _report(self, phase: Literal["queued", "loading", "evaluating"]) -> None:
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches))
+        except Exception:
+            logger.exception("the caller's on_progress raised")
+
+
+def _is_finite(score: BatchScore) -> bool:
+    return bool(
+        np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all()
+    )

@@ -1,0 +1,196 @@
+"""What parent and worker say to each other: tiny frozen values, each pickled behind its length.
+
+The parent speaks first (`Configure`); the worker answers `Ready` once its self-test has passed. Every
+`Evaluate` is answered by `Accepted`, then `Loaded`, a `BatchDone` for each batch, and exactly one of
+`Finished`, `Stopped` or `Failed`. Heartbeats come in between, whatever else the worker is doing.
+"""
+
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+
+from workers.errors import WorkerError
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+
+# -- to the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Who the worker is to be; the first message of all."""
+
+    config: WorkerConfig
+    heartbeat_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate the batches [start, stop) of a job."""
+
+    task_id: int
+    job: EvalJob
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Nobody wants this task any more."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """This job comes next: load its weights meanwhile, if there is room."""
+
+    job: EvalJob
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """Prove again that you compute rightly."""
+
+
+ToWorker = Configure | Evaluate | Stop | Prefetch | SelfTest
+
+# -- from the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The process runs; says nothing of the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The self-test passed."""
+
+    device_name: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestFailed:
+    """The device computes wrongly, or not at all."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """From here on the worker's death is this task's doing."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The weights lie on the device."""
+
+    task_id: int
+    load_seconds: float
+    """0.0 when they were resident."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """The numbers of one batch of a task."""
+
+    task_id: int
+    score: BatchScore
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Every batch of the task is done."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The task was given up, as asked."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task came to an end that is no result."""
+
+    task_id: int
+    error: WorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Whose weights lie on the device now."""
+
+    weights: frozenset[WeightsId]
+
+
+FromWorker = (
+    Heartbeat
+    | Ready
+    | SelfTestFailed
+    | Accepted
+    | Loaded
+    | BatchDone
+    | Finished
+    | Stopped
+    | Failed
+    | Resident
+)
+
+# -- the frame
+
+_LENGTH = struct.Struct("!I")
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """The message as it travels: the pickle's length in 4 bytes, big-endian, then the pickle."""
+    payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Decoder:
+    """Cuts a stream of bytes, as they come, into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[FromWorker]:
+        """The messages that `data` completes."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            messages.append(pickle.loads(self._buffer[_LENGTH.size : end]))
+            del self._buffer[:end]
+        return messages
+
+
+def receive(connection: socket.socket) -> ToWorker | None:
+    """The next message, waiting for it; None when the other side is gone."""
+    header = _receive_exactly(connection, _LENGTH.size)
+    payload = _receive_exactly(connection, _LENGTH.unpack(header)[0]) if header else b""
+    message: ToWorker | None = pickle.loads(payload) if payload else None
+    return message
+
+
+def _receive_exactly(connection: socket.socket, size: int) -> bytes:
+    """`size` bytes, or none at all when the other side closes before."""
+    received = bytearray()
+    while len(received) < size:
+        try:
+            part = connection.recv(size - len(received))
+        except ConnectionError:
+            return b""
+        if not part:
+            return b""
+        received += part
+    return bytes(received)

@@ -1,0 +1,203 @@
+"""The default pool: one spawned, supervised process per device, and the policy of who computes what.
+
+An evaluation is cut into ranges of batches. Whatever device is idle takes the oldest evaluation that nobody
+works on, or helps with one that somebody does; the scores are folded in batch order, so that the result is
+the same to the bit however it was cut. The parent never imports torch.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+from workers.architectures import load_architecture
+from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker
+from workers.evaluation import Evaluation
+from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.quarantine import Quarantine
+from workers.supervisor import Death, Patience, Supervisor
+from workers.types import BatchScore, DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
+from workers.worker_process import ENTRY_MODULE
+
+MAX_FAILED_STARTS = 3
+"""Starts in a row without a passed self-test after which a worker is no longer waited for."""
+
+
+class ProcessPool:
+    """A `workers.pool.WorkerPool` of processes on this machine, one per config."""
+
+    def __init__(
+        self,
+        configs: Sequence[WorkerConfig],
+        patience: Patience | None = None,
+        entry_module: str = ENTRY_MODULE,
+    ) -> None:
+        self._precision = configs[0].precision
+        self._workers = [Supervisor(config, self, patience, entry_module) for config in configs]
+        self._lives: list[asyncio.Task[None]] = []
+        self._evaluations: list[Evaluation] = []
+        """Oldest first; each from its submission to its outcome."""
+        self._by_task: dict[int, Evaluation] = {}
+        self._task_ids = itertools.count(1)
+        self._quarantine = Quarantine()
+        self._settled = asyncio.Event()
+
+    # -- the contract
+
+    async def start(self) -> None:
+        """Start every worker; returns when each has passed its self-test. Raises NoWorker if none can."""
+        self._lives = [asyncio.create_task(worker.run()) for worker in self._workers]
+        await self._settled.wait()
+        if self._hopeless():
+            await self.close()
+            raise NoWorker(f"no worker could start: {self._workers[0].last_trouble}")
+
+    async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
+        """Evaluate one model on one data set, on every device that is idle.
+
+        Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
+        device too. `on_progress` is called on the event loop, after each batch.
+        Raises a `workers.errors.WorkerError`, never anything else.
+        """
+        self._check(job)
+        package = load_architecture(job.architecture_version)
+        evaluation = Evaluation(job, package.num_batches(job.data_size), on_progress)
+        self._evaluations.append(evaluation)
+        self._dispatch()
+        try:
+            scores = await evaluation.outcome
+        finally:
+            self._retire(evaluation)
+        self._quarantine.acquit(job)
+        return self._result(evaluation, scores)
+
+    def status(self) -> list[DeviceStatus]:
+        """One entry per worker, without waiting."""
+        return [worker.status() for worker in self._workers]
+
+    async def close(self) -> None:
+        """End every worker process, whatever it is doing; returns when none is left."""
+        for life in self._lives:
+            life.cancel()
+        await asyncio.gather(*self._lives, return_exceptions=True)
+        self._lives = []
+        for evaluation in list(self._evaluations):
+            evaluation.fail(NoWorker("the pool was closed"))
+
+    # -- what the supervisors report
+
+    def worker_idle(self, worker: Supervisor) -> None:
+        """The worker can take a task."""
+        self._note_settled()
+        self._dispatch()
+
+    def task_message(self, worker: Supervisor, task: Evaluate, message: FromWorker) -> None:
+        """News of a task that nobody has stopped."""
+        evaluation = self._by_task[task.task_id]
+        match message:
+            case Loaded(_, load_seconds):
+                evaluation.loaded(worker.config.device, load_seconds, worker.versions)
+            case BatchDone(_, score):
+                evaluation.batch_done(score)
+            case Finished():
+                self._forget(task)
+                evaluation.finished(task.task_id)
+            case Failed(_, error):
+                self._forget(task)
+                evaluation.give_back(task.task_id)
+                evaluation.fail(error)
+
+    def worker_died(self, worker: Supervisor, death: Death) -> None:
+        """The process is gone: what it had in hand goes to another, if it may."""
+        if death.task:
+            evaluation = self._forget(death.task)
+            evaluation.worker_died(death.task.task_id, death.own_doing)
+            if death.own_doing:
+                self._quarantine.record_death(evaluation.job)
+        elif death.unaccepted_task:
+            self._forget(death.unaccepted_task).give_back(death.unaccepted_task.task_id)
+        self._note_settled()
+        if self._hopeless():
+            for evaluation in list(self._evaluations):
+                evaluation.fail(NoWorker(f"no worker can start: {worker.last_trouble}"))
+        self._dispatch()
+
+    # -- policy
+
+    def _check(self, job: EvalJob) -> None:
+        if job.data_size < 1:
+            raise EmptyData("there are no bytes to evaluate on")
+        if self._quarantine.holds(job):
+            raise EvaluationCrashesWorker("this evaluation has lately ended two workers")
+        if not self._lives or self._hopeless():
+            raise NoWorker("no worker is alive, and none will be soon")
+
+    def _dispatch(self) -> None:
+        """Give every idle worker something, as long as there is something to give."""
+        while idle := [worker for worker in self._workers if worker.idle]:
+            evaluation = self._next_evaluation(idle)
+            if evaluation is None:
+                return
+            self._assign(evaluation, _best_worker(idle, evaluation))
+
+    def _next_evaluation(self, idle: list[Supervisor]) -> Evaluation | None:
+        """The oldest that nobody works on; else the one that has most left for a helper."""
+        open_ones = [each for each in self._evaluations if each.num_free and not each.outcome.done()]
+        for evaluation in open_ones:
+            if not evaluation.running:
+                return evaluation
+        return max(open_ones, key=lambda each: each.num_free, default=None)
+
+    def _assign(self, evaluation: Evaluation, worker: Supervisor) -> None:
+        task_id = next(self._task_ids)
+        batches = evaluation.take(task_id, len(self._workers))
+        self._by_task[task_id] = evaluation
+        worker.assign(Evaluate(task_id, evaluation.job, batches.start, batches.stop))
+
+    def _retire(self, evaluation: Evaluation) -> None:
+        """It has its outcome, or nobody waits for it any more: free whoever still works on it."""
+        self._evaluations.remove(evaluation)
+        for worker in self._workers:
+            if worker.task and worker.task.task_id in evaluation.running:
+                self._forget(worker.task)
+                worker.stop_task()
+
+    def _forget(self, task: Evaluate) -> Evaluation:
+        return self._by_task.pop(task.task_id)
+
+    def _result(self, evaluation: Evaluation, scores: list[BatchScore]) -> EvalResult:
+        """Raises NonFiniteResult."""
+        job, package = evaluation.job, load_architecture(evaluation.job.architecture_version)
+        try:
+            mean = package.running_mean(scores)
+        except package.NonFiniteResult as error:
+            raise NonFiniteResult(error.detail) from error
+        return EvalResult(
+            loss=mean.loss,
+            cross_entropy=mean.cross_entropy,
+            sig_reg=mean.sig_reg,
+            embedding=mean.embedding,
+            attends_to_future=mean.attends_to_future,
+            num_sequences=package.num_sequences(job.data_size),
+            num_batches=len(scores),
+            precision=self._precision,
+            device=evaluation.devices,
+            load_seconds=evaluation.load_seconds,
+            eval_seconds=evaluation.eval_seconds(),
+            weights_cached="no" if evaluation.load_seconds else "device",
+            versions=evaluation.versions,
+        )
+
+    def _hopeless(self) -> bool:
+        return all(worker.failed_starts >= MAX_FAILED_STARTS for worker in self._workers)
+
+    def _note_settled(self) -> None:
+        if all(
+            worker.status().ready or worker.failed_starts >= MAX_FAILED_STARTS for worker in self._workers
+        ):
+            self._settled.set()
+
+
+def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor:
+    """One that holds the weights already, else one that holds the least."""
+    weights = evaluation.job.weights_id
+    return min(idle, key=lambda worker: (weights not in worker.resident, len(worker.resident)))

@@ -1,0 +1,195 @@
+"""The body of a worker: keeps weights resident on one device and evaluates ranges of batches with them."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.utils.deterministic
+
+from workers import errors
+from workers.architectures import load_architecture
+from workers.resident_weights import ResidentWeights
+from workers.self_test import SelfTest
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.6
+"""Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+
+
+class Runner:
+    """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        _prepare_device(config)
+        self._self_test = SelfTest(config.device, config.precision)
+        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._in_use: WeightsId | None = None
+        self._loading = threading.Lock()
+
+    @property
+    def device_name(self) -> str:
+        """What the vendor calls the device; empty for a CPU."""
+        is_gpu = self._config.device.startswith("cuda")
+        return torch.cuda.get_device_name(self._config.device) if is_gpu else ""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the packages that make the numbers."""
+        return {"torch": torch.__version__, "soma-arrgen": version("soma-arrgen")}
+
+    def self_test(self) -> str | None:
+        """None when known numbers come out right; else what came out."""
+        return self._self_test.run()
+
+    def resident(self) -> frozenset[WeightsId]:
+        """Whose weights lie on the device."""
+        return self._weights.ids()
+
+    def load(self, job: EvalJob) -> float:
+        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        Raises a verdict on them, or OutOfMemory when they do not fit with nothing else there.
+        """
+        self._in_use = job.weights_id
+        if self._weights.use(job.weights_id) is not None:
+            return 0.0
+        started = time.perf_counter()
+        with self._loading:  # a prefetch of these very weights may be under way
+            if self._weights.use(job.weights_id) is None:
+                self._weights.make_room(os.path.getsize(job.weights_path))
+                self._load_or_make_room(job)
+        return time.perf_counter() - started
+
+    def prefetch(self, job: EvalJob) -> None:
+        """Load the weights of the job that comes next, in the background, if there is room."""
+        if not self._loading.locked():
+            threading.Thread(target=self._prefetch, args=(job,), daemon=True).start()
+
+    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+        """The scores of those batches, in order. `load` comes first.
+
+        When the device's memory does not suffice, all other weights leave it and a batch is cut into
+        smaller pieces, once; then OutOfMemory.
+        """
+        data = Path(job.data_path).read_bytes()
+        done = batches.start
+        try:
+            for score in self._scores(job, data, batches, checkpoint, shrink=False):
+                yield score
+                done = score.index + 1
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
+            self._free_all_but(job)
+            yield from self._last_try(job, data, range(done, batches.stop), checkpoint)
+
+    def _last_try(
+        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None]
+    ) -> Iterator[BatchScore]:
+        try:
+            yield from self._scores(job, data, batches, checkpoint, shrink=True)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise errors.OutOfMemory("the device has too little memory to evaluate these weights") from None
+
+    def _scores(
+        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
+    ) -> Iterator[BatchScore]:
+        package = load_architecture(job.architecture_version)
+        runner = self._model_runner(package)
+        if shrink:
+            runner = self._model_runner(package, micro_batch_size=max(1, runner.micro_batch_size // 4))
+        model = self._weights.use(job.weights_id)
+        try:
+            for score in runner.eval_batches(model, data, job.seed, batches, checkpoint):
+                yield BatchScore(
+                    score.index, score.cross_entropy, score.sig_reg, score.embedding, score.attends_to_future
+                )
+        except package.EvaluationRefused as verdict:
+            raise _translate(verdict) from None
+
+    def _load_or_make_room(self, job: EvalJob) -> None:
+        try:
+            return self._load(job)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._free_all_but(job)
+        try:
+            return self._load(job)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise errors.OutOfMemory("the device has too little memory to hold these weights") from None
+
+    def _load(self, job: EvalJob) -> None:
+        package = load_architecture(job.architecture_version)
+        try:
+            model = self._model_runner(package).load(job.weights_path, job.decryption_key)
+        except package.EvaluationRefused as verdict:
+            raise _translate(verdict) from None
+        self._weights.add(job.weights_id, model)
+
+    def _prefetch(self, job: EvalJob) -> None:
+        """Never at the cost of the weights in use; whatever goes wrong is met again by `load`, and told there."""
+        with self._loading:
+            keep = {weights for weights in (self._in_use,) if weights is not None}
+            try:
+                if job.weights_id not in self._weights.ids() and self._weights.make_room(
+                    os.path.getsize(job.weights_path), keep
+                ):
+                    self._load(job)
+            except Exception as error:
+                logger.debug("prefetch gave up: %s", type(error).__name__)
+
+    def _model_runner(self, package: ModuleType, micro_batch_size: int | None = None) -> Any:
+        config = package.ModelConfig.small() if self._config.small_model else package.ModelConfig()
+        return package.ModelRunner(
+            config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
+        )
+
+    def _free_all_but(self, job: EvalJob) -> None:
+        self._weights.drop_all(keep={job.weights_id})
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device (or the machine) had no memory left; any other error of CUDA loses its context."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _translate(verdict: Any) -> errors.EvaluationRefused:
+    """An architecture's verdict as ours: the names are the same."""
+    kind: type[errors.EvaluationRefused] = getattr(errors, type(verdict).__name__)
+    return kind(verdict.detail)
+
+
+def _prepare_device(config: WorkerConfig) -> None:
+    """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if config.device.startswith("cuda"):
+        torch.cuda.set_device(config.device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _default_budget_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(device)
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return int(free * MEMORY_SHARE)

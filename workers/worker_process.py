@@ -1,0 +1,128 @@
+"""One worker process as the parent holds it: spawned, spoken to, ended, reaped. No policy here."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from workers.messages import Decoder, FromWorker, ToWorker, encode
+from workers.types import WorkerConfig
+
+ENTRY_MODULE = "workers.worker_main"
+_REAP_INTERVAL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class PipeClosed:
+    """The worker's end of the pipe is closed: it died, or is about to."""
+
+
+class WorkerProcess:
+    """A live worker process and our end of its pipe. Make one with `spawn`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], transport: asyncio.Transport, pipe: "_Pipe") -> None:
+        self._popen = popen
+        self._transport = transport
+        self._pipe = pipe
+        self.pid = popen.pid
+
+    @classmethod
+    async def spawn(cls, config: WorkerConfig, entry_module: str = ENTRY_MODULE) -> "WorkerProcess":
+        """Start `python -m entry_module` with one end of a new pipe.
+
+        Must run on a thread that lives as long as the worker may: the kernel ends the worker with it.
+        Raises OSError when the machine has no room for another process.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            transport, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
+            try:
+                return cls(_start(entry_module, theirs.fileno(), _environment(config)), transport, pipe)
+            except BaseException:
+                transport.close()
+                raise
+        finally:
+            theirs.close()
+
+    def send(self, message: ToWorker) -> None:
+        """Put a message on its way; nothing happens when the worker is gone."""
+        if not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    async def receive(self, timeout_seconds: float) -> FromWorker | PipeClosed | None:
+        """The next message; None when the worker said nothing for that long."""
+        try:
+            async with asyncio.timeout(timeout_seconds):  # wait_for of Python 3.11 can lose a cancellation
+                return await self._pipe.inbox.get()
+        except TimeoutError:
+            return None
+
+    async def end(self, term_grace_seconds: float) -> int:
+        """End the process, whatever it is doing, and reap it; returns its exit status (-N for signal N).
+
+        A closed pipe makes a healthy worker leave by itself; SIGTERM asks a busy one, SIGKILL ends any.
+        """
+        self._transport.close()
+        if self._pipe.closed_by_worker:  # dying already, if it has not been told otherwise
+            await self._exited_within(term_grace_seconds)
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            await self._exited_within(term_grace_seconds)
+        return await self.kill()
+
+    async def kill(self) -> int:
+        """End the process now, frozen or not, and reap it; returns its exit status."""
+        self._transport.close()
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGKILL)
+        await self._exited_within(float("inf"))
+        return self._popen.returncode
+
+    async def _exited_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._popen.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  no event tells it
+            await asyncio.sleep(_REAP_INTERVAL_SECONDS)
+
+
+class _Pipe(asyncio.Protocol):
+    """Our end: puts what the worker says into an inbox, in order."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[FromWorker | PipeClosed] = asyncio.Queue()
+        self.closed_by_worker = False
+        self._decoder = Decoder()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            self.inbox.put_nowait(message)
+
+    def eof_received(self) -> None:
+        self.closed_by_worker = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed_by_worker = self.closed_by_worker or exc is not None
+        self.inbox.put_nowait(PipeClosed())
+
+
+def _start(entry_module: str, fd: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", entry_module, str(fd), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(fd,),
+        env=environment,
+        process_group=0,  # Ctrl-C in the terminal reaches the parent alone
+    )
+
+
+def _environment(config: WorkerConfig) -> dict[str, str]:
+    """The worker's: our import path, its share of threads, and none of the service's secrets."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic cuBLAS; read when CUDA starts
+    if config.num_threads is not None:
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.num_threads)
+    return environment
