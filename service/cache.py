@@ -43,7 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class CacheInUse(RuntimeError):
+class CacheInUse(OSError):
     """Another service uses this directory."""
 
 

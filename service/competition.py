@@ -93,12 +93,6 @@ def parse_decryption_key(text: str, *, model_index: int | None = None) -> bytes:
     return key
 
 
-def is_checksum(text: str) -> bool:
-    """Whether the text is a Blake2b-256 digest in Base58, in its one canonical form."""
-    digest = _base58_of_32_bytes(text)
-    return digest is not None and base58.b58encode(digest).decode() == text
-
-
 def _base58_of_32_bytes(text: str) -> bytes | None:
     if len(text) > MAX_BASE58_OF_32_BYTES:
         return None

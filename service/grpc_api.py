@@ -19,7 +19,8 @@ from grpc import StatusCode
 
 from service import errors
 from service.bcs import BcsError, HealthRequest, HealthResponse, ManifestInput, ScoreRequest, ScoreResponse
-from service.competition import BlobRef, Competition, ModelManifest, is_checksum, parse_decryption_key
+from service.checksum import is_checksum
+from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
 from service.errors import InternalError, InvalidRequest, ScoringError
 from service.metrics import Metrics
 from service.scorer import Verdict

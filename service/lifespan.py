@@ -44,14 +44,14 @@ class Parts:
 async def open_service(settings: Settings) -> AsyncIterator[Parts]:
     """The service for the length of the block: blobs swept, workers tested; nothing left behind after.
 
-    Raises a ScoringError or a workers.errors.NoWorker when the machine does not allow it.
+    Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
     """
     package = load_architecture(ARCHITECTURE_VERSION)
     config = package.ModelConfig.small() if settings.small_model else package.ModelConfig()
     async with AsyncExitStack() as stack:
         downloader = Downloader.from_settings(settings)
         stack.push_async_callback(downloader.aclose)
-        cache = BlobCache(settings.data_dir / "blobs", downloader, max_bytes=settings.cache_max_bytes)
+        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
         stack.push_async_callback(cache.close)
         await cache.start()
         pool = create_pool(

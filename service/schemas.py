@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr
 
-from service.competition import BlobRef, Competition, ModelManifest, is_checksum, parse_decryption_key
+from service.checksum import is_checksum
+from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
 from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
 from service.scorer import Evaluation, Verdict
 

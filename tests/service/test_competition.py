@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from service.competition import (
     cosine_distance,
-    is_checksum,
     is_near_tie,
     margin,
     parse_decryption_key,
@@ -70,9 +69,3 @@ def test_a_key_is_32_bytes_in_base58() -> None:
         with pytest.raises(InvalidKey) as refused:
             parse_decryption_key(text)
         assert not text or text not in refused.value.detail
-
-
-def test_a_checksum_is_canonical_base58_of_32_bytes() -> None:
-    assert is_checksum("1" * 32)
-    assert not is_checksum("1" * 31)
-    assert not is_checksum("../../etc/passwd")
