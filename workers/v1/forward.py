@@ -69,7 +69,13 @@ class Evaluation:
         return normed.view(B, T, -1)
 
     def _add_attention(
-        self, x: Tensor, normed: Tensor, attention: Attention, batch: tuple[int, int], cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        normed: Tensor,
+        attention: Attention,
+        batch: tuple[int, int],
+        cos: Tensor,
+        sin: Tensor,
     ) -> None:
         """x += attention(normed), in place."""
         shape = (*batch, attention.num_heads, attention.head_dim)
@@ -108,7 +114,8 @@ def largest_score(q: Tensor, k: Tensor) -> Tensor:
     """A bound on every |q . k| / sqrt(K): q, k [B, T, H, K] -> scalar, NaN if anything is."""
     longest_q = torch.linalg.vector_norm(q, dim=-1).amax(dim=(0, 1))  # (H)
     longest_k = torch.linalg.vector_norm(k, dim=-1).amax(dim=(0, 1))
-    return (longest_q * longest_k).amax() / q.shape[-1] ** 0.5
+    bound: Tensor = (longest_q * longest_k).amax() / q.shape[-1] ** 0.5
+    return bound
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -82,7 +82,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         D = config.embedding_dim
-        self.num_heads, self.head_dim, self.dropout_rate = config.num_heads, config.head_dim, config.dropout_rate
+        self.num_heads, self.head_dim, self.dropout_rate = (
+            config.num_heads,
+            config.head_dim,
+            config.dropout_rate,
+        )
         self.query, self.key, self.value, self.output = (Linear(D, D) for _ in range(4))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -125,8 +129,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_1(x), cos, sin))
-        x = x + self.dropout(self.pwff(self.norm_2(x)))
-        return x
+        y: Tensor = x + self.dropout(self.pwff(self.norm_2(x)))
+        return y
 
 
 class Encoder(nn.Module):

@@ -27,7 +27,7 @@ CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
 """Activations of one micro-batch: enough rows to keep the device busy, and no more."""
 
-CPU_SIG_REG_ROWS = 256
+CPU_SIG_REG_ROWS = 512
 CUDA_SIG_REG_ROWS = 16_384
 """Tokens whose slices are looked at at once: on a CPU, what its caches hold."""
 
@@ -234,8 +234,9 @@ class ModelRunner:
         """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for tile in rows.split(rows_per_tile):
-            total += self._sig_reg.per_token(tile @ directions).double().sum()
+        for start in range(0, rows.shape[0], rows_per_tile):
+            z = rows[start : start + rows_per_tile] @ directions  # (R, S)
+            total += self._sig_reg.per_token(z).double().sum()
         checkpoint()
         return total
 
@@ -262,7 +263,9 @@ def _do_nothing() -> None:
 
 
 def _is_finite(score: BatchScore) -> bool:
-    return bool(np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all())
+    return bool(
+        np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all()
+    )
 
 
 def _identity(weights: Weights, decryption_key: bytes | None) -> tuple[object, ...]:

@@ -95,4 +95,6 @@ def _refuse_non_finite(loss: np.float32, embedding: NDArray[np.float32]) -> None
         raise NonFiniteResult(f"the loss is {loss}")
     num_bad = int(np.count_nonzero(~np.isfinite(embedding)))
     if num_bad:
-        raise NonFiniteResult(f"{num_bad} of {embedding.size} components of the embedding are NaN or infinite")
+        raise NonFiniteResult(
+            f"{num_bad} of {embedding.size} components of the embedding are NaN or infinite"
+        )

@@ -42,7 +42,8 @@ class SIGReg(nn.Module):
 
     def compute(self, x: Tensor, noise: Tensor) -> Tensor:
         """The regulariser of representations [..., D], times the coefficient; noise [D, S]. A scalar."""
-        return self.per_token(x @ unit_columns(noise)).mean() * self.config.coefficient
+        regulariser: Tensor = self.per_token(x @ unit_columns(noise)).mean()
+        return regulariser * self.config.coefficient
 
     def per_token(self, z: Tensor) -> Tensor:
         """The weighted error of each token, [..., S] -> [...], without the coefficient.
@@ -50,45 +51,38 @@ class SIGReg(nn.Module):
         z are the projections. The error is multiplied with the number of slices, where the number of
         samples would belong: this looks like a bug upstream, and is kept.
         """
-        cos_mean, sin_mean = mean_powers(z * self.step, self.config.points - 1)  # (..., P) each
-        err = (cos_mean - self.phi).square() + sin_mean.square()  # (..., P)
-        return (err @ self.weights) * z.shape[-1]
+        mean = mean_powers(z * self.step, self.config.points - 1)  # (..., P), complex: cos + i sin
+        err = (mean.real - self.phi).square() + mean.imag.square()  # (..., P)
+        weighted: Tensor = (err @ self.weights) * z.shape[-1]
+        return weighted
 
 
 def unit_columns(noise: Tensor) -> Tensor:
     """Directions [D, S]: each column divided by its 2-norm."""
-    return noise / torch.linalg.vector_norm(noise, dim=0)
+    directions: Tensor = noise / torch.linalg.vector_norm(noise, dim=0)
+    return directions
 
 
-def mean_powers(theta: Tensor, highest: int) -> tuple[Tensor, Tensor]:
-    """Means over the last axis of cos(k theta) and of sin(k theta), k = 1..highest: [..., S] -> [..., highest].
+def mean_powers(theta: Tensor, highest: int) -> Tensor:
+    """Means over the last axis of u, u^2 .. u^highest with u = exp(i theta): [..., S] -> complex [..., highest].
 
-    Nothing of size [..., S, highest] is made. With u = exp(i theta) and k = a + A b, the mean of u^k is the
-    inner product of u^a and (u^A)^b over the slices. So for k = 1..16 only u, u^2, u^3, u^4 and u^4, u^8,
-    u^12 are needed, each a product of few others, and one small matrix product per token does the rest.
-    Against float64, the error of a mean is below 1e-6.
+    Nothing of size [..., S, highest] is made. With k = a + A b, the mean of u^k is the inner product of u^a
+    and (u^A)^b over the slices. So for k = 1..16 only u, u^2, u^3, u^4 and u^4, u^8, u^12 are needed, each
+    a product of two others, and one small matrix product per token does the rest.
+    The error of a mean is about 1e-7 against float64, that of taking 16 cosines and sines each.
     """
     A = math.isqrt(highest - 1) + 1
     num_blocks = -(-highest // A)
-    low = _powers(torch.cos(theta), torch.sin(theta), A)  # u^1 .. u^A
-    high = [(torch.ones_like(theta), torch.zeros_like(theta))]  # (u^A)^0 ..
-    if num_blocks > 1:
-        high += _powers(*low[-1], num_blocks - 1)
-    left = torch.stack([part for power in low for part in power], dim=-2)  # (..., 2A, S)
-    right = torch.stack([part for power in high for part in power], dim=-2)  # (..., 2 blocks, S)
-    products = (left @ right.transpose(-2, -1)) / theta.shape[-1]  # (..., 2A, 2 blocks)
-    products = products.unflatten(-1, (num_blocks, 2)).unflatten(-3, (A, 2))  # (..., A, 2, blocks, 2)
-    cos_cos, cos_sin = products[..., 0, :, 0], products[..., 0, :, 1]  # (..., A, blocks)
-    sin_cos, sin_sin = products[..., 1, :, 0], products[..., 1, :, 1]
-    cos_mean = (cos_cos - sin_sin).transpose(-2, -1).flatten(-2)  # k = 1, 2, 3 ... in order
-    sin_mean = (sin_cos + cos_sin).transpose(-2, -1).flatten(-2)
-    return cos_mean[..., :highest], sin_mean[..., :highest]
+    u = torch.polar(torch.ones_like(theta), theta)
+    low = _powers(u, A)  # u^1 .. u^A
+    high = [torch.ones_like(u), *_powers(low[-1], num_blocks - 1)]  # (u^A)^0 ..
+    products = torch.stack(high, dim=-2) @ torch.stack(low, dim=-1)  # (..., blocks, S) @ (..., S, A)
+    return products.flatten(-2)[..., :highest] / theta.shape[-1]  # k = 1, 2, 3 ... in order
 
 
-def _powers(cos: Tensor, sin: Tensor, highest: int) -> list[tuple[Tensor, Tensor]]:
-    """u, u^2 .. u^highest of u = cos + i sin, each from the product of two about half as high."""
-    powers = [(cos, sin)]
+def _powers(u: Tensor, highest: int) -> list[Tensor]:
+    """u, u^2 .. u^highest, each the product of two about half as high."""
+    powers = [u]
     for k in range(2, highest + 1):
-        (c, s), (d, e) = powers[k // 2 - 1], powers[k - k // 2 - 1]
-        powers.append((c * d - s * e, c * e + s * d))
-    return powers
+        powers.append(powers[k // 2 - 1] * powers[k - k // 2 - 1])
+    return powers[:highest]

@@ -49,13 +49,13 @@ def tokenize_range(
     start = sequences.start * max_seq_len
     found = np.frombuffer(memoryview(data)[start : sequences.stop * max_seq_len], dtype=np.uint8)
     B, T = len(sequences), max_seq_len
-    token_ids = np.full(B * T, V1_PAD_TOKEN_ID, dtype=np.int64)
-    token_ids[: found.size] = found
+    tokens = np.full(B * T, V1_PAD_TOKEN_ID, dtype=np.int64)
+    tokens[: found.size] = found
     if found.size < B * T:
-        token_ids[found.size] = V1_EOS_TOKEN_ID
+        tokens[found.size] = V1_EOS_TOKEN_ID
     # Offsets stop growing at the end of the data: EOS and PAD share the position behind the last byte.
     pos_ids = start + np.minimum(np.arange(B * T, dtype=np.int64), found.size)
-    token_ids = token_ids.reshape(B, T)
+    token_ids = tokens.reshape(B, T)
     targets = np.full((B, T), V1_PAD_TOKEN_ID, dtype=np.int64)
     targets[:, :-1] = token_ids[:, 1:]
     return TokenizedBatch(token_ids, targets, pos_ids.reshape(B, T))

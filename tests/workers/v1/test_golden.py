@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tests.recipe import (
     SMALL_CONFIG,
     GoldenCase,
@@ -11,7 +12,6 @@ from tests.recipe import (
     make_weights,
     safetensors_bytes,
 )
-
 from workers.v1 import ModelConfig, ModelRunner, running_mean
 
 CASES = [
@@ -20,14 +20,10 @@ CASES = [
 ]
 
 
-def runner_of(case: GoldenCase, **options: int) -> ModelRunner:
-    config = ModelConfig(**case.config)
-    return ModelRunner(config, max_seq_len=case.max_seq_len, batch_size=case.batch_size, **options)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_rust_runner(case: GoldenCase) -> None:
-    runner, data = runner_of(case), make_data(case.data)
+    runner = ModelRunner(ModelConfig(**case.config), max_seq_len=case.max_seq_len, batch_size=case.batch_size)
+    data = make_data(case.data)
     model = runner.load(safetensors_bytes(make_weights(case.config, case.weights)))
     scores = list(runner.eval_batches(model, data, case.seed, range(runner.num_batches(len(data)))))
     mean = running_mean(scores)
