@@ -9,6 +9,7 @@ WorkerError
 ├── EvaluationCrashesWorker    these weights ended two workers: kept from a third
 └── WorkerTrouble              this machine's trouble: another try may succeed
     ├── WorkerCrashed          the process died or froze under the job
+    ├── FileUnreadable         the machine could not read the weights or the data it was pointed to
     ├── OutOfMemory            the device has too little memory, even with nothing else on it
     └── NoWorker               no worker is alive or will be soon
 """
@@ -52,6 +53,10 @@ class WorkerTrouble(WorkerError):
 
 class WorkerCrashed(WorkerTrouble):
     """The worker died or froze while it had the job."""
+
+
+class FileUnreadable(WorkerTrouble):
+    """The weights or the data are not to be read where the job says they lie."""
 
 
 class OutOfMemory(WorkerTrouble):

@@ -25,6 +25,8 @@ class Evaluation:
         self.outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
         self.running: dict[int, range] = {}
         """Ranges that a worker has in hand, by task id."""
+        self.loading_ahead = False
+        """A worker has been asked to load the weights while it is busy with another evaluation."""
         self._free = [range(num_batches)]
         self._scores: dict[int, BatchScore] = {}
         self._on_progress = on_progress
@@ -40,8 +42,20 @@ class Evaluation:
 
     @property
     def num_free(self) -> int:
-        """Batches that nobody has yet."""
-        return sum(len(batches) for batches in self._free)
+        """Batches that nobody has yet; none once there is an outcome."""
+        return 0 if self.outcome.done() else sum(len(batches) for batches in self._free)
+
+    @property
+    def num_left(self) -> int:
+        """Batches that are not done."""
+        return self.num_batches - len(self._scores)
+
+    def gains_by(self, holds_weights: bool) -> bool:
+        """Whether a further worker makes it faster: the others need longer than it would take to load."""
+        if self.num_free == 0 or holds_weights or not self._scores:
+            return self.num_free > 0
+        seconds_left = self.eval_seconds() * self.num_left / len(self._scores)
+        return seconds_left > self.load_seconds
 
     def take(self, task_id: int, num_workers: int) -> range:
         """Hand out the next range: half of an even share of what is left, so that all end together."""

@@ -9,12 +9,12 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 
-from workers.architectures import load_architecture
-from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker
+from workers.architectures import UnknownArchitecture, load_architecture
+from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker, WeightsInvalid
 from workers.evaluation import Evaluation
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.quarantine import Quarantine
-from workers.supervisor import Death, Patience, Supervisor
+from workers.supervisor import Death, Patience, State, Supervisor
 from workers.types import BatchScore, DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
 from workers.worker_process import ENTRY_MODULE
 
@@ -59,8 +59,7 @@ class ProcessPool:
         Raises a `workers.errors.WorkerError`, never anything else.
         """
         self._check(job)
-        package = load_architecture(job.architecture_version)
-        evaluation = Evaluation(job, package.num_batches(job.data_size), on_progress)
+        evaluation = Evaluation(job, _num_batches(job), on_progress)
         self._evaluations.append(evaluation)
         self._dispatch()
         try:
@@ -134,18 +133,42 @@ class ProcessPool:
     def _dispatch(self) -> None:
         """Give every idle worker something, as long as there is something to give."""
         while idle := [worker for worker in self._workers if worker.idle]:
-            evaluation = self._next_evaluation(idle)
-            if evaluation is None:
+            chosen = self._next_alone(idle) or self._next_to_help(idle)
+            if chosen is None:
                 return
-            self._assign(evaluation, _best_worker(idle, evaluation))
+            self._assign(*chosen)
+        self._load_ahead()
 
-    def _next_evaluation(self, idle: list[Supervisor]) -> Evaluation | None:
-        """The oldest that nobody works on; else the one that has most left for a helper."""
-        open_ones = [each for each in self._evaluations if each.num_free and not each.outcome.done()]
-        for evaluation in open_ones:
-            if not evaluation.running:
-                return evaluation
-        return max(open_ones, key=lambda each: each.num_free, default=None)
+    def _next_alone(self, idle: list[Supervisor]) -> tuple[Evaluation, Supervisor] | None:
+        """The oldest evaluation that nobody works on, and the best worker for it."""
+        for evaluation in self._evaluations:
+            if evaluation.num_free and not evaluation.running:
+                return evaluation, _best_worker(idle, evaluation)
+        return None
+
+    def _next_to_help(self, idle: list[Supervisor]) -> tuple[Evaluation, Supervisor] | None:
+        """The evaluation with most left of those that a further worker makes faster, and that worker."""
+        for evaluation in sorted(self._evaluations, key=lambda each: each.num_free, reverse=True):
+            worker = _best_worker(idle, evaluation)
+            if evaluation.gains_by(holds_weights=evaluation.job.weights_id in worker.resident):
+                return evaluation, worker
+        return None
+
+    def _load_ahead(self) -> None:
+        """All are busy: the worker with least left to do loads the next evaluation's weights meanwhile."""
+        for evaluation in self._evaluations:
+            if evaluation.running or evaluation.loading_ahead or not evaluation.num_free:
+                continue
+            evaluation.loading_ahead = True
+            busy = [worker for worker in self._workers if worker.state is State.BUSY and worker.task]
+            if busy and not any(evaluation.job.weights_id in worker.resident for worker in busy):
+                min(busy, key=self._num_left).prefetch(evaluation.job)
+            return
+
+    def _num_left(self, worker: Supervisor) -> int:
+        """Batches until this busy worker is likely to be free."""
+        evaluation = self._by_task[worker.task.task_id] if worker.task else None
+        return evaluation.num_left if evaluation else 0
 
     def _assign(self, evaluation: Evaluation, worker: Supervisor) -> None:
         task_id = next(self._task_ids)
@@ -195,6 +218,15 @@ class ProcessPool:
             worker.status().ready or worker.failed_starts >= MAX_FAILED_STARTS for worker in self._workers
         ):
             self._settled.set()
+
+
+def _num_batches(job: EvalJob) -> int:
+    try:
+        package = load_architecture(job.architecture_version)
+    except UnknownArchitecture as error:
+        raise WeightsInvalid(str(error)) from None
+    num_batches: int = package.num_batches(job.data_size)
+    return num_batches
 
 
 def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor:

@@ -58,7 +58,7 @@ class Runner:
     def load(self, job: EvalJob) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        Raises a verdict on them, or OutOfMemory when they do not fit with nothing else there.
+        Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         self._in_use = job.weights_id
         if self._weights.use(job.weights_id) is not None:
@@ -66,7 +66,6 @@ class Runner:
         started = time.perf_counter()
         with self._loading:  # a prefetch of these very weights may be under way
             if self._weights.use(job.weights_id) is None:
-                self._weights.make_room(os.path.getsize(job.weights_path))
                 self._load_or_make_room(job)
         return time.perf_counter() - started
 
@@ -81,7 +80,7 @@ class Runner:
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
         smaller pieces, once; then OutOfMemory.
         """
-        data = Path(job.data_path).read_bytes()
+        data = _read_data(job)
         done = batches.start
         try:
             for score in self._scores(job, data, batches, checkpoint, shrink=False):
@@ -121,6 +120,7 @@ class Runner:
             raise _translate(verdict) from None
 
     def _load_or_make_room(self, job: EvalJob) -> None:
+        self._weights.make_room(_file_size(job))
         try:
             return self._load(job)
         except (RuntimeError, MemoryError) as error:
@@ -140,6 +140,8 @@ class Runner:
             model = self._model_runner(package).load(job.weights_path, job.decryption_key)
         except package.EvaluationRefused as verdict:
             raise _translate(verdict) from None
+        except OSError as error:
+            raise _unreadable(error, "weights") from None
         self._weights.add(job.weights_id, model)
 
     def _prefetch(self, job: EvalJob) -> None:
@@ -147,9 +149,8 @@ class Runner:
         with self._loading:
             keep = {weights for weights in (self._in_use,) if weights is not None}
             try:
-                if job.weights_id not in self._weights.ids() and self._weights.make_room(
-                    os.path.getsize(job.weights_path), keep
-                ):
+                is_new = job.weights_id not in self._weights.ids()
+                if is_new and self._weights.make_room(_file_size(job), keep):
                     self._load(job)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
@@ -169,6 +170,25 @@ class Runner:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (or the machine) had no memory left; any other error of CUDA loses its context."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _file_size(job: EvalJob) -> int:
+    """What the weights will take on the device, about: exactly that for float32."""
+    try:
+        return os.path.getsize(job.weights_path)
+    except OSError as error:
+        raise _unreadable(error, "weights") from None
+
+
+def _read_data(job: EvalJob) -> bytes:
+    try:
+        return Path(job.data_path).read_bytes()
+    except OSError as error:
+        raise _unreadable(error, "data") from None
+
+
+def _unreadable(error: OSError, blob: str) -> errors.FileUnreadable:
+    return errors.FileUnreadable(f"the {blob} could not be read: {error.strerror or 'it became shorter'}")
 
 
 def _translate(verdict: Any) -> errors.EvaluationRefused:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from workers.v1 import ModelConfig, ModelRunner
-from workers.v1.config import V1_VOCAB_SIZE
+from workers.architectures import load_architecture
+from workers.types import Precision
 
 DATA = b"the quick brown fox jumps over a lazy dog while seven wizards mix black quartz potions. the quick brown "[
     :100
@@ -36,8 +36,9 @@ each other by about 1e-6 in float32; the faster modes round by design."""
 class SelfTest:
     """The test of one device, ready to be run again and again. Raises what a broken device raises."""
 
-    def __init__(self, device: str, precision: str) -> None:
-        self._runner = ModelRunner(ModelConfig.small(), device, precision)  # type: ignore[arg-type]
+    def __init__(self, device: str, precision: Precision) -> None:
+        v1 = load_architecture("1")
+        self._runner = v1.ModelRunner(v1.ModelConfig.small(), device, precision)
         self._tolerance = TOLERANCE[precision]
         self._weights = golden_weights()
 
@@ -60,8 +61,8 @@ def golden_weights() -> bytes:
 
 def _tensors() -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Name and value of every tensor; each is a draw whose seed follows from its place in the model."""
-    config = ModelConfig.small()
-    D, hidden, V = config.embedding_dim, config.pwff_hidden_dim, V1_VOCAB_SIZE
+    config = load_architecture("1").ModelConfig.small()
+    D, hidden, V = config.embedding_dim, config.pwff_hidden_dim, config.vocab_size
     for layer in range(config.num_layers):
         seed, prefix = WEIGHTS_SEED + layer, f"encoder.layers.{layer}."
         yield from _norm(prefix + "norm_1", D, seed + 1)

@@ -53,16 +53,20 @@ class Patience:
     heartbeat: float = 0.5
     """Between two heartbeats."""
     frozen: float = 20.0
-    """Silence after which a worker counts as frozen."""
+    """Silence after which a worker counts as frozen; three times that while it starts, for opening a large
+    library keeps every thread of a process waiting."""
     start: float = 300.0
     """From spawn to a passed self-test."""
-    stop: float = 10.0
+    test: float = 60.0
+    """From asking for another self-test to its passing."""
+    stop: float = 15.0
     """From telling a worker to stop its task to SIGTERM."""
     terminate: float = 3.0
     """From SIGTERM to SIGKILL."""
     restart: float = 0.2
     """Before the first restart; doubles with each death in a row, and is jittered."""
     restart_at_most: float = 30.0
+    """Also the age at which a worker counts as sound, so that its death is the first in a row again."""
     self_test: float = 60.0
     """Age of a self-test at which an idle worker takes another."""
 
@@ -132,6 +136,7 @@ class Supervisor:
         self._accepted = False
         self._state_since = 0.0
         self._tested_at = 0.0
+        self._started_at = 0.0
         self._silent_beats = 0
 
     # -- what the pool asks
@@ -172,21 +177,24 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep a worker alive until cancelled; when this returns, no process is left."""
-        while True:
-            self._enter(State.STARTING)
-            try:
-                reason, status = await self._live_once()
-            except OSError as error:
-                reason, status = f"could not be started: {error.strerror}", 0
-            self._bury(reason, status)
-            await asyncio.sleep(self._restart_delay())
-            self._restarts += 1
+        try:
+            while True:
+                self._enter(State.STARTING)
+                try:
+                    reason, status = await self._live_once()
+                except OSError as error:
+                    reason, status = f"could not be started: {error.strerror}", 0
+                self._bury(reason, status)
+                await asyncio.sleep(self._restart_delay())
+                self._restarts += 1
+        finally:
+            self._process, self.task = None, None
+            self._enter(State.DOWN)
 
     async def _live_once(self) -> tuple[str, int]:
         """One process from spawn to reaped; returns why it ended and its exit status (0: we ended it)."""
         process = await WorkerProcess.spawn(self.config, self._entry_module)
-        self._process = process
-        self._silent_beats = 0
+        self._process, self._started_at, self._silent_beats = process, _now(), 0
         try:
             self._send(Configure(self.config, self._patience.heartbeat))
             trouble = await self._listen(process)
@@ -252,12 +260,12 @@ class Supervisor:
         """Why the process must be ended now, if it must. Also sends a long idle one to its self-test."""
         patience, age = self._patience, _now() - self._state_since
         # Beats are counted, not time: after the whole machine slept, one is missed, not all.
-        if self._silent_beats * patience.heartbeat >= patience.frozen:
+        starting = self.state is State.STARTING
+        if self._silent_beats * patience.heartbeat >= patience.frozen * (3 if starting else 1):
             return "froze"
-        if self.state in (State.STARTING, State.TESTING) and age > patience.start:
-            return "did not finish its self-test"
-        if self.state is State.STOPPING and age > patience.stop:
-            return "would not stop"
+        limits = {State.STARTING: patience.start, State.TESTING: patience.test, State.STOPPING: patience.stop}
+        if age > limits.get(self.state, float("inf")):
+            return f"took too long ({self.state.value})"
         if self.state is State.IDLE and _now() - self._tested_at >= patience.self_test:
             self._test()
         return None
@@ -276,7 +284,8 @@ class Supervisor:
         logger.warning("worker on %s %s (%s)", self.config.device, reason, self.state.value)
         self.last_trouble = reason
         self._process, self.task, self.resident = None, None, frozenset()
-        self._deaths_in_a_row += 1
+        lived_long = _now() - self._started_at > self._patience.restart_at_most
+        self._deaths_in_a_row = 1 if lived_long else self._deaths_in_a_row + 1
         self._enter(State.DOWN)
         self._owner.worker_died(self, death)
 

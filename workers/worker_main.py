@@ -111,7 +111,6 @@ class Worker:
             self._test(runner)
         else:
             self._evaluate(runner, message)
-            self._report_resident(runner)
 
     def _test(self, runner: JobRunner) -> None:
         wrong = runner.self_test()
@@ -159,6 +158,8 @@ class Worker:
     def _beat(self, seconds: float) -> None:
         while True:
             self._send(Heartbeat())
+            if self._runner is not None:  # what was loaded ahead is not told otherwise
+                self._report_resident(self._runner)
             time.sleep(seconds)
 
     def _send(self, message: FromWorker) -> None:

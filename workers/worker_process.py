@@ -14,6 +14,7 @@ from workers.types import WorkerConfig
 
 ENTRY_MODULE = "workers.worker_main"
 _REAP_INTERVAL_SECONDS = 0.01
+_STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def _start(entry_module: str, fd: int, environment: dict[str, str]) -> subproces
     return subprocess.Popen(
         [sys.executable, "-P", "-m", entry_module, str(fd), str(os.getpid())],
         stdin=subprocess.DEVNULL,
+        stdout=_STDERR,  # our stdout may be somebody's JSON
         pass_fds=(fd,),
         env=environment,
         process_group=0,  # Ctrl-C in the terminal reaches the parent alone
