@@ -8,15 +8,16 @@ above with the name from the URL, so SNI, Host and the certificate check stay by
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
 
 import asyncio
-import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpcore
+import httpx
 
+from service.body_stream import BodyStream, with_plain_body
 from service.url_policy import ForbiddenTarget, UrlPolicy
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -26,7 +27,6 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple
 
 _MAX_ADDRESSES_DIALLED = 6
 _MAX_SECONDS_PER_ADDRESS = 4.0
-_READ_BYTES = 1 << 18
 
 
 class SystemResolver:
@@ -126,44 +126,33 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
-                return WideStream(stream)
+                return BodyStream(stream)
         raise failure
 
 
-class WideStream(httpcore.AsyncNetworkStream):
-    """A stream that reads as much as there is, up to 256 KiB, where httpcore asks for 64 KiB at a time."""
+class GuardedTransport(httpx.AsyncHTTPTransport):
+    """httpx's transport over connections that only lead to allowed addresses; no proxy, no environment.
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
+    Raises ForbiddenTarget where the policy says no, httpx.TransportError for everything else.
+    """
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Bytes as they come, b"" at the end; a broken TLS record is a ReadError like any other."""
-        with _tls_errors_as(httpcore.ReadError):
-            return await self._stream.read(max(max_bytes, _READ_BYTES), timeout)
+    def __init__(
+        self,
+        policy: UrlPolicy,
+        resolver: Resolver,
+        ssl_context: ssl.SSLContext,
+        network: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
+        super().__init__(verify=ssl_context, trust_env=False)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            max_connections=None,
+            max_keepalive_connections=16,
+            keepalive_expiry=5.0,
+            network_backend=GuardedNetwork(policy, resolver, network),
+        )
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
-        with _tls_errors_as(httpcore.WriteError):
-            await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._stream.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """The same stream, encrypted; the certificate is checked against `server_hostname`."""
-        return WideStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know of the socket."""
-        return self._stream.get_extra_info(info)
-
-
-@contextlib.contextmanager
-def _tls_errors_as(kind: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise kind("the connection broke") from error
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The reply to one request, its body not yet read."""
+        response = await super().handle_async_request(request)
+        return with_plain_body(response, request.extensions.get("timeout", {}).get("read"))

@@ -24,7 +24,7 @@ from typing import NoReturn, Self, cast
 import httpcore
 import httpx
 
-from service.address_guard import GuardedNetwork, Resolver, SystemResolver
+from service.address_guard import GuardedTransport, Resolver, SystemResolver
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.config import Settings
@@ -98,26 +98,6 @@ class Downloaded:
 
     checksum: str
     size: int
-
-
-class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport over connections that only lead to allowed addresses; no proxy, no environment."""
-
-    def __init__(
-        self,
-        policy: UrlPolicy,
-        resolver: Resolver,
-        ssl_context: ssl.SSLContext,
-        network: httpcore.AsyncNetworkBackend | None,
-    ) -> None:
-        super().__init__(verify=ssl_context, trust_env=False)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context,
-            max_connections=None,
-            max_keepalive_connections=16,
-            keepalive_expiry=5.0,
-            network_backend=GuardedNetwork(policy, resolver, network),
-        )
 
 
 class Downloader:
