@@ -1,27 +1,36 @@
-"""The command line: serve, demo. Exit codes: 0 good, 1 weights or data at fault, 2 usage, 3 machine or network."""
+"""The command line: typer's declarations and nothing else, so that a command imports only what it needs.
 
-import asyncio
+Exit codes: 0 good, 1 weights or data at fault, 2 usage, 3 machine or network at fault, 130 Ctrl-C.
+"""
+
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import SecretStr, ValidationError
 
-from service.config import Settings
+if TYPE_CHECKING:
+    from service.config import Settings
 
 EXIT_AT_FAULT = 1
 EXIT_USAGE = 2
 EXIT_MACHINE = 3
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="soma-eval",
-    help="What a model's weights are worth on the SOMA network: loss and embedding, as its Rust runner computes them.",
+    help="What a model's weights are worth on the SOMA network: loss and embedding, as its Rust runner computes them."
+    "\n\nA trainer's way: `score` the candidates, `encrypt` the best, upload it, `check` the upload, commit.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, or a comma list: one worker each.")
@@ -33,21 +42,90 @@ PrecisionFlag = Annotated[
     str | None, typer.Option("--precision", help="float32, or on a GPU the faster tf32, bf16.")
 ]
 DataDirFlag = Annotated[Path | None, typer.Option("--data-dir", help="Where blobs are kept, as published.")]
+AllowHttpFlag = Annotated[
+    bool | None, typer.Option("--allow-http/--https-only", help="Fetch http URLs as well.")
+]
+AllowPrivateFlag = Annotated[
+    bool | None,
+    typer.Option("--allow-private-addresses/--public-addresses-only", help="Fetch from any address."),
+]
+KeyFileFlag = Annotated[
+    Path | None, typer.Option("--key-file", help="The key in a file: keeps it out of the shell's history.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def main() -> None:
-    """The console command."""
-    app()
+    """The console command: whatever goes wrong is said in one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        if len(sys.argv) > 1:
+            _complain(f"{_message(error)} See `{_help_command(error)}`.")
+        code = EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = EXIT_MACHINE
+    except Exception as error:
+        _complain(f"a bug of soma-eval: {type(error).__name__}: {error}. Please report it with the command.")
+        code = EXIT_MACHINE
+    if code == EXIT_INTERRUPTED:
+        _complain("interrupted; nothing is left running.")
+    sys.exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong in one line on stderr, and end."""
-    typer.echo(f"soma-eval: {message}", err=True)
+    _complain(message)
     raise typer.Exit(code)
 
 
-def settings_from(flags: dict[str, Any]) -> Settings:
+def _complain(message: str) -> None:
+    typer.echo(f"soma-eval: {' '.join(message.split())}", err=True)
+
+
+def _message(error: BaseException) -> str:
+    text: str = getattr(error, "format_message", lambda: str(error))()
+    return text if text.endswith((".", "?", ")")) else f"{text}."
+
+
+def _help_command(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'soma-eval'} --help"
+
+
+@contextmanager
+def _said_in_one_line() -> Iterator[None]:
+    """Ends the command with the right code and one line for every error that was foreseen."""
+    from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
+    from service.question import BadUsage
+    from service.remedies import remedy
+    from workers.errors import WorkerError
+
+    try:
+        yield
+    except BadUsage as error:
+        fail(str(error), EXIT_USAGE)
+    except ScoringError as error:
+        usage = isinstance(error, InvalidUrl | InvalidRequest)
+        trouble = error.retryable or isinstance(error, ServiceTrouble)
+        code = EXIT_USAGE if usage else EXIT_MACHINE if trouble else EXIT_AT_FAULT
+        fail(f"{error.detail}. {remedy(error)}", code)
+    except WorkerError as error:
+        fail(f"{error.detail}. --device cpu works everywhere.", EXIT_MACHINE)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        fail(f"{name}{error.strerror or error}.", EXIT_MACHINE)
+
+
+def settings_from(flags: dict[str, Any]) -> "Settings":
     """The settings: flags that were given, over the environment, over `.env`. Ends with a clear line if they clash."""
+    from pydantic import ValidationError
+
+    from service.config import Settings
+
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**given)
@@ -74,6 +152,150 @@ def _options(
 
 
 @app.command()
+def score(
+    weights: Annotated[
+        list[str], typer.Option(help="A file, a glob in quotes, or a URL; repeat it for each candidate.")
+    ],
+    data: Annotated[str, typer.Option(help="A held-out file, a folder of them, or - for standard input.")],
+    seed: Annotated[int, typer.Option(help="Of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on: does the order hold?")
+    ] = 1,
+    target: Annotated[
+        Path | None, typer.Option(help="A target embedding: a JSON list of numbers, or .npy.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SOMA_EVAL_KEY",
+            help="In Base58: one for all weights, or one for each in order, none for those in the clear. "
+            "It lands in the shell's history: prefer --key-file.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        list[Path] | None, typer.Option(help="The same, from files, as `encrypt` writes them.")
+    ] = None,
+    json: JsonFlag = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page to look at: where the candidates differ.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Let a running service do it; files are served to it from here.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="SOMA_EVAL_API_KEY", help="Of that service, if it asks for one.")
+    ] = None,
+    device: DeviceFlag = None,
+    small_model: SmallModelFlag = None,
+    precision: PrecisionFlag = None,
+    data_dir: DataDirFlag = None,
+    allow_http: AllowHttpFlag = None,
+    allow_private_addresses: AllowPrivateFlag = None,
+) -> None:
+    """Compare candidate weights on held-out data, as the network would.
+
+    One candidate that fails costs the others nothing. Several files or seeds: every number is the mean over them.
+
+    Two checkpoints on one file:
+
+    `soma-eval score --weights a.safetensors --weights b.safetensors --data held-out.txt`
+
+    All checkpoints, every file of a folder, five seeds, and a page to look at:
+
+    `soma-eval score --weights 'checkpoints/*.safetensors' --data held-out/ --seeds 5 --report score.html`
+
+    The encrypted file, as it will be published, for a script:
+
+    `soma-eval score --weights best.enc --key-file best.key --data held-out.txt --json`
+    """
+    flags = dict(locals())
+    ours = ("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+    given = {name: flags.pop(name) for name in ours}
+    if url is not None and any(value is not None for value in given.values()):
+        fail("--url leaves device, model and data folder to the service: leave out their flags", EXIT_USAGE)
+    settings = settings_from(given)
+    with _said_in_one_line():
+        from service.score_command import run_score
+
+        code = run_score(settings=settings, **flags)
+    raise typer.Exit(code)
+
+
+@app.command()
+def encrypt(
+    weights: Annotated[Path, typer.Argument(help="A safetensors file.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to; never overwritten.")],
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="Use this key, Base58, in place of a new one. It lands in the shell's history, "
+            "and a key is for one file only."
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the new key here, for you alone to read, and do not print it."),
+    ] = None,
+    json: JsonFlag = False,
+    small_model: SmallModelFlag = None,
+) -> None:
+    """Encrypt weights for publishing; prints the key, checksum and size that a commit needs.
+
+    Weights that the network would refuse are refused here, before anything is written.
+
+    `soma-eval encrypt best.safetensors -o best.enc --key-file best.key`
+    """
+    settings = settings_from({"small_model": small_model})
+    with _said_in_one_line():
+        from service.encrypt_command import run_encrypt
+
+        code = run_encrypt(weights, output, key, key_file, json=json, settings=settings)
+    raise typer.Exit(code)
+
+
+@app.command()
+def check(
+    place: Annotated[str, typer.Argument(metavar="URL|FILE", help="What was uploaded, or will be.")],
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SOMA_EVAL_KEY", help="In Base58. It lands in the shell's history: prefer --key-file."
+        ),
+    ] = None,
+    key_file: KeyFileFlag = None,
+    checksum: Annotated[str | None, typer.Option(help="As `encrypt` printed it.")] = None,
+    size: Annotated[int | None, typer.Option(min=0, help="Bytes, as `encrypt` printed it.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte, and verify the checksum too.")
+    ] = False,
+    json: JsonFlag = False,
+    small_model: SmallModelFlag = None,
+    data_dir: DataDirFlag = None,
+    allow_http: AllowHttpFlag = None,
+    allow_private_addresses: AllowPrivateFlag = None,
+) -> None:
+    """See whether the network will accept an upload, from its first bytes alone; do it before you commit.
+
+    `soma-eval check https://host/best.enc --key-file best.key --checksum 9Vz... --size 4838937288`
+
+    With `--full` it downloads everything, and the checksum is verified as well.
+    """
+    settings = settings_from(
+        {
+            "small_model": small_model,
+            "data_dir": data_dir,
+            "allow_http": allow_http,
+            "allow_private_addresses": allow_private_addresses,
+        }
+    )
+    with _said_in_one_line():
+        from service.check_command import run_check
+
+        code = run_check(place, key, key_file, checksum, size, full=full, json=json, settings=settings)
+    raise typer.Exit(code)
+
+
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP; 0 picks a free one. Default 8000.")] = None,
@@ -96,13 +318,8 @@ def serve(
     max_data_bytes: Annotated[int | None, typer.Option(help="Of one request. Default 1 MiB.")] = None,
     max_model_bytes: Annotated[int | None, typer.Option(help="Of one weights file. Default 16 GiB.")] = None,
     max_models: Annotated[int | None, typer.Option(help="Of one competition. Default 64.")] = None,
-    allow_http: Annotated[
-        bool | None, typer.Option("--allow-http/--https-only", help="Fetch http URLs as well.")
-    ] = None,
-    allow_private_addresses: Annotated[
-        bool | None,
-        typer.Option("--allow-private-addresses/--public-addresses-only", help="Fetch from any address."),
-    ] = None,
+    allow_http: AllowHttpFlag = None,
+    allow_private_addresses: AllowPrivateFlag = None,
     download_floor_seconds: Annotated[
         float | None, typer.Option(help="A download may take this at least.")
     ] = None,
@@ -118,12 +335,16 @@ def serve(
     `soma-eval serve --small-model --port 0 --grpc-port off`
     """
     flags = dict(locals())
+    from pydantic import SecretStr
+
     keys = flags.pop("api_key")
     flags["api_keys"] = tuple(SecretStr(key) for key in keys) if keys else None
     _serve(settings_from(flags))
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: "Settings") -> None:
+    import asyncio
+
     from service.errors import ScoringError
     from service.log import configure_log
     from service.server import Addresses, serve
@@ -149,6 +370,8 @@ def demo(
     seconds: Annotated[float, typer.Option(min=0.5, help="How long one candidate is trained.")] = 6.0,
 ) -> None:
     """See the main job end to end on this machine, with nothing prepared and no network."""
+    import asyncio
+
     from service.demo import DemoFailed, run_demo
     from service.log import configure_log
 

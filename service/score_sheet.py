@@ -17,6 +17,20 @@ Phase = Literal["waiting", "downloading", "loading", "evaluating", "done", "fail
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateProgress:
+    """How far one candidate has come."""
+
+    index: int
+    phase: Phase
+    done: float = 0.0
+    total: float | None = None
+    """Batches of all its runs, or bytes while downloading; None where nobody knows."""
+
+
+OnProgress = Callable[[CandidateProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One candidate on one file of data with one seed."""
 
