@@ -1,0 +1,265 @@
+"""The runner's promises beside its numbers: the same bits however it is asked, and what it refuses."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.recipe import (
+    SMALL_CONFIG,
+    TEST_KEY,
+    golden_cases,
+    make_data,
+    make_weights,
+    safetensors_bytes,
+    small_weights_bytes,
+    write_weights,
+)
+from workers.v1 import BatchScore, EmptyData, ModelConfig, ModelRunner, NonFiniteResult, running_mean
+from workers.v1 import forward as v1_forward
+
+WEIGHTS = small_weights_bytes()
+DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
+SHORT = DATA[:300]
+
+
+@pytest.fixture
+def runner() -> ModelRunner:
+    return ModelRunner(ModelConfig.small())
+
+
+def bits(score: BatchScore) -> tuple[Any, ...]:
+    return (
+        score.index,
+        score.cross_entropy,
+        score.sig_reg,
+        score.embedding.tobytes(),
+        score.attends_to_future,
+    )
+
+
+def test_eval_gives_plain_numbers_and_a_tensor(runner: ModelRunner) -> None:
+    output = runner.eval(DATA, WEIGHTS, seed=0)
+    assert output.loss == pytest.approx(output.cross_entropy + 0.02 * output.sig_reg, rel=1e-6)
+    assert (output.num_sequences, output.num_batches) == (40, 3)
+    assert output.embedding.shape == (16,)
+    assert output.embedding.dtype == torch.float32
+    assert output.attends_to_future is False
+
+
+def test_twice_is_the_same_to_the_bit(runner: ModelRunner) -> None:
+    first, second = (runner.eval(DATA, WEIGHTS, seed=1) for _ in range(2))
+    assert first.loss == second.loss
+    assert torch.equal(first.embedding, second.embedding)
+
+
+def test_split_in_two_ranges_is_the_same_to_the_bit(runner: ModelRunner) -> None:
+    model = runner.load(WEIGHTS)
+    whole = [bits(score) for score in runner.eval_batches(model, DATA, 1, range(3))]
+    last = list(runner.eval_batches(model, DATA, 1, range(2, 3)))
+    first = list(ModelRunner(ModelConfig.small()).eval_batches(model, DATA, 1, range(2)))
+    assert [bits(score) for score in first + last] == whole
+    assert running_mean(last + first).loss == running_mean(first + last).loss
+
+
+def test_encrypted_file_plain_file_and_bytes_are_the_same_to_the_bit(
+    runner: ModelRunner, tmp_path: Path
+) -> None:
+    recipe = {"scheme": "scaled", "seed": 7}
+    plain = write_weights(tmp_path / "plain", SMALL_CONFIG, recipe)
+    encrypted = write_weights(tmp_path / "encrypted", SMALL_CONFIG, recipe, TEST_KEY)
+    outputs = [
+        runner.eval(SHORT, plain, 1),
+        runner.eval(SHORT, str(plain), 1),
+        runner.eval(SHORT, encrypted, 1, decryption_key=TEST_KEY),
+        runner.eval(SHORT, plain.read_bytes(), 1),
+    ]
+    assert len({(output.loss, output.embedding.numpy().tobytes()) for output in outputs}) == 1
+
+
+def test_smaller_micro_batches_agree(runner: ModelRunner) -> None:
+    smaller = ModelRunner(ModelConfig.small(), micro_batch_size=3)
+    assert smaller.micro_batch_size == 3
+    assert smaller.eval(DATA, WEIGHTS, 1).loss == pytest.approx(runner.eval(DATA, WEIGHTS, 1).loss, rel=1e-6)
+
+
+def test_full_size_takes_few_sequences_at_once_on_a_cpu() -> None:
+    assert ModelRunner(ModelConfig()).micro_batch_size == 1
+    assert ModelRunner(ModelConfig.small()).micro_batch_size == 16
+
+
+def test_the_same_weights_are_loaded_once(
+    runner: ModelRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+    load = runner.load
+
+    def counting_load(weights: Any, decryption_key: bytes | None = None) -> Any:
+        loads.append(weights)
+        return load(weights, decryption_key)
+
+    monkeypatch.setattr(runner, "load", counting_load)
+    path = write_weights(tmp_path / "weights", SMALL_CONFIG, {"scheme": "scaled", "seed": 7})
+    for weights in (path, str(path), WEIGHTS, bytes(bytearray(WEIGHTS))):
+        runner.eval(SHORT, weights, 0)
+    assert loads == [path, WEIGHTS]
+    runner.eval(SHORT, path, 0)
+    path.write_bytes(small_weights_bytes({"scheme": "scaled", "seed": 8}))
+    runner.eval(SHORT, path, 0)
+    assert len(loads) == 4
+
+
+def test_resident_bytes(runner: ModelRunner) -> None:
+    assert runner.load(WEIGHTS).resident_bytes == 4 * 13_192
+
+
+def test_a_loaded_file_may_be_deleted(runner: ModelRunner, tmp_path: Path) -> None:
+    path = write_weights(tmp_path / "weights", SMALL_CONFIG, {"scheme": "scaled", "seed": 7})
+    model = runner.load(path)
+    path.unlink()
+    assert list(runner.eval_batches(model, SHORT, 0, range(1)))
+
+
+def test_a_missing_file_is_no_verdict(runner: ModelRunner, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        runner.eval(SHORT, tmp_path / "nothing", 0)
+
+
+class Stop(Exception):
+    """What a caller raises to end the work."""
+
+
+def test_a_checkpoint_ends_the_work_where_it_raises(runner: ModelRunner) -> None:
+    calls = 0
+
+    def stop_at_third() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        list(runner.eval_batches(runner.load(WEIGHTS), DATA, 0, range(3), stop_at_third))
+    assert calls == 3
+
+
+def test_a_checkpoint_may_fail_now_and_the_work_be_done_later(runner: ModelRunner) -> None:
+    model = runner.load(WEIGHTS)
+    whole = [bits(score) for score in runner.eval_batches(model, DATA, 0, range(3))]
+    iterator = runner.eval_batches(model, DATA, 0, range(3))
+    first = next(iterator)
+    assert not torch.is_inference_mode_enabled()
+    iterator.close()  # type: ignore[attr-defined]
+    rest = runner.eval_batches(model, DATA, 0, range(1, 3))
+    assert [bits(score) for score in [first, *rest]] == whole
+
+
+@pytest.mark.parametrize("name", ["small-1025", "small-zeros", "wide-head-256"])
+def test_both_paths_agree_on_ordinary_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = golden_cases()[name]
+    runner = ModelRunner(ModelConfig(**case.config))
+    weights, data = safetensors_bytes(make_weights(case.config, case.weights)), make_data(case.data)
+    fast = runner.eval(data, weights, case.seed)
+    monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+    reference = runner.eval(data, weights, case.seed)
+    assert reference.loss == pytest.approx(fast.loss, rel=2e-6)
+    assert reference.attends_to_future is False
+    np.testing.assert_allclose(reference.embedding, fast.embedding, rtol=0, atol=1e-5)
+
+
+def test_reference_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = golden_cases()["leak-mixed"]
+    runner = ModelRunner(ModelConfig(**case.config))
+    weights, data = safetensors_bytes(make_weights(case.config, case.weights)), make_data(case.data)
+    whole = runner.eval(data, weights, case.seed)
+    monkeypatch.setattr(v1_forward, "SCORES_PER_BLOCK", 1 << 17)
+    assert runner.eval(data, weights, case.seed).loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def with_score_offset(offset: float) -> bytes:
+    return small_weights_bytes({"scheme": "leak", "seed": 7, "offset": offset})
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 135.0, 138.0, 140.0, 142.0, 146.0, 160.0])
+def test_the_guard_lets_no_leak_through(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around the border where masked keys begin to win, the guarded result is that of the reference path."""
+    runner, weights = ModelRunner(ModelConfig.small(), max_seq_len=128), with_score_offset(offset)
+    guarded = runner.eval(SHORT, weights, 3)
+    monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+    reference = runner.eval(SHORT, weights, 3)
+    assert guarded.attends_to_future == reference.attends_to_future
+    assert guarded.loss == pytest.approx(reference.loss, rel=1e-5)
+
+
+def test_max_safe_score_leaves_masked_keys_no_weight() -> None:
+    leaking = torch.tensor([-9_900.0, -1e4])
+    assert torch.softmax(leaking, dim=0)[1] > 0
+    at_bound = torch.tensor([-v1_forward.MAX_SAFE_SCORE, -1e4])
+    assert torch.softmax(at_bound, dim=0)[1] == 0
+
+
+def test_the_bound_holds_for_every_score() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 50, 3, 8, generator=generator) for _ in range(2))
+    scores = torch.einsum("bihk,bjhk->bhij", q, k) / 8**0.5
+    assert scores.abs().max() <= v1_forward.largest_score(q, k)
+    q[0, 0, 0, 0] = math.nan
+    assert v1_forward.largest_score(q, k).isnan()
+
+
+def test_nan_weights_give_a_verdict(runner: ModelRunner) -> None:
+    tensors = make_weights(SMALL_CONFIG, {"scheme": "scaled", "seed": 7})
+    tensors["encoder.layers.0.attention.query.weight"][0, 0] = np.nan
+    with pytest.raises(NonFiniteResult):
+        runner.eval(SHORT, safetensors_bytes(tensors), 0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_have_64_bits(runner: ModelRunner, seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        runner.eval(SHORT, WEIGHTS, seed)
+
+
+@pytest.mark.parametrize("batches", [range(3, 4), range(-1, 1)])
+def test_batches_the_data_does_not_have(runner: ModelRunner, batches: range) -> None:
+    with pytest.raises(ValueError, match="3 batches"):
+        list(runner.eval_batches(runner.load(WEIGHTS), DATA, 0, batches))
+
+
+def test_no_data_is_refused_before_the_weights_are_looked_at(runner: ModelRunner) -> None:
+    with pytest.raises(EmptyData):
+        runner.eval(b"", b"", 0)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_lower_precision_needs_cuda(precision: Any) -> None:
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        ModelRunner(ModelConfig.small(), precision=precision)
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ValueError, match="precision is one of float32, tf32, bf16"):
+        ModelRunner(ModelConfig.small(), precision="float16")  # type: ignore[arg-type]
+
+
+def test_float32_is_ieee() -> None:
+    torch.set_float32_matmul_precision("high")
+    ModelRunner(ModelConfig.small())
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["tiny-three-batches", "small-70000", "medium-3000", "leak-mixed"])
+def test_cuda_equals_the_rust_runner(name: str) -> None:
+    case = golden_cases()[name]
+    runner = ModelRunner(
+        ModelConfig(**case.config), "cuda", max_seq_len=case.max_seq_len, batch_size=case.batch_size
+    )
+    weights = safetensors_bytes(make_weights(case.config, case.weights))
+    output = runner.eval(make_data(case.data), weights, case.seed)
+    assert output.loss == pytest.approx(case.loss, rel=1e-5)
+    assert output.attends_to_future is case.attends_to_future
