@@ -19,7 +19,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from service.config import Settings
+from service.config import ExplicitSettings
 from service.encryption import Commitment, commitment_of, encrypt_file, new_key
 from service.server import run_service
 
@@ -65,8 +65,7 @@ async def run_demo(seconds: float) -> None:
         )
         candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
         console.print("[bold]3.[/] Starting the service and a worker process ...")
-        settings = Settings(
-            _env_file=None,  # type: ignore[call-arg]  # pydantic-settings takes it, its stub does not show it
+        settings = ExplicitSettings(
             port=0,
             grpc_port=0,
             device=("cpu",),

@@ -87,7 +87,13 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(Gate, settings=parts.settings, metrics=parts.metrics, refuse=_refuse)
+    app.add_middleware(
+        Gate,
+        settings=parts.settings,
+        metrics=parts.metrics,
+        check_room=parts.scheduler.check_room,
+        refuse=_refuse,
+    )
     return app
 
 

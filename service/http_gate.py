@@ -19,6 +19,7 @@ from service.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """These need no API key."""
+SCORING_PATHS = frozenset({"/eval", "/score"})
 BODY_TIMEOUT_SECONDS = 60.0
 _VERBS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 
@@ -34,12 +35,14 @@ class Gate:
         *,
         settings: Settings,
         metrics: Metrics,
+        check_room: Callable[[], None],
         refuse: Callable[[ScoringError, Request], Response],
     ) -> None:
         self._app = app
         self._max_body_bytes = settings.max_body_bytes
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
         self._metrics = metrics
+        self._check_room = check_room
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,6 +72,8 @@ class Gate:
         try:
             self._check_key(scope)
             body = await self._read_body(scope, receive)
+            if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
+                self._check_room()  # before the body is looked at: many may knock at once
         except ScoringError as error:
             await self._refuse(error, Request(scope))(scope, receive, send)
             return

@@ -64,13 +64,8 @@ class Scheduler:
         """Whether new requests are refused for good."""
         return self._draining
 
-    @asynccontextmanager
-    async def admit(self, num_evaluations: int = 1) -> AsyncIterator[Ticket]:
-        """Hold one place in the queue for the length of the block.
-
-        Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
-        request may; the work inside is cancelled then.
-        """
+    def check_room(self) -> None:
+        """Raise QueueFull or Draining if a request that came now would be refused."""
         if self._draining:
             raise Draining("the service is stopping", retry_after_seconds=10.0)
         if len(self._tickets) >= self._queue_size:
@@ -78,6 +73,15 @@ class Scheduler:
                 f"{len(self._tickets)} requests are being worked on or wait already",
                 retry_after_seconds=self.retry_after_seconds(),
             )
+
+    @asynccontextmanager
+    async def admit(self, num_evaluations: int = 1) -> AsyncIterator[Ticket]:
+        """Hold one place in the queue for the length of the block.
+
+        Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
+        request may; the work inside is cancelled then.
+        """
+        self.check_room()
         ticket = Ticket(next(self._numbers), num_evaluations)
         self._tickets.add(ticket)
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.config import Settings
+from service.config import ExplicitSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +23,11 @@ def test_flag_over_environment_over_dotenv(tmp_path: Path, monkeypatch: pytest.M
 
 def test_lists_come_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOMA_EVAL_DEVICE", "cuda:0, cuda:1")
-    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "one,two")
+    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "canary-1,canary-2")
     settings = Settings()
     assert settings.device == ("cuda:0", "cuda:1")
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
-    assert "one" not in repr(settings)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["canary-1", "canary-2"]
+    assert "canary" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,9 @@ def test_contradictions_are_refused(contradiction: dict[str, object]) -> None:
 
 def test_the_body_limit_leaves_room_for_the_data() -> None:
     assert Settings(max_data_bytes=300 << 20).max_body_bytes > 400 << 20
+
+
+def test_explicit_settings_do_not_look_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("SOMA_EVAL_MAX_MODELS=3\n")
+    monkeypatch.setenv("SOMA_EVAL_QUEUE_SIZE", "2")
+    assert ExplicitSettings(port=0) == ExplicitSettings(port=0, queue_size=64, max_models=64)
