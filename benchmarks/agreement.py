@@ -34,10 +34,9 @@ def main() -> None:
     for name in CASES:
         table.add_row(*row(golden_cases()[name]))
     console = Console()
+    console.width = max(console.width, 100)
     console.print(table)
-    console.print(
-        "difference: between soma-eval and the Rust runner, relative; last two columns: milliseconds."
-    )
+    console.print("rel. diff: between soma-eval and the Rust runner; ms: one evaluation, the weights loaded.")
 
 
 def row(case: GoldenCase) -> list[str]:
