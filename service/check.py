@@ -279,9 +279,9 @@ class _Check:
                 f"the file is cut off within its header: it has {file_size:,} bytes, the header alone {end:,}",
                 "upload it again, and compare the sizes",
             )
-        elif expected is not None:
+        else:
             self._explain_size(file_size, expected)
-            self._explain_tensors(clear[8:end], expected)
+            self._explain_tensors(clear[8:end], expected or file_size)
 
     def _explain_no_header(self, published: bytes, file_size: int) -> None:
         add, key, checksum = self._checked.add, self._promise.key, self._promise.checksum
@@ -318,7 +318,9 @@ class _Check:
         except InvalidKey:
             return False
 
-    def _explain_size(self, file_size: int, expected: int) -> None:
+    def _explain_size(self, file_size: int, expected: int | None) -> None:
+        if expected is None:
+            return
         if file_size < expected:
             self._checked.add(
                 "truncated",
@@ -336,11 +338,8 @@ class _Check:
     def _explain_tensors(self, text: bytes, expected: int) -> None:
         try:
             header = self._judge.parse_header(text, expected)
-        except self._judge.NoHeader as error:
-            self._checked.add("header-invalid", str(error), "save the weights again with Model.save")
-            return
-        except self._refusals as refusal:
-            self._checked.add("header-invalid", refusal.detail, "save the weights again with Model.save")
+        except (self._judge.NoHeader, *self._refusals) as refusal:
+            self._checked.add("header-invalid", str(refusal), "save the weights again with Model.save")
             return
         self._checked.num_tensors = len(header.tensors)
         found = list(self._tensor_findings(header))
