@@ -45,7 +45,7 @@ class Runner:
     @property
     def versions(self) -> dict[str, str]:
         """Of the packages that make the numbers."""
-        return {"torch": torch.__version__, "soma-arrgen": version("soma-arrgen")}
+        return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
 
     def self_test(self) -> str | None:
         """None when known numbers come out right; else what came out."""

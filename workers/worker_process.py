@@ -1,6 +1,7 @@
 """One worker process as the parent holds it: spawned, spoken to, ended, reaped. No policy here."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 from workers.messages import Decoder, FromWorker, ToWorker, encode
 from workers.types import WorkerConfig
+
+logger = logging.getLogger(__name__)
 
 ENTRY_MODULE = "workers.worker_main"
 _REAP_INTERVAL_SECONDS = 0.01
@@ -98,8 +101,12 @@ class _Pipe(asyncio.Protocol):
         self._decoder = Decoder()
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
-            self.inbox.put_nowait(message)
+        try:
+            for message in self._decoder.feed(data):
+                self.inbox.put_nowait(message)
+        except Exception as error:  # such a worker has lost its mind, or lent it to somebody
+            logger.error("a worker sent what is no message: %s", error)
+            self.inbox.put_nowait(PipeClosed())
 
     def eof_received(self) -> None:
         self.closed_by_worker = True
@@ -125,6 +132,7 @@ def _environment(config: WorkerConfig) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic cuBLAS; read when CUDA starts
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to other workers
     if config.num_threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.num_threads)
     return environment

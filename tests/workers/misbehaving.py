@@ -1,12 +1,13 @@
 """A worker whose weights decide how it misbehaves. Real process, real signals; only the numbers are made up.
 
-Started by a pool as its entry module. `weights_checksum` names the misbehaviour; weights_path is a
-folder where a behaviour may leave a mark for the next worker to find.
+Started by a pool as its entry module. `weights_checksum` names the misbehaviour; `weights_path` is a
+folder where one may leave a mark for the next worker to find. Without torch, such a worker starts at once.
 """
 
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,15 +24,15 @@ BATCH_SECONDS = 0.02
 class MisbehavingRunner:
     """Computes nothing; a batch's cross-entropy is its index plus the seed."""
 
-    device_name = ""
-
     def __init__(self, config: WorkerConfig) -> None:
+        self.device_name = config.device
         self._resident: set[WeightsId] = set()
         self.versions = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
 
     def self_test(self) -> str | None:
-        """Always right."""
-        return None
+        """Right, unless the device name says otherwise: "wrong", or a path: wrong if that file exists."""
+        kind, _, mark = self.device_name.partition(":")
+        return "loss 1 instead of 2" if kind == "wrong" and (not mark or Path(mark).exists()) else None
 
     def resident(self) -> frozenset[WeightsId]:
         """Everything that was ever loaded."""
@@ -89,6 +90,12 @@ def _kill_itself_once(job: EvalJob) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _die_replying_once(job: EvalJob) -> None:
+    if _first_time(job):
+        os.write(int(sys.argv[1]), b"\0\0\1\0the first half of a messa")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _freeze_once(job: EvalJob) -> None:
     if _first_time(job):
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -127,6 +134,7 @@ _BEFORE_THIRD_BATCH = {
     "segfaults-once": _segfault_once,
     "exits": _exit,
     "dies-once": _kill_itself_once,
+    "dies-replying-once": _die_replying_once,
     "freezes-once": _freeze_once,
     "raises-unforeseen": _raise_unforeseen,
     "hangs-ignoring-sigterm": _hang_ignoring_sigterm,
