@@ -58,7 +58,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.
 def main() -> None:
     """The console command: whatever goes wrong is said in one line on stderr."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="soma-eval", standalone_mode=False)
     except _UsageError as error:
         if len(sys.argv) > 1:
             _complain(f"{_message(error)} See `{_help_command(error)}`.")
