@@ -41,7 +41,7 @@ def _train(model: Model, text: bytes, seconds: float) -> int:
         rows = torch.randint(len(sequences), (_BATCH_SIZE,))
         loss, _embedding = compute_loss(model, sig_reg, token_ids[rows], targets[rows])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         num_steps += 1
     return num_steps
