@@ -88,7 +88,10 @@ class Evaluation:
         rotate_in_place(q, cos, sin)
         rotate_in_place(k, cos, sin)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, K)
-        mixed = self._filled_attention(q, k, v) if self.reference else causal_attention(q, k, v)
+        if self.reference:
+            mixed = self._filled_attention(q, k, v)
+        else:
+            mixed = causal_attention(q, k, v, attention.output.weight.dtype)
         add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output)
 
     def _filled_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,9 +121,10 @@ def largest_score(q: Tensor, k: Tensor) -> Tensor:
     return bound
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The fused causal kernel: [B, H, T, K]. It never looks at the future, whatever the scores are."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """The fused causal kernel, run in `dtype`: float32 [B, H, T, K]. It never looks at the future."""
+    q, k, v = (part.to(dtype) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).float()
 
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -139,13 +143,18 @@ def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> None:
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:
-    """x @ W + b: [N, in] -> [N, out]."""
-    return torch.addmm(layer.bias, x, layer.weight)
+    """x @ W + b: [N, in] -> float32 [N, out]; the product in the precision W is held in."""
+    if layer.weight.dtype == x.dtype:
+        return torch.addmm(layer.bias, x, layer.weight)
+    return torch.addmm(layer.bias, x.to(layer.weight.dtype), layer.weight).float()
 
 
 def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
     """x += y @ W + b, in place: x [N, out], y [N, in]."""
-    x.add_(layer.bias).addmm_(y, layer.weight)
+    if layer.weight.dtype == x.dtype:
+        x.add_(layer.bias).addmm_(y, layer.weight)
+    else:
+        x.add_(linear(y, layer))
 
 
 def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward) -> None:

@@ -139,9 +139,7 @@ class ModelRunner:
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
         if self.precision == "bf16":
-            for part in model.modules():
-                if isinstance(part, Linear):
-                    part.to(torch.bfloat16)
+            hold_linear_weights_in_bf16(model)
         return LoadedModel(model)
 
     def num_batches(self, data_size: int) -> int:
@@ -256,6 +254,13 @@ class ModelRunner:
     def _set_matmul_precision(self) -> None:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = False
+
+
+def hold_linear_weights_in_bf16(model: Model) -> None:
+    """Products and attention then run in bfloat16; norms, residuals, softmax of the loss and SIGReg in float32."""
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.to(torch.bfloat16)
 
 
 def _do_nothing() -> None:

@@ -20,6 +20,7 @@ from tests.recipe import (
 )
 from workers.v1 import BatchScore, EmptyData, ModelConfig, ModelRunner, NonFiniteResult, running_mean
 from workers.v1 import forward as v1_forward
+from workers.v1.model_runner import hold_linear_weights_in_bf16
 
 WEIGHTS = small_weights_bytes()
 DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
@@ -238,6 +239,15 @@ def test_no_data_is_refused_before_the_weights_are_looked_at(runner: ModelRunner
 def test_lower_precision_needs_cuda(precision: Any) -> None:
     with pytest.raises(ValueError, match="needs a CUDA device"):
         ModelRunner(ModelConfig.small(), precision=precision)
+
+
+def test_bf16_is_near_float32(runner: ModelRunner) -> None:
+    """On a CPU, for want of a GPU: the same code runs there."""
+    model = runner.load(WEIGHTS)
+    expected = running_mean(runner.eval_batches(model, SHORT, 0, range(1)))
+    hold_linear_weights_in_bf16(model.model)
+    found = running_mean(runner.eval_batches(model, SHORT, 0, range(1)))
+    assert 0 < abs(found.loss - expected.loss) < 0.01 * expected.loss
 
 
 def test_unknown_precision() -> None:
