@@ -84,7 +84,11 @@ class BodyStream(httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
         """The same connection, encrypted; the certificate is checked against `server_hostname`."""
-        return BodyStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            return BodyStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        except BaseException:  # httpcore leaves it open where it is cancelled
+            await self.aclose()
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore wants to know of the socket."""

@@ -459,11 +459,15 @@ def _sweep(blobs: Path, partials: Path) -> tuple[dict[str, _Entry], dict[str, _E
     for folder in (blobs, partials):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-    entries = {path.name: _entry_of(path) for path in _files_of(blobs) if is_checksum(path.name)}
+    entries = {
+        path.name: _entry_of(path)
+        for path in _files_of(blobs)
+        if is_checksum(path.name) and not path.is_symlink()
+    }
     leftovers = {
         path.stem: _entry_of(path)
         for path in _files_of(partials)
-        if path.suffix == ".part" and is_checksum(path.stem) and read_note(path.with_suffix(".json"))
+        if path.suffix == ".part" and _can_be_gone_on_with(path)
     }
     kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
     kept |= {entry.path for entry in entries.values()}
@@ -471,6 +475,12 @@ def _sweep(blobs: Path, partials: Path) -> tuple[dict[str, _Entry], dict[str, _E
         if path not in kept:
             path.unlink()
     return entries, leftovers
+
+
+def _can_be_gone_on_with(path: Path) -> bool:
+    return (
+        is_checksum(path.stem) and not path.is_symlink() and read_note(path.with_suffix(".json")) is not None
+    )
 
 
 def _files_of(folder: Path) -> list[Path]:

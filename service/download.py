@@ -178,7 +178,7 @@ class Downloader:
             with _refusals_of(kind):
                 async with asyncio.timeout(self.limits.floor_seconds):
                     return await self._read_head(url, kind, num_bytes)
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             raise DownloadTimeout("the server took too long to answer", blob=kind) from None
         except (httpx.TransportError, _Broken):
             raise BlobUnavailable("the connection broke", blob=kind) from None
@@ -300,6 +300,8 @@ class _Ramp:
             return False
         rate = (received - self._received) / seconds
         self._since, self._received = time.monotonic(), received
+        if rate == 0:
+            return False
         if rate < 1.1 * self._best_rate:
             self.most = num_parts
             return False

@@ -71,6 +71,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
+_FOUR_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){3}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -155,15 +156,18 @@ def _split_authority(authority: str) -> tuple[str, int | None]:
     if port is not None and not 0 < int(port) < 65536:
         raise BadUrl("the URL's port is out of range")
     if host.startswith("["):
-        host = _check_ipv6_literal(host[1:-1])
+        host = _check_literal(host[1:-1])
+    elif _FOUR_NUMBERS.fullmatch(host):
+        host = _check_literal(host)
     elif len(host) > 253 or any(not 0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
         raise BadUrl("the URL's host is malformed")
     return host, None if port is None else int(port)
 
 
-def _check_ipv6_literal(host: str) -> str:
+def _check_literal(host: str) -> str:
+    """Refuse `0177.0.0.1`, which some read as octal, `256.1.1.1`, and what is no IPv6 address."""
     try:
-        IPv6Address(host)
+        ip_address(host)
     except ValueError:
         raise BadUrl("the URL's host is malformed") from None
     return host

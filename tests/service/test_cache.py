@@ -1,0 +1,506 @@
+"""The cache: one flight for many, eviction, what a crash leaves, and a full disk."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.cache import BlobCache, CachedBlob, CacheInUse
+from service.checksum import checksum_of
+from service.competition import BlobRef
+from service.errors import BlobKind, Draining, ScoringError
+from tests import misbehaving_server as servers
+from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
+from tests.service.delivery import MAX_BYTES, QUICK, Delivery, FakeDns, delivery
+
+CONTENT = random_bytes(300_000)
+SLOW = servers.slow_body(CONTENT, bytes_per_second=400_000)
+ONE_CONNECTION = replace(QUICK, num_connections=1)
+
+
+async def _fetch_all(d: Delivery, *blobs: BlobRef) -> list[CachedBlob | BaseException]:
+    return await asyncio.gather(*(d.fetch(blob) for blob in blobs), return_exceptions=True)
+
+
+async def _until_asked(server: MisbehavingServer) -> None:
+    while not server.requests:
+        await asyncio.sleep(0.001)
+
+
+# -- hits ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_known_checksum_is_answered_without_the_network(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        first = await d.fetch()
+        num_requests, num_dialled = len(d.server.requests), len(d.network.dialled)
+        second = await d.fetch(BlobRef("https://elsewhere.example/", first.checksum, first.size))
+        assert (first.was_cached, second.was_cached) == (False, True)
+        assert (second.path, second.size, second.download_seconds) == (first.path, first.size, 0.0)
+        assert (len(d.server.requests), len(d.network.dialled)) == (num_requests, num_dialled)
+
+
+async def test_a_cached_blob_gets_the_same_verdicts_as_a_downloaded_one(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        await d.fetch()
+        for blob, max_bytes, code in [
+            (replace(d.blob(), size=299_999), MAX_BYTES, "model-size-mismatch"),
+            (replace(d.blob(), size=None), 299_999, "model-too-large"),
+            (replace(d.blob(), url="https://user@127.0.0.1/"), MAX_BYTES, "invalid-url"),
+            (replace(d.blob(), url="http://127.0.0.1/"), MAX_BYTES, "url-forbidden"),
+        ]:
+            with pytest.raises(ScoringError) as caught:
+                await d.fetch(blob, max_bytes=max_bytes)
+            assert caught.value.full_code == code
+
+
+async def test_without_a_checksum_it_is_downloaded_each_time_and_kept_under_its_own(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        for _ in range(2):
+            cached = await d.fetch(BlobRef(d.server.url()))
+            assert (cached.checksum, cached.was_cached) == (checksum_of(CONTENT), False)
+        assert d.files() == [checksum_of(CONTENT)]
+        assert (await d.fetch()).was_cached
+
+
+@pytest.mark.parametrize("checksum", ["", "../../etc/passwd", "1" * 44, "a/b", "\x00", "O0Il" * 11, "Ä" * 44])
+async def test_what_is_no_checksum_never_becomes_a_path(tmp_path: Path, checksum: str) -> None:
+    async with delivery(tmp_path) as d:
+        assert (await d.refused(BlobRef(d.server.url(), checksum))).full_code == "model-checksum-mismatch"
+        assert d.network.dialled == []
+
+
+async def test_data_is_put_once(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        async with d.cache.put(CONTENT) as first, d.cache.put(CONTENT) as second:
+            assert (first.was_cached, second.was_cached) == (False, True)
+            assert first.path.read_bytes() == CONTENT
+        assert (await d.fetch()).was_cached
+        assert d.network.dialled == []
+
+
+async def test_a_file_that_somebody_deleted_or_cut_is_downloaded_again(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        cached = await d.fetch()
+        for size in (10, None):
+            os.truncate(cached.path, size) if size else cached.path.unlink()
+            assert not (await d.fetch()).was_cached
+            assert (await d.fetch()).was_cached
+
+
+async def test_only_the_owner_may_read_what_lies_there(tmp_path: Path) -> None:
+    os.umask(0)
+    try:
+        async with delivery(tmp_path / "data") as d, d.cache.put(b"data"):
+            await d.fetch()
+            for path in (d.folder, *d.folder.rglob("*")):
+                assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    finally:
+        os.umask(0o022)
+
+
+# -- one flight ----------------------------------------------------------------------------------------------
+
+
+async def test_fifty_requests_for_a_blob_are_one_download(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW) as d:
+        results = await _fetch_all(d, *[d.blob()] * 50)
+        assert {type(result) for result in results} == {CachedBlob}
+        assert d.bytes_sent() == len(CONTENT)
+
+
+async def test_fifty_requests_with_urls_of_their_own_on_one_server_are_one_download(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW) as d:
+        results = await _fetch_all(d, *[d.blob(path=f"/file?signature={i}") for i in range(50)])
+        assert {type(result) for result in results} == {CachedBlob}
+        assert d.bytes_sent() == len(CONTENT)
+
+
+async def test_a_waiter_that_leaves_does_not_hurt_the_others(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW) as d:
+        tasks = [asyncio.create_task(d.fetch()) for _ in range(50)]
+        await _until_asked(d.server)
+        for task in tasks[:49]:  # the one that began the download among them
+            task.cancel()
+        assert not (await tasks[49]).was_cached
+        assert d.bytes_sent() == len(CONTENT)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_when_the_last_waiter_leaves_the_download_ends(tmp_path: Path) -> None:
+    async with delivery(tmp_path, servers.silent) as d:
+        tasks = [asyncio.create_task(d.fetch()) for _ in range(5)]
+        await _until_asked(d.server)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while d.files():
+            await asyncio.sleep(0.001)
+        await d.assert_still_works()
+
+
+async def test_who_comes_while_an_abandoned_download_ends_gets_one_of_their_own(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW) as d:
+        for _ in range(10):
+            task = asyncio.create_task(d.fetch())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not (await d.fetch()).was_cached
+
+
+async def test_failures_are_shared_by_those_who_wait_and_then_forgotten(tmp_path: Path) -> None:
+    async with delivery(tmp_path, servers.replying(404)) as d:
+        failures = await _fetch_all(d, *[d.blob()] * 10)
+        assert {getattr(failure, "full_code", None) for failure in failures} == {"model-unavailable"}
+        assert len({id(failure) for failure in failures}) == 10
+        assert len(d.server.requests) == 1
+        d.server.behave = servers.honest(CONTENT)
+        assert not (await d.fetch()).was_cached
+
+
+async def test_somebody_elses_broken_link_to_the_same_bytes_is_not_my_failure(tmp_path: Path) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        if request.target == "/mine":
+            await servers.honest(CONTENT)(request, reply)
+        else:
+            await asyncio.sleep(0.05)
+            await reply.head(404, content_length=0)
+
+    async with delivery(tmp_path, behave) as d:
+        theirs, mine = await _fetch_all(d, d.blob(path="/theirs"), d.blob(path="/mine"))
+        assert getattr(theirs, "full_code", None) == "model-unavailable"
+        assert isinstance(mine, CachedBlob)
+
+
+async def test_somebody_elses_promise_for_the_same_bytes_is_not_mine(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        results = await _fetch_all(d, d.blob(size=1), d.blob(size=None), d.blob())
+        assert getattr(results[0], "full_code", None) == "model-size-mismatch"
+        assert [type(result) for result in results[1:]] == [CachedBlob] * 2
+
+
+async def test_somebody_elses_slow_server_does_not_hold_up_mine(tmp_path: Path) -> None:
+    barely = servers.slow_body(CONTENT, bytes_per_second=1.5 * QUICK.min_bytes_per_second)
+    async with delivery(tmp_path) as d, MisbehavingServer(barely) as slow:
+        theirs = asyncio.create_task(d.fetch(replace(d.blob(), url=slow.url())))
+        await _until_asked(slow)
+        began = time.monotonic()
+        assert not (await d.fetch()).was_cached
+        assert time.monotonic() - began < 5 * QUICK.floor_seconds
+        theirs.cancel()
+        await asyncio.gather(theirs, return_exceptions=True)
+
+
+async def test_every_waiter_hears_of_progress(tmp_path: Path) -> None:
+    counts = [0] * 5
+    async with delivery(tmp_path, SLOW) as d:
+
+        async def fetch(i: int) -> None:
+            def count(_: object) -> None:
+                counts[i] += 1
+
+            await d.fetch(on_progress=count)
+
+        await asyncio.gather(*(fetch(i) for i in range(5)))
+    assert min(counts) > 0
+
+
+# -- room ----------------------------------------------------------------------------------------------------
+
+
+def _contents(num: int) -> list[bytes]:
+    return [random_bytes(100_000, seed=i) for i in range(num)]
+
+
+async def test_the_oldest_use_is_evicted_first(tmp_path: Path) -> None:
+    first, second, third = _contents(3)
+    async with delivery(tmp_path, max_bytes=250_000) as d:
+        for content in (first, second, first, third):
+            async with d.cache.put(content):
+                await asyncio.sleep(0.01)
+        assert d.files() == sorted(map(checksum_of, (first, third)))
+        assert d.cache.bytes_used == 200_000
+
+
+async def test_what_is_in_use_is_never_evicted(tmp_path: Path) -> None:
+    first, second, third = _contents(3)
+    async with delivery(tmp_path, max_bytes=250_000) as d:
+        async with d.cache.put(first) as a, d.cache.put(second) as b:
+            with pytest.raises(ScoringError) as caught:
+                async with d.cache.put(third):
+                    pass
+            assert (caught.value.full_code, caught.value.fault) == ("insufficient-storage", "service")
+            assert (await d.refused()).full_code == "insufficient-storage"
+            assert (a.path.read_bytes(), b.path.read_bytes()) == (first, second)
+        async with d.cache.put(third) as c:
+            assert c.path.read_bytes() == third
+
+
+async def test_room_is_reserved_before_the_first_byte(tmp_path: Path) -> None:
+    async with delivery(tmp_path, max_bytes=400_000) as d:
+        d.server.behave = SLOW
+        task = asyncio.create_task(d.fetch())
+        await _until_asked(d.server)
+        assert d.cache.bytes_used == len(CONTENT)
+        with pytest.raises(ScoringError, match="in use"):
+            async with d.cache.put(_contents(1)[0] + b"x"):
+                pass
+        assert not (await task).was_cached
+
+
+async def test_a_file_larger_than_the_cache_is_refused(tmp_path: Path) -> None:
+    async with delivery(tmp_path, max_bytes=299_999) as d:
+        assert (await d.refused()).full_code == "insufficient-storage"
+        assert d.cache.bytes_used == 0
+
+
+async def test_after_many_failures_nothing_is_reserved(tmp_path: Path) -> None:
+    async with delivery(tmp_path, servers.honest(random_bytes(len(CONTENT), seed=9))) as d:
+        for _ in range(5):
+            await d.refused()
+        await d.refused(BlobRef(d.server.url(), None, 5))
+        assert d.cache.bytes_used == 0
+
+
+# -- start and stop --------------------------------------------------------------------------------------------
+
+
+async def test_what_is_there_is_found_again_after_a_restart(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        await d.fetch()
+    async with delivery(tmp_path) as d:
+        assert (await d.fetch()).was_cached
+        assert d.network.dialled == []
+
+
+async def test_the_order_of_use_outlives_a_restart(tmp_path: Path) -> None:
+    first, second, third = _contents(3)
+    async with delivery(tmp_path, max_bytes=250_000) as d:
+        for content in (first, second, first):
+            async with d.cache.put(content):
+                await asyncio.sleep(0.01)
+    async with delivery(tmp_path, max_bytes=250_000) as d, d.cache.put(third):
+        assert d.files() == sorted(map(checksum_of, (first, third)))
+
+
+async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        await d.fetch()
+    good = tmp_path / "blobs" / checksum_of(CONTENT)
+    rest = [
+        tmp_path / "blobs" / "not-a-checksum",
+        tmp_path / "partial" / "0123456789abcdef.part",
+        tmp_path / "partial" / f"{checksum_of(b'')}.part",
+        tmp_path / "partial" / f"{checksum_of(b'a')}.json",
+        tmp_path / "partial" / "something.evicted",
+    ]
+    for path in rest:
+        path.write_bytes(b"rest")
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"not ours")
+    (tmp_path / "blobs" / checksum_of(b"b")).symlink_to(outside)
+    async with delivery(tmp_path) as d:
+        assert d.files() == sorted([good.name, "outside"])
+        assert (await d.fetch()).was_cached
+    assert outside.read_bytes() == b"not ours"
+
+
+async def test_a_directory_serves_one_service(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        second = BlobCache(tmp_path, d.downloader, max_bytes=1)
+        with pytest.raises(CacheInUse):
+            await second.start()
+        await second.close()
+        assert not (await d.fetch()).was_cached
+    async with delivery(tmp_path) as d:
+        assert (await d.fetch()).was_cached
+
+
+async def test_closing_ends_downloads_and_tells_who_waits(tmp_path: Path) -> None:
+    async with delivery(tmp_path, servers.silent) as d:
+        task = asyncio.create_task(d.fetch())
+        await _until_asked(d.server)
+        await d.cache.close()
+        with pytest.raises(Draining):
+            await task
+        with pytest.raises(Draining):
+            await d.fetch()
+        assert d.files() == []
+
+
+async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_path: Path) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
+    async with delivery(tmp_path, broken, limits=replace(ONE_CONNECTION, max_attempts=6)) as d:
+        d.downloader.limits = replace(d.downloader.limits, part_bytes=1 << 20)
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        assert d.files() == sorted(f"{checksum_of(CONTENT)}.{suffix}" for suffix in ("part", "json"))
+        d.server.behave = servers.honest(CONTENT)
+        d.server.requests.clear()
+        await d.fetch()
+        assert d.bytes_sent() == len(CONTENT) - 60_000
+
+
+async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW, limits=ONE_CONNECTION) as d:
+        task = asyncio.create_task(d.fetch())
+        await asyncio.sleep(0.4)
+        await d.cache.close()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(d.files()) == 2
+    async with delivery(tmp_path) as d:
+        assert d.cache.bytes_used == len(CONTENT)
+        await d.fetch()
+        assert 0 < d.bytes_sent() < len(CONTENT) * 0.9
+        assert d.files() == [checksum_of(CONTENT)]
+
+
+async def test_a_download_without_a_checksum_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    async with delivery(tmp_path, SLOW, limits=ONE_CONNECTION) as d:
+        task = asyncio.create_task(d.fetch(BlobRef(d.server.url())))
+        await asyncio.sleep(0.4)
+        await d.cache.close()
+        await asyncio.gather(task, return_exceptions=True)
+        assert d.files() == []
+
+
+async def test_wrong_bytes_of_an_earlier_attempt_are_not_held_against_the_file(tmp_path: Path) -> None:
+    """A competitor who promises my checksum and serves half of something else must not poison my download."""
+    other = servers.slow_body(random_bytes(len(CONTENT), seed=1), bytes_per_second=400_000)
+    async with delivery(tmp_path, other, limits=ONE_CONNECTION) as d:
+        task = asyncio.create_task(d.fetch())
+        await asyncio.sleep(0.4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        d.server.behave = servers.honest(CONTENT)
+        assert not (await d.fetch()).was_cached
+
+
+@pytest.mark.parametrize("note", ["", "{}", "[]", '{"url": "", "total": 9, "etag": null, "done": [[0, 99]]}'])
+async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: str) -> None:
+    async with delivery(tmp_path):
+        pass
+    (tmp_path / "partial" / f"{checksum_of(CONTENT)}.part").write_bytes(bytes(len(CONTENT)))
+    (tmp_path / "partial" / f"{checksum_of(CONTENT)}.json").write_text(note)
+    async with delivery(tmp_path) as d:
+        await d.fetch()
+        assert d.bytes_sent() == len(CONTENT)
+
+
+async def test_leftovers_are_evicted_like_anything_else(tmp_path: Path) -> None:
+    async with delivery(
+        tmp_path, servers.slow_body(CONTENT, bytes_per_second=400_000), max_bytes=350_000
+    ) as d:
+        task = asyncio.create_task(d.fetch())
+        await asyncio.sleep(0.4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        while d.cache.bytes_used != len(CONTENT):
+            await asyncio.sleep(0.001)
+        async with d.cache.put(_contents(1)[0]):
+            assert d.files() == [checksum_of(_contents(1)[0])]
+
+
+# -- the event loop --------------------------------------------------------------------------------------------
+
+
+async def test_the_event_loop_stays_free_while_a_file_comes(tmp_path: Path) -> None:
+    content = random_bytes(40 << 20)
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - before)
+
+    limits = replace(QUICK, write_bytes=1 << 20, part_bytes=16 << 20, floor_seconds=20.0)
+    async with (
+        delivery(tmp_path, servers.honest(b"")) as d,
+        MisbehavingServer(servers.honest(content)) as server,
+    ):
+        d.downloader.limits = limits
+        gc.collect()
+        watcher = asyncio.create_task(watch())
+        async with d.cache.fetch(
+            BlobRef(server.url(), checksum_of(content)), kind="model", max_bytes=1 << 30
+        ):
+            watcher.cancel()
+    assert longest < 0.5
+
+
+@contextlib.contextmanager
+def _disk_full_after(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    written = 0
+    real = os.pwritev
+
+    def pwritev(fd: int, chunks: list[bytes], offset: int) -> int:
+        nonlocal written
+        written += sum(map(len, chunks))
+        if written > num_bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, chunks, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", pwritev)
+        yield
+
+
+async def test_a_disk_that_fills_midway_is_insufficient_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with delivery(tmp_path) as d:
+        with _disk_full_after(150_000, monkeypatch):
+            assert (await d.refused()).full_code == "insufficient-storage"
+        await d.assert_still_works()
+
+
+async def test_a_disk_that_fills_midway_is_cleared_of_what_nobody_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with delivery(tmp_path) as d:
+        async with d.cache.put(b"old"):
+            pass
+        real = os.posix_fallocate
+
+        def fallocate(fd: int, offset: int, size: int) -> None:
+            if checksum_of(b"old") in d.files():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(fd, offset, size)
+
+        monkeypatch.setattr(os, "posix_fallocate", fallocate)
+        await d.fetch()
+        assert d.files() == [checksum_of(CONTENT)]
+
+
+KINDS: list[BlobKind] = ["data", "model"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_full_disk_is_nobodys_fault_but_ours(
+    tmp_path: Path, kind: BlobKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fallocate(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with delivery(tmp_path, dns=FakeDns()) as d:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", fallocate)
+            failure = await d.refused(kind=kind)
+        assert (failure.full_code, failure.fault, failure.retryable) == (
+            "insufficient-storage",
+            "service",
+            True,
+        )
+        assert d.server.requests == []
+        await d.assert_still_works()
