@@ -68,9 +68,11 @@ _PRIVATE = (
 
 _URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
-_AUTHORITY = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
+_AUTHORITY = re.compile(
+    r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE | re.ASCII
+)
 _FOUR_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){3}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
