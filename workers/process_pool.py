@@ -9,6 +9,9 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from workers.architectures import UnknownArchitecture, load_architecture
 from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker, WeightsInvalid
 from workers.evaluation import Evaluation
@@ -208,6 +211,7 @@ class ProcessPool:
             eval_seconds=evaluation.eval_seconds(),
             weights_cached="no" if evaluation.load_seconds else "device",
             versions=evaluation.versions,
+            token_cross_entropy=_token_cross_entropy(scores) if job.detail else None,
         )
 
     def _hopeless(self) -> bool:
@@ -227,6 +231,12 @@ def _num_batches(job: EvalJob) -> int:
         raise WeightsInvalid(str(error)) from None
     num_batches: int = package.num_batches(job.data_size)
     return num_batches
+
+
+def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:
+    return np.concatenate(
+        [score.token_cross_entropy for score in scores if score.token_cross_entropy is not None]
+    )
 
 
 def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor:

@@ -112,9 +112,14 @@ class Runner:
             runner = self._model_runner(package, micro_batch_size=max(1, runner.micro_batch_size // 4))
         model = self._weights.use(job.weights_id)
         try:
-            for score in runner.eval_batches(model, data, job.seed, batches, checkpoint):
+            for score in runner.eval_batches(model, data, job.seed, batches, checkpoint, detail=job.detail):
                 yield BatchScore(
-                    score.index, score.cross_entropy, score.sig_reg, score.embedding, score.attends_to_future
+                    score.index,
+                    score.cross_entropy,
+                    score.sig_reg,
+                    score.embedding,
+                    score.attends_to_future,
+                    score.token_cross_entropy,
                 )
         except package.EvaluationRefused as verdict:
             raise _translate(verdict) from None

@@ -45,6 +45,8 @@ class EvalJob:
     decryption_key: bytes | None = field(default=None, repr=False)
     """32 bytes, or None for weights that are not encrypted."""
     architecture_version: str = "1"
+    detail: bool = False
+    """Whether the cross-entropy of every token is wanted too."""
 
     @property
     def weights_id(self) -> WeightsId:
@@ -76,6 +78,8 @@ class BatchScore:
     embedding: NDArray[np.float32]
     """[embedding_dim]: the mean representation of the batch."""
     attends_to_future: bool
+    token_cross_entropy: NDArray[np.float32] | None = None
+    """[sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class EvalResult:
     """"device" when no worker had to load them."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that made the numbers: torch, soma-arrgen."""
+    token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
+    """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,14 @@ def fake_architecture(device: Device) -> SimpleNamespace:
             return Model(device)
 
         def eval_batches(
-            self, model: Model, data: bytes, seed: int, batches: range, checkpoint: Callable[[], None]
+            self,
+            model: Model,
+            data: bytes,
+            seed: int,
+            batches: range,
+            checkpoint: Callable[[], None],
+            *,
+            detail: bool,
         ) -> Iterator[BatchScore]:
             for index in batches:
                 checkpoint()

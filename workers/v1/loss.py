@@ -8,14 +8,13 @@ from .model import Model
 from .sig_reg import SIGReg
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum of `-log_softmax(logits)[target]` in nats, float64; PAD targets add 0. [N, V], int64 [N] -> scalar.
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """`-log_softmax(logits)[target]` of every token in nats; 0 for PAD targets. [N, V], int64 [N] -> [N].
 
-    Evaluation divides by the number of *all* tokens, PAD among them. This looks like a bug upstream, and is
+    Evaluation divides their sum by the number of *all* tokens, PAD among them. This looks like a bug upstream, and is
     kept: the published Python package divides by those that are not PAD, and so reports larger losses.
     """
-    per_token = F.cross_entropy(logits, targets, ignore_index=V1_PAD_TOKEN_ID, reduction="none")  # (N)
-    return per_token.double().sum()
+    return F.cross_entropy(logits, targets, ignore_index=V1_PAD_TOKEN_ID, reduction="none")  # (N)
 
 
 def compute_loss(model: Model, sig_reg: SIGReg, token_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

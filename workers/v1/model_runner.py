@@ -14,7 +14,7 @@ from . import tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
 from .errors import EmptyData
 from .forward import MAX_SAFE_SCORE, Checkpoint, Evaluation, linear
-from .loss import summed_cross_entropy
+from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
@@ -147,12 +147,20 @@ class ModelRunner:
         return tokenizer.num_batches(data_size, self.max_seq_len, self.batch_size)
 
     def eval_batches(
-        self, model: LoadedModel, data: bytes, seed: int, batches: range, checkpoint: Checkpoint | None = None
+        self,
+        model: LoadedModel,
+        data: bytes,
+        seed: int,
+        batches: range,
+        checkpoint: Checkpoint | None = None,
+        *,
+        detail: bool = False,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
         `checkpoint` is called several times per layer and micro-batch: what it raises ends the work there.
-        Which batches are asked for together makes no difference to the bits of any.
+        Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
+        adds the cross-entropy of every token.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
         """
         if not data:
@@ -162,20 +170,20 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, checkpoint or _do_nothing)
+            yield self._score_batch(model.model, data, seed, index, checkpoint or _do_nothing, detail)
 
     @torch.inference_mode()
     def _score_batch(
-        self, model: Model, data: bytes, seed: int, index: int, checkpoint: Checkpoint
+        self, model: Model, data: bytes, seed: int, index: int, checkpoint: Checkpoint, detail: bool
     ) -> BatchScore:
         """One batch: on the fast path, and once more on the reference path if the guard does not hold."""
         self._set_matmul_precision()
         noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
         directions = unit_columns(torch.from_numpy(noise).to(self.device))  # (D, S)
-        score, score_bound = self._run(model, data, index, directions, checkpoint, reference=False)
+        score, score_bound = self._run(model, data, index, directions, checkpoint, detail, reference=False)
         if score_bound <= MAX_SAFE_SCORE and _is_finite(score):
             return score
-        score, _ = self._run(model, data, index, directions, checkpoint, reference=True)
+        score, _ = self._run(model, data, index, directions, checkpoint, detail, reference=True)
         return score
 
     def _run(
@@ -185,6 +193,7 @@ class ModelRunner:
         index: int,
         directions: Tensor,
         checkpoint: Checkpoint,
+        detail: bool,
         *,
         reference: bool,
     ) -> tuple[BatchScore, float]:
@@ -196,10 +205,13 @@ class ModelRunner:
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
         sums = torch.zeros(2 + self.config.embedding_dim, dtype=torch.float64, device=self.device)
         flags = torch.zeros(2, dtype=torch.float64, device=self.device)
+        token_losses: list[Tensor] = []
         for start in range(first, last, self.micro_batch_size):
             sequences = range(start, min(start + self.micro_batch_size, last))
             evaluation = Evaluation(model, reference=reference, checkpoint=checkpoint)
-            sums += self._micro_batch_sums(evaluation, data, sequences, directions)
+            sums += self._micro_batch_sums(evaluation, data, sequences, directions, token_losses)
+            if not detail:
+                token_losses.clear()
             flags = torch.maximum(flags, torch.stack([evaluation.score_bound, evaluation.attends_to_future]))
         numbers = torch.cat([sums / (last - first), flags]).cpu().numpy()
         score = BatchScore(
@@ -208,13 +220,22 @@ class ModelRunner:
             sig_reg=float(numbers[1]),
             embedding=numbers[2:-2].astype(np.float32),
             attends_to_future=bool(numbers[-1]),
+            token_cross_entropy=torch.cat(token_losses).float().cpu().numpy() if detail else None,
         )
         return score, float(numbers[-2])
 
     def _micro_batch_sums(
-        self, evaluation: Evaluation, data: bytes, sequences: range, directions: Tensor
+        self,
+        evaluation: Evaluation,
+        data: bytes,
+        sequences: range,
+        directions: Tensor,
+        token_losses: list[Tensor],
     ) -> Tensor:
-        """Sums over sequences of each one's mean cross-entropy, SIGReg and representation: float64 [2 + D]."""
+        """Sums over sequences of each one's mean cross-entropy, SIGReg and representation: float64 [2 + D].
+
+        `token_losses` gets the cross-entropy of every token, [B, T].
+        """
         batch = tokenizer.tokenize_range(data, sequences, self.max_seq_len)
         token_ids, targets, positions = (
             torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
@@ -222,7 +243,9 @@ class ModelRunner:
         r = evaluation.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, evaluation.model.predictor)  # (N, V)
-        cross_entropy = summed_cross_entropy(logits, targets.flatten())
+        per_token = token_cross_entropy(logits, targets.flatten())  # (N)
+        token_losses.append(per_token.view(targets.shape))
+        cross_entropy = per_token.double().sum()
         sig_reg = self._summed_sig_reg(rows, directions, evaluation.checkpoint)
         embedding = r.mean(dim=1).double().sum(dim=0)  # (D)
         per_sequence = torch.stack([cross_entropy, sig_reg]) / self.max_seq_len

@@ -39,6 +39,8 @@ class BatchScore:
     """[D]: the mean representation."""
     attends_to_future: bool
     """A masked key got a softmax weight above zero, in some layer."""
+    token_cross_entropy: NDArray[np.float32] | None = None
+    """[B, T]: nats of every token, 0 for PAD targets; None unless asked for. The loss needs only the mean."""
 
 
 @dataclass(frozen=True, slots=True)

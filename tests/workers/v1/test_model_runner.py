@@ -273,3 +273,21 @@ def test_cuda_equals_the_rust_runner(name: str) -> None:
     output = runner.eval(make_data(case.data), weights, case.seed)
     assert output.loss == pytest.approx(case.loss, rel=1e-5)
     assert output.attends_to_future is case.attends_to_future
+
+
+def test_detail_adds_the_cross_entropy_of_every_token_and_changes_no_bit() -> None:
+    runner = ModelRunner(ModelConfig.small())
+    model = runner.load(WEIGHTS)
+    for score, plain in zip(
+        runner.eval_batches(model, DATA, 0, range(3), detail=True),
+        runner.eval_batches(model, DATA, 0, range(3)),
+        strict=True,
+    ):
+        assert bits(score) == bits(plain)
+        assert plain.token_cross_entropy is None
+        assert score.token_cross_entropy is not None
+        assert score.token_cross_entropy.shape[1] == runner.max_seq_len
+        assert not score.token_cross_entropy[:, -1].any()  # the last target is padding
+        assert score.token_cross_entropy.mean(dtype=np.float64) == pytest.approx(
+            plain.cross_entropy, rel=1e-6
+        )
