@@ -15,8 +15,8 @@ ONLY_IN = {
     "uvicorn": {"service.server"},
     "grpc": {"service.grpc_api"},
     "ray": {"workers.ray_pool"},
-    "httpx": {"service.download", "service.demo", "service.remote"},
-    "httpcore": {"service.download"},
+    "httpx": {"service.download", "service.body_stream", "service.demo", "service.remote"},
+    "httpcore": {"service.download", "service.body_stream", "service.address_guard", "service.asyncio_network"},
     "pydantic": {"service.schemas", "service.config", "service.cli"},
     "typer": {"service.cli"},
 }
@@ -31,10 +31,10 @@ def imports_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def modules(package: str) -> dict[str, set[str]]:
