@@ -9,14 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+DOWNLOAD = {"service.download", "service.address_guard", "service.body_stream", "service.asyncio_network"}
+"""The downloader and what it dials and reads with."""
+
 ONLY_IN = {
     "fastapi": {"service.http_api"},
     "starlette": {"service.http_api", "service.http_gate"},
     "uvicorn": {"service.server"},
     "grpc": {"service.grpc_api"},
     "ray": {"workers.ray_pool"},
-    "httpx": {"service.download", "service.body_stream", "service.demo", "service.remote"},
-    "httpcore": {"service.download", "service.body_stream", "service.address_guard", "service.asyncio_network"},
+    "httpx": {*DOWNLOAD, "service.demo", "service.remote"},
+    "httpcore": DOWNLOAD,
     "pydantic": {"service.schemas", "service.config", "service.cli"},
     "typer": {"service.cli"},
 }
