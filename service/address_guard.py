@@ -17,13 +17,12 @@ from typing import Any
 import httpcore
 import httpx
 
+from service.asyncio_network import AsyncioNetwork, SocketOption
 from service.body_stream import BodyStream, with_plain_body
 from service.url_policy import ForbiddenTarget, UrlPolicy
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses as text, in order of preference; raises OSError if there is no answer."""
-
-SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 _MAX_ADDRESSES_DIALLED = 6
 _MAX_SECONDS_PER_ADDRESS = 4.0
@@ -70,7 +69,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     ) -> None:
         self._policy = policy
         self._resolver = resolver
-        self._network = network or httpcore.AnyIOBackend()
+        self._network = network or AsyncioNetwork()
 
     async def connect_tcp(
         self,

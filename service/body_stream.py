@@ -9,10 +9,9 @@ plain (chunked, contradicting lengths, no length) goes through h11 untouched.
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
 
-import contextlib
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpcore
@@ -46,14 +45,12 @@ class BodyStream(httpcore.AsyncNetworkStream):
         if self._held:
             chunk, self._held = self._held[:max_bytes], self._held[max_bytes:]
             return chunk
-        with _os_errors_as(httpcore.ReadError):
-            return await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        return await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
 
     async def _read_head(self, timeout: float | None) -> bytes:
         head, self._held = self._held, b""
         while (end := _END_OF_HEAD.search(head)) is None:
-            with _os_errors_as(httpcore.ReadError):
-                more = await self._stream.read(_READ_BYTES, timeout)
+            more = await self._stream.read(_READ_BYTES, timeout)
             if not more or len(head) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
                 self._at_head = False
                 return head + more
@@ -73,8 +70,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of it; what comes next is a head."""
         self._at_head, self.body_length = True, None
-        with _os_errors_as(httpcore.WriteError):
-            await self._stream.write(buffer, timeout)
+        await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -86,7 +82,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
         """The same connection, encrypted; the certificate is checked against `server_hostname`."""
         try:
             return BodyStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-        except BaseException:  # httpcore leaves it open where it is cancelled
+        except BaseException:  # httpcore would leave it open
             await self.aclose()
             raise
 
@@ -139,12 +135,3 @@ def with_plain_body(response: httpx.Response, timeout: float | None) -> httpx.Re
     headers["content-length"] = str(connection.body_length)
     body = PlainBody(connection, response.stream, timeout)
     return httpx.Response(response.status_code, headers=headers, stream=body, extensions=response.extensions)
-
-
-@contextlib.contextmanager
-def _os_errors_as(kind: type[Exception]) -> Iterator[None]:
-    """A broken TLS record is an OSError; httpcore maps it nowhere."""
-    try:
-        yield
-    except OSError as error:
-        raise kind("the connection broke") from error

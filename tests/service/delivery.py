@@ -10,6 +10,7 @@ from typing import Any
 import httpcore
 import pytest
 
+from service.asyncio_network import AsyncioNetwork
 from service.cache import BlobCache, CachedBlob
 from service.checksum import checksum_of
 from service.competition import BlobRef
@@ -49,7 +50,7 @@ class FakeDns:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
-class LoopbackOnly(httpcore.AnyIOBackend):
+class LoopbackOnly(AsyncioNetwork):
     """Notes every address that is dialled, and dials it only on loopback."""
 
     def __init__(self) -> None:
