@@ -1,5 +1,6 @@
 """Which devices there are, and each worker's fair share of the machine, found without importing torch."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from workers.errors import NoWorker
 from workers.types import WorkerConfig
+
+logger = logging.getLogger(__name__)
 
 CPU_MEMORY_SHARE = 0.5
 """Of the memory that is free at the start, what all CPU workers' resident weights may take together."""
@@ -37,7 +40,10 @@ def count_gpus() -> int:
         return 0
     question = "import torch; print(torch.cuda.device_count())"
     answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
-    return int(answer.stdout) if answer.returncode == 0 else 0
+    num_gpus = int(answer.stdout) if answer.returncode == 0 else 0
+    if num_gpus == 0:
+        logger.warning("there is a GPU driver, but torch can use no GPU")
+    return num_gpus
 
 
 def share_machine(config: WorkerConfig, devices: Sequence[str]) -> list[WorkerConfig]:

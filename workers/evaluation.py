@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed, WorkerError
-from workers.types import BatchScore, EvalJob, EvalProgress, OnEvalProgress
+from workers.types import BatchScore, DeviceKind, EvalJob, EvalProgress, OnEvalProgress
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ class Evaluation:
         self.outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
         self.running: dict[int, range] = {}
         """Ranges that a worker has in hand, by task id."""
+        self.kind: DeviceKind | None = None
+        """What all its batches are evaluated on; None until the first is handed out."""
         self.loading_ahead = False
         """A worker has been asked to load the weights while it is busy with another evaluation."""
         self._free = [range(num_batches)]
@@ -57,8 +59,12 @@ class Evaluation:
         seconds_left = self.eval_seconds() * self.num_left / len(self._scores)
         return seconds_left > self.load_seconds
 
-    def take(self, task_id: int, num_workers: int) -> range:
-        """Hand out the next range: half of an even share of what is left, so that all end together."""
+    def take(self, task_id: int, kind: DeviceKind, num_workers: int) -> range:
+        """Hand out the next range to a worker of that kind, of which there are so many.
+
+        Half of an even share of what is left, so that all end together.
+        """
+        self.kind = kind
         size = max(1, self.num_free // (2 * num_workers)) if num_workers > 1 else len(self._free[0])
         first = self._free.pop(0)
         taken, rest = first[:size], first[size:]

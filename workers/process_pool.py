@@ -18,7 +18,15 @@ from workers.evaluation import Evaluation
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.quarantine import Quarantine
 from workers.supervisor import Death, Patience, State, Supervisor
-from workers.types import BatchScore, DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
+from workers.types import (
+    BatchScore,
+    DeviceKind,
+    DeviceStatus,
+    EvalJob,
+    EvalResult,
+    OnEvalProgress,
+    WorkerConfig,
+)
 from workers.worker_process import ENTRY_MODULE
 
 MAX_FAILED_STARTS = 3
@@ -118,8 +126,8 @@ class ProcessPool:
         elif death.unaccepted_task:
             self._forget(death.unaccepted_task).give_back(death.unaccepted_task.task_id)
         self._note_settled()
-        if self._hopeless():
-            for evaluation in list(self._evaluations):
+        for evaluation in self._evaluations:
+            if self._hopeless(evaluation.kind):
                 evaluation.fail(NoWorker(f"no worker can start: {worker.last_trouble}"))
         self._dispatch()
 
@@ -146,14 +154,16 @@ class ProcessPool:
         """The oldest evaluation that nobody works on, and the best worker for it."""
         for evaluation in self._evaluations:
             if evaluation.num_free and not evaluation.running:
-                return evaluation, _best_worker(idle, evaluation)
+                worker = _best_worker(idle, evaluation)
+                if worker:
+                    return evaluation, worker
         return None
 
     def _next_to_help(self, idle: list[Supervisor]) -> tuple[Evaluation, Supervisor] | None:
         """The evaluation with most left of those that a further worker makes faster, and that worker."""
         for evaluation in sorted(self._evaluations, key=lambda each: each.num_free, reverse=True):
             worker = _best_worker(idle, evaluation)
-            if evaluation.gains_by(holds_weights=evaluation.job.weights_id in worker.resident):
+            if worker and evaluation.gains_by(evaluation.job.weights_id in worker.resident):
                 return evaluation, worker
         return None
 
@@ -175,7 +185,8 @@ class ProcessPool:
 
     def _assign(self, evaluation: Evaluation, worker: Supervisor) -> None:
         task_id = next(self._task_ids)
-        batches = evaluation.take(task_id, len(self._workers))
+        num_alike = sum(other.kind == worker.kind for other in self._workers)
+        batches = evaluation.take(task_id, worker.kind, num_alike)
         self._by_task[task_id] = evaluation
         worker.assign(Evaluate(task_id, evaluation.job, batches.start, batches.stop))
 
@@ -214,8 +225,10 @@ class ProcessPool:
             token_cross_entropy=_token_cross_entropy(scores) if job.detail else None,
         )
 
-    def _hopeless(self) -> bool:
-        return all(worker.failed_starts >= MAX_FAILED_STARTS for worker in self._workers)
+    def _hopeless(self, kind: DeviceKind | None = None) -> bool:
+        """Whether no worker (of this kind) is likely to live soon."""
+        wanted = [worker for worker in self._workers if kind in (None, worker.kind)]
+        return all(worker.failed_starts >= MAX_FAILED_STARTS for worker in wanted)
 
     def _note_settled(self) -> None:
         if all(
@@ -239,7 +252,19 @@ def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:
     )
 
 
-def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor:
-    """One that holds the weights already, else one that holds the least."""
+def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor | None:
+    """One that holds the weights already, else a GPU, else one that holds least.
+
+    An evaluation stays on devices of one kind, on which it has one result to the bit.
+    """
     weights = evaluation.job.weights_id
-    return min(idle, key=lambda worker: (weights not in worker.resident, len(worker.resident)))
+    alike = [worker for worker in idle if evaluation.kind in (None, worker.kind)]
+    return min(
+        alike,
+        key=lambda worker: (
+            weights not in worker.resident,
+            worker.kind.device == "cpu",
+            len(worker.resident),
+        ),
+        default=None,
+    )

@@ -29,7 +29,7 @@ from workers.messages import (
     Stop,
     Stopped,
 )
-from workers.types import DeviceStatus, EvalJob, WeightsId, WorkerConfig
+from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 from workers.worker_process import ENTRY_MODULE, PipeClosed, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,11 @@ class Supervisor:
         """Whether it can take a task now."""
         return self.state is State.IDLE
 
+    @property
+    def kind(self) -> DeviceKind:
+        """What it computes on, known once it was ready."""
+        return DeviceKind(self.config.device.partition(":")[0], self._device_name)
+
     def assign(self, task: Evaluate) -> None:
         """Give an idle worker a task."""
         self.task, self._accepted = task, False
@@ -182,8 +187,9 @@ class Supervisor:
                 self._enter(State.STARTING)
                 try:
                     reason, status = await self._live_once()
-                except OSError as error:
-                    reason, status = f"could not be started: {error.strerror}", 0
+                except Exception as error:  # whatever it is, the next one may do better
+                    logger.exception("the worker on %s could not be kept", self.config.device)
+                    reason, status = f"could not be kept: {type(error).__name__}", 0
                 self._bury(reason, status)
                 await asyncio.sleep(self._restart_delay())
                 self._restarts += 1
@@ -224,6 +230,8 @@ class Supervisor:
             case Ready(device_name, versions):
                 self._device_name, self.versions = device_name, versions
                 self.failed_starts = 0
+                if self.state is State.STARTING:
+                    logger.info("worker on %s is ready %s", self.config.device, device_name)
                 self._tested_at = _now()
                 self._become_idle()
             case Resident(weights):

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,15 @@ class WorkerConfig:
     """CPU threads of this worker; None leaves the choice to torch."""
     memory_budget_bytes: int | None = None
     """Device memory that resident weights may take; None: all but what an evaluation needs."""
+
+
+class DeviceKind(NamedTuple):
+    """Devices of one kind give one result to the bit."""
+
+    device: str
+    """"cpu" or "cuda"."""
+    name: str
+    """What the vendor calls it; empty for a CPU."""
 
 
 @dataclass(frozen=True, slots=True)

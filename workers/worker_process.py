@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 ENTRY_MODULE = "workers.worker_main"
 _REAP_INTERVAL_SECONDS = 0.01
+_KILL_SECONDS = 10.0
+"""A process that lives longer than this after SIGKILL sits in the kernel for good."""
 _STDERR = 2
 
 
@@ -83,7 +85,10 @@ class WorkerProcess:
         self._transport.close()
         if self._popen.poll() is None:
             self._popen.send_signal(signal.SIGKILL)
-        await self._exited_within(float("inf"))
+            await self._exited_within(_KILL_SECONDS)
+        if self._popen.returncode is None:
+            logger.error("process %d cannot even be killed: its driver hangs", self.pid)
+            return -signal.SIGKILL
         return self._popen.returncode
 
     async def _exited_within(self, seconds: float) -> None:

@@ -25,7 +25,7 @@ class MisbehavingRunner:
     """Computes nothing; a batch's cross-entropy is its index plus the seed."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        self.device_name = config.device
+        self.device_name = config.device.removesuffix(":0").removesuffix(":1")
         self._resident: set[WeightsId] = set()
         self.versions = {"threads": os.environ.get("OMP_NUM_THREADS", "")}
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,10 +28,10 @@ BYTES_PER_BATCH = 16 * 1024
 
 @asynccontextmanager
 async def misbehaving_pool(
-    num_workers: int = 1, patience: Patience = IMPATIENT, device: str = "cpu"
+    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),), patience: Patience = IMPATIENT
 ) -> AsyncIterator[ProcessPool]:
     """A pool of `tests.workers.misbehaving` workers, started; closed after, with no process left."""
-    pool = ProcessPool([WorkerConfig(device, num_threads=1)] * num_workers, patience, MISBEHAVING)
+    pool = ProcessPool(configs, patience, MISBEHAVING)
     try:
         await pool.start()
         yield pool
@@ -39,6 +39,11 @@ async def misbehaving_pool(
         known = pids(pool)
         await pool.close()
     assert not [pid for pid in known if is_alive(pid)]
+
+
+def cpus(num_workers: int) -> list[WorkerConfig]:
+    """That many CPU workers of one thread each."""
+    return [WorkerConfig("cpu", num_threads=1)] * num_workers
 
 
 def job(kind: str, folder: Path, num_batches: int = 10, seed: int = 0, key: bytes | None = None) -> EvalJob:

@@ -7,8 +7,9 @@ import pytest
 
 from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed
 from workers.evaluation import Evaluation
-from workers.types import BatchScore, EvalJob
+from workers.types import BatchScore, DeviceKind, EvalJob
 
+CPU = DeviceKind("cpu", "")
 JOB = EvalJob("weights", "checksum", "data", 1, 0)
 
 
@@ -22,11 +23,9 @@ def score(index: int, cross_entropy: float = 1.0) -> BatchScore:
 
 async def test_ranges_grow_smaller_and_leave_nothing_out() -> None:
     one = evaluation(40)
-    ranges = [
-        one.take(task_id, num_workers=2)
-        for task_id in iter(range(100).__iter__().__next__, None)
-        if one.num_free
-    ]
+    ranges: list[range] = []
+    while one.num_free:
+        ranges.append(one.take(len(ranges), CPU, num_workers=2))
     assert [index for batches in ranges for index in batches] == list(range(40))
     sizes = [len(batches) for batches in ranges]
     assert sizes == sorted(sizes, reverse=True)
@@ -35,16 +34,16 @@ async def test_ranges_grow_smaller_and_leave_nothing_out() -> None:
 
 
 async def test_one_worker_gets_all_at_once() -> None:
-    assert evaluation(40).take(1, num_workers=1) == range(40)
+    assert evaluation(40).take(1, CPU, num_workers=1) == range(40)
 
 
 async def test_what_a_dead_worker_left_is_anybodys() -> None:
     one = evaluation(10)
-    assert one.take(1, num_workers=1) == range(10)
+    assert one.take(1, CPU, num_workers=1) == range(10)
     for index in range(4):
         one.batch_done(score(index))
     one.worker_died(1, own_doing=False)
-    assert one.take(2, num_workers=1) == range(4, 10)
+    assert one.take(2, CPU, num_workers=1) == range(4, 10)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -53,7 +52,7 @@ async def test_every_batch_is_done_once_whoever_dies(seed: int) -> None:
     while not one.outcome.done():
         while one.num_free and len(one.running) < 3:
             task_id += 1
-            one.take(task_id, num_workers=3)
+            one.take(task_id, CPU, num_workers=3)
         running = chance.choice(list(one.running))
         for index in one.running[running]:
             if chance.random() < 0.1:
@@ -82,7 +81,7 @@ async def test_only_deaths_of_its_own_doing_are_a_verdict(
     one = evaluation(4)
     for task_id, own in enumerate(own_doing):
         assert not one.outcome.done()
-        one.take(task_id, num_workers=1)
+        one.take(task_id, CPU, num_workers=1)
         one.worker_died(task_id, own)
     with pytest.raises(error):
         await one.outcome
@@ -98,7 +97,7 @@ async def test_one_batch_that_is_not_finite_ends_it() -> None:
 
 async def test_a_further_worker_that_would_load_longer_than_the_rest_takes_is_no_gain() -> None:
     one = evaluation(10)
-    one.take(1, num_workers=2)
+    one.take(1, CPU, num_workers=2)
     one.loaded("cuda:0", 1000.0, {})
     assert one.gains_by(holds_weights=False)  # nobody knows yet how long a batch takes
     one.batch_done(score(0))

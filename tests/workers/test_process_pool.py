@@ -15,6 +15,7 @@ import pytest_asyncio
 from tests.workers.misbehaving import BATCH_SECONDS
 from tests.workers.pools import (
     IMPATIENT,
+    cpus,
     is_alive,
     job,
     misbehaving_pool,
@@ -45,7 +46,7 @@ async def pool() -> AsyncIterator[ProcessPool]:
 
 @pytest_asyncio.fixture
 async def pair() -> AsyncIterator[ProcessPool]:
-    async with misbehaving_pool(2) as started:
+    async with misbehaving_pool(cpus(2)) as started:
         yield started
 
 
@@ -118,6 +119,15 @@ async def test_the_next_weights_are_loaded_meanwhile(pool: ProcessPool, tmp_path
     assert running.done()
 
 
+async def test_an_evaluation_stays_on_devices_of_one_kind(tmp_path: Path) -> None:
+    configs = [WorkerConfig(device) for device in ("cpu", "cuda:0", "cpu", "cuda:1")]
+    async with misbehaving_pool(configs) as pool:
+        one = await pool.evaluate(job("good", tmp_path, 30))
+        assert one.device == "cuda:0,cuda:1"
+        two = await asyncio.gather(*(pool.evaluate(job("good", tmp_path, 30, seed=n)) for n in range(2)))
+    assert {result.device for result in two} == {"cpu", "cuda:0,cuda:1"}
+
+
 # -- verdicts and trouble
 
 
@@ -146,7 +156,7 @@ async def test_out_of_memory_comes_through(pool: ProcessPool, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["dies-once", "dies-loading-once", "dies-replying-once", "segfaults-once"])
 @pytest.mark.parametrize("num_workers", [1, 2])
 async def test_a_death_is_made_good(kind: str, num_workers: int, tmp_path: Path) -> None:
-    async with misbehaving_pool(num_workers) as pool:
+    async with misbehaving_pool(cpus(num_workers)) as pool:
         result = await pool.evaluate(job(kind, tmp_path))
         assert result.cross_entropy == right_cross_entropy()
         await until_whole(pool)
@@ -284,14 +294,14 @@ async def test_cancelled_in_the_queue(pool: ProcessPool, tmp_path: Path) -> None
 
 async def test_no_worker_is_ready_that_fails_its_self_test() -> None:
     with pytest.raises(NoWorker, match="loss 1 instead of 2"):
-        async with misbehaving_pool(device="wrong"):
+        async with misbehaving_pool([WorkerConfig("wrong")]):
             pass
 
 
 async def test_one_that_begins_to_compute_wrongly_is_taken_out(tmp_path: Path) -> None:
     mark = tmp_path / "wrong"
     patience = Patience(heartbeat=0.1, restart=0.05, restart_at_most=0.1, self_test=0.3)
-    async with misbehaving_pool(patience=patience, device=f"wrong:{mark}") as pool:
+    async with misbehaving_pool([WorkerConfig(f"wrong:{mark}")], patience) as pool:
         mark.touch()
         await until(lambda: not pool.status()[0].ready)
         with pytest.raises(NoWorker):
@@ -305,11 +315,11 @@ async def test_one_that_begins_to_compute_wrongly_is_taken_out(tmp_path: Path) -
 
 PARENT = """
 import asyncio, sys
-from tests.workers.pools import job, misbehaving_pool, pids
+from tests.workers.pools import cpus, job, misbehaving_pool, pids
 from pathlib import Path
 
 async def main():
-    async with misbehaving_pool(2) as pool:
+    async with misbehaving_pool(cpus(2)) as pool:
         print(*pids(pool), flush=True)
         await pool.evaluate(job(sys.argv[1], Path(sys.argv[2]), 10_000))
 
@@ -339,7 +349,7 @@ async def test_ctrl_c_is_the_parents_to_hear(pool: ProcessPool, tmp_path: Path) 
 
 
 async def test_close_ends_whatever_a_worker_is_doing(tmp_path: Path) -> None:
-    async with misbehaving_pool(2) as pool:
+    async with misbehaving_pool(cpus(2)) as pool:
         task = await busy(pool, job("hangs-ignoring-sigterm", tmp_path))
         send_signal(pool, signal.SIGSTOP)
     with pytest.raises(NoWorker):
