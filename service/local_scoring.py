@@ -106,6 +106,7 @@ class _Scoring:
                     seed=seed,
                     decryption_key=candidate.key,
                     architecture_version=ARCHITECTURE_VERSION,
+                    detail=self._question.detail and seed == self._question.seeds[0],
                 )
                 result = await self._evaluate(job, self._report_batches(index, done, total))
                 runs.append(self._run(data, seed, result))
@@ -134,6 +135,7 @@ class _Scoring:
             num_predicted=num_predicted,
             load_seconds=result.load_seconds,
             eval_seconds=result.eval_seconds,
+            token_cross_entropy=result.token_cross_entropy,
         )
 
     @asynccontextmanager

@@ -55,6 +55,8 @@ class Question:
     data: tuple[HeldOut, ...]
     seeds: tuple[int, ...]
     target: tuple[float, ...] | None = field(default=None, repr=False)
+    detail: bool = False
+    """Whether the cross-entropy of every token is wanted too; it is the same for every seed."""
 
     @property
     def num_runs(self) -> int:

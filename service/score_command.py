@@ -47,16 +47,23 @@ def run_score(
     """Returns the exit code: 0 when there is a winner. Raises BadUsage, ScoringError, WorkerError or OSError."""
     if report is not None and url is not None:
         raise BadUsage("--report needs the weights evaluated here: leave out --url")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise BadUsage(f"--report {report}: there is no such folder")
     with tempfile.TemporaryDirectory(prefix="soma-eval-") as folder:
         question = Question(
             candidates=parse_candidates(weights, parse_keys(key or [], key_file or [])),
             data=find_data(data, Path(folder) / "data"),
             seeds=parse_seeds(seed, seeds),
             target=None if target is None else read_target(target, _embedding_dim(settings, url)),
+            detail=report is not None,
         )
         with candidate_bars(question) as on_progress:
             sheet = asyncio.run(_answer(question, settings, url, api_key, on_progress))
         _print(sheet, json)
+        if report is not None:
+            from service.report import write_report
+
+            write_report(sheet, report)
     return _exit_code(sheet)
 
 

@@ -49,6 +49,8 @@ class Run:
     """All tokens, padding too: what the network divides the cross-entropy by."""
     load_seconds: float
     eval_seconds: float
+    token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
+    """[num_sequences, tokens] in nats, 0 for padding; None unless it was asked for."""
 
     @property
     def bits_per_byte(self) -> float:

@@ -104,7 +104,7 @@ def printable(text: str) -> str:
 
 def _table(sheet: ScoreSheet) -> Table:
     num_runs = sheet.question.num_runs
-    table = Table(title=_title(sheet.question), title_justify="left", title_style="dim")
+    table = Table(title=title_of(sheet.question), title_justify="left", title_style="dim")
     table.add_column("#", justify="right")
     table.add_column("weights", overflow="fold", min_width=12)
     table.add_column("loss" if num_runs == 1 else "mean loss", justify="right", no_wrap=True)
@@ -132,7 +132,8 @@ def _cells(outcome: Outcome, best: float, num_runs: int) -> list[str | Text]:
     return [Text(printable(outcome.candidate.weights)), *numbers, f"{outcome.seconds:.1f}"]
 
 
-def _title(question: Question) -> str:
+def title_of(question: Question) -> str:
+    """What was scored, in one line."""
     size = sum(data.size for data in question.data)
     what = "standard input" if question.data[0].name == "-" else printable(question.data[0].name)
     files = what if len(question.data) == 1 else f"{len(question.data)} files"

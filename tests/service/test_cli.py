@@ -154,12 +154,14 @@ def test_plain_and_encrypted_score_the_same_and_one_bad_candidate_costs_nothing(
 
 def test_several_files_and_seeds_are_averaged_and_shown(shell: Shell) -> None:
     flags = ("--weights", "plain.safetensors", "--weights", "leak.safetensors", "--data", "folder")
-    ran = shell.run("score", *SMALL, *flags, "--seed", "1", "--seeds", "2", "--target", "target.npy")
+    page = ("--report", "page.html")
+    ran = shell.run("score", *SMALL, *flags, "--seed", "1", "--seeds", "2", "--target", "target.npy", *page)
     assert (ran.code, ran.err) == (0, "")
     assert "2 files, seeds 1 to 2" in ran.out
     assert "± spread" in ran.out
     assert "leak.safetensors sees the bytes it predicts" in ran.out
     assert "of 4 runs" in ran.out
+    assert "Where they differ" in (shell.folder / "page.html").read_text()
     ran = shell.run("score", *SMALL, *flags[:2], *flags[4:], "--seed", "1", "--json")
     model = ran.json["models"][0]
     losses = [golden_cases()[name].loss for name in ("small-short", "small-1024")]
