@@ -310,8 +310,13 @@ class BlobCache:
             path = self._partials / f"{secrets.token_hex(8)}.part"
         leftover = self._leftovers.pop(path.stem, None)
         self._claims[path] = leftover.size if leftover is not None else 0
-        checkpoint_bytes = self._downloader.limits.checkpoint_bytes if is_named else None
-        partial = PartialFile(path, _Room(self, path), self._threads, checkpoint_bytes=checkpoint_bytes)
+        partial = PartialFile(
+            path,
+            _Room(self, path),
+            self._threads,
+            is_resumable=is_named,
+            checkpoint_bytes=self._downloader.limits.checkpoint_bytes,
+        )
         keep = False
         try:
             return await self._fill_and_publish(flight, partial)
@@ -377,11 +382,23 @@ class BlobCache:
     async def claim(self, path: Path, num_bytes: int) -> None:
         """Promise `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
         more = num_bytes - self._claims[path]
-        if more > 0:
-            await self._make_room(more)
-            self._claims[path] = num_bytes
+        if more <= 0:
+            return
+        disk = await self._run(os.statvfs, self._partials)
+        if more > disk.f_bavail * disk.f_frsize + self._idle_bytes:
+            raise InsufficientStorage("the disk has no room for the file")
+        await self._make_room(more)
+        self._claims[path] = num_bytes
+
+    @property
+    def _idle_bytes(self) -> int:
+        """What could be evicted."""
+        entries = (*self._entries.values(), *self._leftovers.values())
+        return sum(entry.size for entry in entries if entry.num_pins == 0)
 
     async def _make_room(self, num_bytes: int) -> None:
+        if self.bytes_used - self._idle_bytes + num_bytes > self._max_bytes:  # nothing is evicted in vain
+            raise InsufficientStorage("the cache is full of files that are in use")
         while self.bytes_used + num_bytes > self._max_bytes:
             if not await self.evict_one():
                 raise InsufficientStorage("the cache is full of files that are in use")

@@ -65,7 +65,7 @@ class DownloadLimits:
     """At most, for one file; more than one only where it helps."""
     part_bytes: int = 64 << 20
     """What one range request asks for."""
-    write_bytes: int = 1 << 20
+    write_bytes: int = 4 << 20
     ramp_seconds: float = 1.0
     """How long a number of connections is tried before one is added."""
     backoff_seconds: float = 0.5

@@ -53,7 +53,9 @@ class Origin:
 class PartialFile:
     """One file being written, read and hashed. Owned by one task; `close` before letting go of it."""
 
-    def __init__(self, path: Path, space: Space, threads: Executor, *, checkpoint_bytes: int | None) -> None:
+    def __init__(
+        self, path: Path, space: Space, threads: Executor, *, is_resumable: bool, checkpoint_bytes: int
+    ) -> None:
         self.path = path
         self.done: list[Span] = []
         self.origin: Origin | None = None
@@ -61,6 +63,7 @@ class PartialFile:
         self._sidecar = path.with_suffix(".json")
         self._space = space
         self._threads = threads
+        self._is_resumable = is_resumable
         self._checkpoint_bytes = checkpoint_bytes
         self._checkpointed_bytes = 0
         self._fd = -1
@@ -182,12 +185,14 @@ class PartialFile:
             self._kept[offset] = chunks
             self._kept_bytes += num_bytes
         self._add_done((offset, offset + num_bytes))
-        await self._checkpoint()
+        if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
+            self._checkpointed_bytes = self.num_done
+            _ = self._run(_checkpoint, self._fd, self._sidecar, self._note())
 
     async def _make_room(self, error: OSError) -> None:
         if error.errno not in OUT_OF_SPACE:
             raise error
-        if not await self._space.free_some():
+        if error.errno == errno.EFBIG or not await self._space.free_some():
             raise InsufficientStorage("the disk has no room for the file") from error
 
     def _add_done(self, span: Span) -> None:
@@ -202,17 +207,8 @@ class PartialFile:
 
     # -- the note for another attempt ------------------------------------------------------------------
 
-    async def _checkpoint(self) -> None:
-        if self._checkpoint_bytes is None:
-            return
-        if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
-            self._checkpointed_bytes = self.num_done
-            note = self._note()
-            if note is not None:
-                await self._run(_write_note, self._sidecar, note)
-
     def _note(self) -> str | None:
-        if self._checkpoint_bytes is None or self.num_done < self._checkpoint_bytes:
+        if not self._is_resumable or self.num_done < self._checkpoint_bytes:
             return None
         if self.origin is None or self.origin.total is None:
             return None
@@ -288,6 +284,7 @@ class PartialFile:
 
     async def publish(self, destination: Path, total: int) -> None:
         """Give the file its name, so that after any crash the name has all of these bytes or is not there."""
+        await self._settle()
         await self._run(_publish, self._fd, self.path, self._sidecar, destination, total)
 
     # -- threads ---------------------------------------------------------------------------------------
@@ -328,6 +325,13 @@ def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
     if not edges or not 0 <= edges[0] <= edges[-1] <= (origin.total or 0) or edges != sorted(set(edges)):
         return None
     return origin, done
+
+
+def _checkpoint(fd: int, sidecar: Path, note: str | None) -> None:
+    """Make durable what is there, early so that little is left to wait for at the end, and take note of it."""
+    os.fdatasync(fd)
+    if note is not None:
+        _write_note(sidecar, note)
 
 
 def _write_note(sidecar: Path, note: str) -> None:

@@ -263,6 +263,15 @@ async def test_a_file_larger_than_the_cache_is_refused(tmp_path: Path) -> None:
         assert d.cache.bytes_used == 0
 
 
+async def test_nothing_is_evicted_in_vain(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        async with d.cache.put(b"old"):
+            pass
+        for size in (65 << 20, 1 << 50):  # more than the cache takes, more than the disk has
+            await d.refused(BlobRef(d.server.url(), checksum_of(CONTENT), size), max_bytes=1 << 60)
+        assert d.files() == [checksum_of(b"old")]
+
+
 async def test_after_many_failures_nothing_is_reserved(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.honest(random_bytes(len(CONTENT), seed=9))) as d:
         for _ in range(5):
