@@ -1,72 +1,100 @@
 """One evaluation of 40 batches on 1, 2 and 3 CPU workers of equal thread count: the same bits, and how fast.
 
-    python -m benchmarks.pool_scaling [--threads 1] [--max-workers 3]
+    python -m benchmarks.pool_scaling [--threads 1] [--max-workers 3] [--rounds 3]
 
-Every pool is compared with one worker that has as many threads as all of the pool's workers together.
-Ratios above 1 mean that sharing an evaluation out is faster than giving one worker more threads.
-Exits with 1 when any two workers of equal thread count disagree in a bit.
+Each pool stands beside one worker that has as many threads as all of the pool's workers together. A ratio
+above 1 means that sharing an evaluation out is faster than giving one worker more threads. All pools live
+at once and take turns, so that whatever else the machine does meets them alike; the best round counts.
+Exits with 1 when workers of equal thread count disagree in a bit.
 """
 
 import argparse
 import asyncio
 import os
-import statistics
 import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tests.recipe import SMALL_WEIGHTS, make_data, small_weights_bytes
-from workers.pool import create_pool
+from workers.pool import WorkerPool, create_pool
 from workers.types import EvalJob, EvalResult
 
 NUM_BATCHES = 40
 DATA_BYTES = NUM_BATCHES * 16 * 1024
 
 
-async def measure(job: EvalJob, num_workers: int, num_threads: int, repeats: int) -> tuple[EvalResult, float]:
-    """The result, and the median of the seconds from call to answer, with the weights resident."""
-    pool = create_pool(["cpu"] * num_workers, small_model=True, num_threads=num_threads)
-    await pool.start()
-    try:
-        await pool.evaluate(job)
-        seconds = []
-        for _ in range(repeats):
-            began = asyncio.get_running_loop().time()
-            result = await pool.evaluate(job)
-            seconds.append(asyncio.get_running_loop().time() - began)
-        return result, statistics.median(seconds)
-    finally:
-        await pool.close()
+@dataclass
+class Entry:
+    """One pool, and the best it did."""
+
+    num_workers: int
+    num_threads: int
+    pool: WorkerPool
+    seconds: float = float("inf")
+    result: EvalResult | None = None
+
+    async def run(self, job: EvalJob) -> None:
+        """One round."""
+        began = time.perf_counter()
+        self.result = await self.pool.evaluate(job)
+        self.seconds = min(self.seconds, time.perf_counter() - began)
+
+    @property
+    def bits(self) -> bytes:
+        """Everything that must not differ."""
+        assert self.result is not None
+        numbers = np.array([self.result.loss, self.result.cross_entropy, self.result.sig_reg])
+        return numbers.tobytes() + self.result.embedding.tobytes()
 
 
-def bits(result: EvalResult) -> bytes:
-    """Everything that must not differ."""
-    numbers = np.array([result.loss, result.cross_entropy, result.sig_reg])
-    return numbers.tobytes() + result.embedding.tobytes()
-
-
-async def compare(folder: Path, num_threads: int, max_workers: int, repeats: int) -> bool:
-    """Print one line per pool; whether all agreed to the bit."""
-    (folder / "weights").write_bytes(small_weights_bytes(SMALL_WEIGHTS))
-    (folder / "data").write_bytes(make_data({"pattern": "text", "size": DATA_BYTES}))
-    job = EvalJob(str(folder / "weights"), "weights", str(folder / "data"), DATA_BYTES, seed=1)
-    print(f"{NUM_BATCHES} batches, small model, {os.cpu_count()} cores, median of {repeats}")
-    print("workers x threads    seconds    one worker, as many threads    ratio    same bits    loss apart")
-    reference: EvalResult | None = None
-    agreed = True
-    for num_workers in range(1, max_workers + 1):
-        result, seconds = await measure(job, num_workers, num_threads, repeats)
-        reference = reference or result
-        same = bits(result) == bits(reference)
-        agreed = agreed and same
-        alone, alone_seconds = await measure(job, 1, num_workers * num_threads, repeats)
-        apart = abs(alone.loss - reference.loss) / reference.loss
-        print(
-            f"{num_workers:7} x {num_threads:<7} {seconds:10.2f} {alone_seconds:20.2f}"
-            f"{alone_seconds / seconds:17.2f} {'yes' if same else 'NO':>11} {apart:15.1e}"
+@asynccontextmanager
+async def started(shapes: set[tuple[int, int]]) -> AsyncIterator[dict[tuple[int, int], Entry]]:
+    """A pool for each (workers, threads of each)."""
+    entries = {
+        (workers, threads): Entry(
+            workers, threads, create_pool(["cpu"] * workers, small_model=True, num_threads=threads)
         )
-    return agreed
+        for workers, threads in sorted(shapes)
+    }
+    try:
+        for entry in entries.values():
+            await entry.pool.start()
+        yield entries
+    finally:
+        await asyncio.gather(*(entry.pool.close() for entry in entries.values()))
+
+
+async def compare(job: EvalJob, num_threads: int, max_workers: int, num_rounds: int) -> bool:
+    """Print one line per pool; whether all of equal thread count agreed to the bit."""
+    counts = range(1, max_workers + 1)
+    shapes = {(n, num_threads) for n in counts} | {(1, n * num_threads) for n in counts}
+    async with started(shapes) as entries:
+        for _ in range(num_rounds + 1):  # the first one loads and warms up
+            for entry in entries.values():
+                await entry.run(job)
+    print(f"{NUM_BATCHES} batches, small model, {os.cpu_count()} cores, best of {num_rounds + 1} rounds")
+    print("workers x threads    seconds    one worker, as many threads    ratio    same bits    loss apart")
+    reference = entries[1, num_threads]
+    for n in counts:
+        shared, alone = entries[n, num_threads], entries[1, n * num_threads]
+        same = "yes" if shared.bits == reference.bits else "NO"
+        print(
+            f"{n:7} x {num_threads:<7} {shared.seconds:10.2f} {alone.seconds:30.2f}"
+            f"{alone.seconds / shared.seconds:9.2f} {same:>12} {loss_apart(alone, reference):13.1e}"
+        )
+    return all(entries[n, num_threads].bits == reference.bits for n in counts)
+
+
+def loss_apart(one: Entry, other: Entry) -> float:
+    """Relative difference of two losses."""
+    assert one.result is not None
+    assert other.result is not None
+    return abs(one.result.loss - other.result.loss) / other.result.loss
 
 
 def main() -> None:
@@ -76,12 +104,14 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker")
     parser.add_argument("--max-workers", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=3, help="beside the first, which loads the weights")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        agreed = asyncio.run(
-            compare(Path(folder), arguments.threads, arguments.max_workers, arguments.repeats)
-        )
+        weights, data = Path(folder, "weights"), Path(folder, "data")
+        weights.write_bytes(small_weights_bytes(SMALL_WEIGHTS))
+        data.write_bytes(make_data({"pattern": "text", "size": DATA_BYTES}))
+        job = EvalJob(str(weights), "weights", str(data), DATA_BYTES, seed=1)
+        agreed = asyncio.run(compare(job, options.threads, options.max_workers, options.rounds))
     raise SystemExit(0 if agreed else 1)
 
 
