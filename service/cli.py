@@ -26,7 +26,7 @@ app = typer.Typer(
     "\n\nA trainer's way: `score` the candidates, `encrypt` the best, upload it, `check` the upload, commit.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -196,17 +196,16 @@ def score(
 
     One candidate that fails costs the others nothing. Several files or seeds: every number is the mean over them.
 
+    \b
     Two checkpoints on one file:
-
-    `soma-eval score --weights a.safetensors --weights b.safetensors --data held-out.txt`
-
+      soma-eval score --weights a.safetensors --weights b.safetensors \\
+        --data held-out.txt
     All checkpoints, every file of a folder, five seeds, and a page to look at:
-
-    `soma-eval score --weights 'checkpoints/*.safetensors' --data held-out/ --seeds 5 --report score.html`
-
+      soma-eval score --weights 'checkpoints/*.safetensors' --data held-out/ \\
+        --seeds 5 --report score.html
     The encrypted file, as it will be published, for a script:
-
-    `soma-eval score --weights best.enc --key-file best.key --data held-out.txt --json`
+      soma-eval score --weights best.enc --key-file best.key \\
+        --data held-out.txt --json
     """
     flags = dict(locals())
     ours = ("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
@@ -239,11 +238,14 @@ def encrypt(
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
 ) -> None:
-    """Encrypt weights for publishing; prints the key, checksum and size that a commit needs.
+    """Encrypt weights; print what a commit needs.
 
+    That is the key, the checksum and the size, and the next step with soma-sdk.
     Weights that the network would refuse are refused here, before anything is written.
 
-    `soma-eval encrypt best.safetensors -o best.enc --key-file best.key`
+    \b
+    The key goes into a file for you alone, and is not printed:
+      soma-eval encrypt best.safetensors -o best.enc --key-file best.key
     """
     settings = settings_from({"small_model": small_model})
     with _said_in_one_line():
@@ -274,11 +276,14 @@ def check(
     allow_http: AllowHttpFlag = None,
     allow_private_addresses: AllowPrivateFlag = None,
 ) -> None:
-    """See whether the network will accept an upload, from its first bytes alone; do it before you commit.
+    """See whether the network will accept an upload.
 
-    `soma-eval check https://host/best.enc --key-file best.key --checksum 9Vz... --size 4838937288`
+    Its first bytes are enough for that; do it before you commit.
 
-    With `--full` it downloads everything, and the checksum is verified as well.
+    \b
+    From the header alone; with --full every byte, and the checksum too:
+      soma-eval check https://host/best.enc --key-file best.key \\
+        --checksum 9VzTjpe... --size 4838783240
     """
     settings = settings_from(
         {
@@ -332,7 +337,9 @@ def serve(
 ) -> None:
     """Serve HTTP and gRPC, with one worker process per device.
 
-    `soma-eval serve --small-model --port 0 --grpc-port off`
+    \b
+    On this machine, with URLs of a closed network:
+      soma-eval serve --allow-http --allow-private-addresses
     """
     flags = dict(locals())
     from pydantic import SecretStr
@@ -369,7 +376,7 @@ def _serve(settings: "Settings") -> None:
 def demo(
     seconds: Annotated[float, typer.Option(min=0.5, help="How long one candidate is trained.")] = 6.0,
 ) -> None:
-    """See the main job end to end on this machine, with nothing prepared and no network."""
+    """See the main job end to end, with nothing prepared."""
     import asyncio
 
     from service.demo import DemoFailed, run_demo

@@ -81,6 +81,7 @@ class _Scoring:
     async def score(self, index: int) -> Outcome:
         """All runs of one candidate, or the error that is its own."""
         candidate = self._question.candidates[index]
+        self._on_progress(CandidateProgress(index, "waiting"))
         try:
             async with self._weights(index) as (path, identity), self._turns:
                 started = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +26,7 @@ from service.remedies import remedy
 from service.score_sheet import CandidateProgress, OnProgress, Outcome, ScoreSheet
 
 _WIDTH_IN_A_PIPE = 200
+_DROPPED_FIRST = ("seconds", "SIGReg", "bits/byte", "cross-entropy", "± spread")
 NETWORK_MAX_DATA_BYTES = 1 << 20
 MAX_FINDINGS_SHOWN = 12
 
@@ -66,9 +68,9 @@ def print_sheet(sheet: ScoreSheet) -> None:
     """The table, best first, and what else there is to say."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False)
     if sheet.winner is not None:
-        console.print(_table(sheet))
+        console.print(_fitting_table(sheet, console))
     for line in remarks(sheet):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not sys.stdout.isatty())
 
 
 def remarks(sheet: ScoreSheet) -> Iterator[Text]:
@@ -102,34 +104,49 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _table(sheet: ScoreSheet) -> Table:
-    num_runs = sheet.question.num_runs
-    table = Table(title=title_of(sheet.question), title_justify="left", title_style="dim")
-    table.add_column("#", justify="right")
-    table.add_column("weights", overflow="fold", min_width=12)
-    table.add_column("loss" if num_runs == 1 else "mean loss", justify="right", no_wrap=True)
-    names = ["to best", "cross-entropy", "SIGReg", "bits/byte"]
-    names += ["distance"] * (sheet.question.target is not None)
-    for name in [*(["± spread"] * (num_runs > 1)), *names, "seconds"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    order = sheet.best_first()
-    best = sheet.outcomes[order[0]].loss or 0.0
-    for rank, index in enumerate(order, start=1):
-        style = "bold green" if rank == 1 else ("yellow" if sheet.outcomes[index].attends_to_future else "")
-        table.add_row(str(rank), *_cells(sheet.outcomes[index], best, num_runs), style=style)
+def _fitting_table(sheet: ScoreSheet, console: Console) -> Table:
+    """The table without the columns a narrow terminal has no room for; --json has them all."""
+    unbounded = console.options.update(max_width=1000)
+    for num_dropped in range(len(_DROPPED_FIRST) + 1):
+        table = _table(sheet, _DROPPED_FIRST[:num_dropped])
+        if console.measure(table, options=unbounded).minimum <= console.width:
+            break
     return table
 
 
-def _cells(outcome: Outcome, best: float, num_runs: int) -> list[str | Text]:
+def _table(sheet: ScoreSheet, dropped: Sequence[str]) -> Table:
+    num_runs = sheet.question.num_runs
+    table = Table(title=title_of(sheet.question), title_justify="left", title_style="dim", box=SIMPLE_HEAD)
+    table.add_column("#", justify="right")
+    table.add_column("weights", overflow="fold", min_width=16)
+    order = sheet.best_first()
+    best = sheet.outcomes[order[0]].loss or 0.0
+    rows = [_numbers(sheet.outcomes[index], best, num_runs) for index in order]
+    names = [name for name in rows[0] if name not in dropped]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for rank, (index, row) in enumerate(zip(order, rows, strict=True), start=1):
+        outcome = sheet.outcomes[index]
+        style = "bold green" if rank == 1 else ("yellow" if outcome.attends_to_future else "")
+        weights = Text(printable(outcome.candidate.weights))
+        table.add_row(str(rank), weights, *(row[name] for name in names), style=style)
+    return table
+
+
+def _numbers(outcome: Outcome, best: float, num_runs: int) -> dict[str, str]:
+    """The cells of a row, by column."""
     loss = outcome.loss or 0.0
-    numbers = [f"{loss:.6f}"]
-    numbers += [f"{outcome.loss_spread:.6f}"] * (num_runs > 1)
-    numbers += [f"+{loss - best:.6f}" if loss != best else "best"]
-    numbers += [f"{outcome.mean(lambda run: run.cross_entropy):.6f}"]
-    numbers += [f"{outcome.mean(lambda run: run.sig_reg):.4f}"]
-    numbers += [f"{outcome.mean(lambda run: run.bits_per_byte):.4f}"]
-    numbers += [f"{outcome.distance:.6f}"] if outcome.distance is not None else []
-    return [Text(printable(outcome.candidate.weights)), *numbers, f"{outcome.seconds:.1f}"]
+    cells = {"loss" if num_runs == 1 else "mean loss": f"{loss:.6f}"}
+    if num_runs > 1:
+        cells["± spread"] = f"{outcome.loss_spread:.6f}"
+    cells["to best"] = f"+{loss - best:.6f}" if loss != best else "best"
+    cells["cross-entropy"] = f"{outcome.mean(lambda run: run.cross_entropy):.6f}"
+    cells["SIGReg"] = f"{outcome.mean(lambda run: run.sig_reg):.4f}"
+    cells["bits/byte"] = f"{outcome.mean(lambda run: run.bits_per_byte):.4f}"
+    if outcome.distance is not None:
+        cells["distance"] = f"{outcome.distance:.6f}"
+    cells["seconds"] = f"{outcome.seconds:.1f}"
+    return cells
 
 
 def title_of(question: Question) -> str:
