@@ -169,14 +169,14 @@ class ProcessPool:
 
     def _load_ahead(self) -> None:
         """All are busy: the worker with least left to do loads the next evaluation's weights meanwhile."""
-        for evaluation in self._evaluations:
-            if evaluation.running or evaluation.loading_ahead or not evaluation.num_free:
-                continue
-            evaluation.loading_ahead = True
-            busy = [worker for worker in self._workers if worker.state is State.BUSY and worker.task]
-            if busy and not any(evaluation.job.weights_id in worker.resident for worker in busy):
-                min(busy, key=self._num_left).prefetch(evaluation.job)
+        waiting = (each for each in self._evaluations if each.num_free and not each.running)
+        evaluation = next(waiting, None)
+        busy = [worker for worker in self._workers if worker.state is State.BUSY]
+        if evaluation is None or evaluation.loading_ahead or not busy:
             return
+        evaluation.loading_ahead = True
+        if not any(evaluation.job.weights_id in worker.resident for worker in busy):
+            min(busy, key=self._num_left).prefetch(evaluation.job)
 
     def _num_left(self, worker: Supervisor) -> int:
         """Batches until this busy worker is likely to be free."""

@@ -34,6 +34,8 @@ from workers.worker_process import ENTRY_MODULE, PipeClosed, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
+FROZE = "froze"
+
 FAULT_SIGNALS = {
     signal.SIGSEGV,
     signal.SIGBUS,
@@ -52,7 +54,7 @@ class Patience:
 
     heartbeat: float = 0.5
     """Between two heartbeats."""
-    frozen: float = 20.0
+    frozen: float = 10.0
     """Silence after which a worker counts as frozen; three times that while it starts, for opening a large
     library keeps every thread of a process waiting."""
     start: float = 300.0
@@ -84,9 +86,8 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Why there is no process any more, and what it had in hand."""
+    """What a process had in hand when it ended, and whose doing that was."""
 
-    reason: str
     task: Evaluate | None
     """The task it had accepted; None when it was idle, or had been told to stop."""
     unaccepted_task: Evaluate | None
@@ -207,7 +208,7 @@ class Supervisor:
         except BaseException:  # the pool closes
             await asyncio.shield(process.kill())
             raise
-        status = await process.end(self._patience.terminate)
+        status = await (process.kill() if trouble == FROZE else process.end(self._patience.terminate))
         return (trouble, 0) if trouble else (_describe(status), status)
 
     async def _listen(self, process: WorkerProcess) -> str | None:
@@ -270,7 +271,7 @@ class Supervisor:
         # Beats are counted, not time: after the whole machine slept, one is missed, not all.
         starting = self.state is State.STARTING
         if self._silent_beats * patience.heartbeat >= patience.frozen * (3 if starting else 1):
-            return "froze"
+            return FROZE
         limits = {State.STARTING: patience.start, State.TESTING: patience.test, State.STOPPING: patience.stop}
         if age > limits.get(self.state, float("inf")):
             return f"took too long ({self.state.value})"
@@ -284,7 +285,6 @@ class Supervisor:
             self.failed_starts += 1
         wanted = self.task if self.state is State.BUSY else None
         death = Death(
-            reason=reason,
             task=wanted if self._accepted else None,
             unaccepted_task=None if self._accepted else wanted,
             own_doing=status > 0 or -status in FAULT_SIGNALS,
