@@ -27,7 +27,7 @@ CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
 """Activations of one micro-batch: enough rows to keep the device busy, and no more."""
 
-CPU_SIG_REG_ROWS = 512
+CPU_SIG_REG_ROWS = 128
 CUDA_SIG_REG_ROWS = 16_384
 """Tokens whose slices are looked at at once: on a CPU, what its caches hold."""
 
@@ -254,12 +254,10 @@ class ModelRunner:
     def _summed_sig_reg(self, rows: Tensor, directions: Tensor, checkpoint: Checkpoint) -> Tensor:
         """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
-        total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for start in range(0, rows.shape[0], rows_per_tile):
-            z = rows[start : start + rows_per_tile] @ directions  # (R, S)
-            total += self._sig_reg.per_token(z).double().sum()
+        z = rows @ directions  # (N, S)
+        per_token = torch.cat([self._sig_reg.per_token(tile) for tile in z.split(rows_per_tile)])  # (N)
         checkpoint()
-        return total
+        return per_token.double().sum()
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
         """The weights of the last call if these are the same, else loaded in their place."""
