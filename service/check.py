@@ -220,7 +220,7 @@ class _Check:
     def _header_end(self, clear: bytes) -> int | None:
         """Where the header ends, if the bytes can be the start of a safetensors file at all."""
         length = int.from_bytes(clear[:8], "little")
-        if len(clear) <= 8 or clear[8:9] != b"{" or length > self._judge.MAX_HEADER_BYTES:
+        if len(clear) <= 8 or not 2 <= length <= self._judge.MAX_HEADER_BYTES:
             return None
         return 8 + length
 
@@ -271,7 +271,7 @@ class _Check:
 
     def _explain(self, published: bytes, clear: bytes, file_size: int, expected: int | None) -> None:
         end = self._header_end(clear)
-        if end is None:
+        if end is None or clear[8:end].lstrip()[:1] != b"{":
             self._explain_no_header(published, file_size)
         elif end > file_size:
             self._checked.add(

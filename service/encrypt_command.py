@@ -4,11 +4,12 @@ import asyncio
 import json as json_format
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import base58
 
-from service.check import Promise, check
+from service.check import Finding, Promise, check
 from service.config import Settings
 from service.encryption import Commitment, encrypt_file, new_key
 from service.question import BadUsage, parse_key
@@ -25,7 +26,7 @@ def run_encrypt(
     _refuse_impossible(weights, output, key, key_file)
     checked = asyncio.run(check(str(weights), Promise(), settings))
     if checked.findings:
-        print_findings(checked.findings, sys.stderr)
+        print_findings([_before_encryption(finding) for finding in checked.findings], sys.stderr)
         sys.stderr.write(f"soma-eval: the network would refuse {weights}: nothing was written.\n")
         return EXIT_AT_FAULT
     secret = new_key() if key is None else parse_key(key)
@@ -51,6 +52,15 @@ def run_encrypt(
     else:
         sys.stdout.write(_account(commitment, output, text, key_file, settings))
     return EXIT_GOOD
+
+
+def _before_encryption(finding: Finding) -> Finding:
+    """What there is to do when there is nothing encrypted yet."""
+    return (
+        replace(finding, remedy="give the file that Model.save wrote")
+        if finding.code == "no-header"
+        else finding
+    )
 
 
 def _refuse_impossible(weights: Path, output: Path, key: str | None, key_file: Path | None) -> None:

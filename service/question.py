@@ -35,6 +35,14 @@ class Candidate:
     def is_url(self) -> bool:
         return is_url(self.weights)
 
+    @property
+    def name(self) -> str:
+        """What may be shown and kept: a URL without user, password and query, which may let others in."""
+        if not self.is_url:
+            return self.weights
+        parts = urlsplit(self.weights)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:

@@ -84,7 +84,7 @@ def bits_of_bytes(bits: Array, data_size: int) -> Array:
 
 def _shown(sheet: ScoreSheet) -> list[Shown]:
     order = sheet.best_first()[:_MAX_SHOWN]
-    names = _short_names([sheet.outcomes[i].candidate.weights for i in order])
+    names = _short_names([sheet.outcomes[i].candidate.name for i in order])
     sizes = {data.name: data.size for data in sheet.question.data}
     return [
         Shown(
@@ -119,9 +119,7 @@ def _head(sheet: ScoreSheet) -> str:
         for text in remarks(sheet)
     )
     winner = sheet.winner
-    name = (
-        "No candidate has a loss" if winner is None else f"{sheet.outcomes[winner].candidate.weights} is best"
-    )
+    name = "No candidate has a loss" if winner is None else f"{sheet.outcomes[winner].candidate.name} is best"
     return f'<h1>{escape(name)}</h1><p class="soft">{escape(title_of(sheet.question))}</p>{notes}'
 
 

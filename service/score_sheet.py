@@ -174,7 +174,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
             "attends_to_future": outcome.attends_to_future,
         }
     return {
-        "weights": outcome.candidate.weights,
+        "weights": outcome.candidate.name,
         **numbers,
         "error": None if outcome.error is None else _error(outcome.error),
         "seconds": outcome.seconds,

@@ -39,7 +39,7 @@ def candidate_bars(question: Question) -> Iterator[OnProgress]:
             yield lambda _: None
             return
         tasks = [
-            bars.add_task(_short(candidate.weights), total=None, phase="starting a worker")
+            bars.add_task(_short(candidate.name), total=None, phase="starting a worker")
             for candidate in question.candidates
         ]
         yield lambda progress: _show(bars, tasks[progress.index], progress)
@@ -77,13 +77,11 @@ def remarks(sheet: ScoreSheet) -> Iterator[Text]:
     """What the numbers alone do not say."""
     for outcome in sheet.outcomes:
         if outcome.error is not None:
-            text = (
-                f"✗ {printable(outcome.candidate.weights)}: {outcome.error.detail}. {remedy(outcome.error)}"
-            )
+            text = f"✗ {printable(outcome.candidate.name)}: {outcome.error.detail}. {remedy(outcome.error)}"
             yield Text(text, style="red")
         elif outcome.attends_to_future:
             yield Text(
-                f"! {printable(outcome.candidate.weights)} sees the bytes it predicts: masked positions won weight "
+                f"! {printable(outcome.candidate.name)} sees the bytes it predicts: masked positions won weight "
                 "in its attention (attends_to_future). The network computes this loss; validators will look twice.",
                 style="yellow",
             )
@@ -128,7 +126,7 @@ def _table(sheet: ScoreSheet, dropped: Sequence[str]) -> Table:
     for rank, (index, row) in enumerate(zip(order, rows, strict=True), start=1):
         outcome = sheet.outcomes[index]
         style = "bold green" if rank == 1 else ("yellow" if outcome.attends_to_future else "")
-        weights = Text(printable(outcome.candidate.weights))
+        weights = Text(printable(outcome.candidate.name))
         table.add_row(str(rank), weights, *(row[name] for name in names), style=style)
     return table
 
@@ -136,17 +134,21 @@ def _table(sheet: ScoreSheet, dropped: Sequence[str]) -> Table:
 def _numbers(outcome: Outcome, best: float, num_runs: int) -> dict[str, str]:
     """The cells of a row, by column."""
     loss = outcome.loss or 0.0
-    cells = {"loss" if num_runs == 1 else "mean loss": f"{loss:.6f}"}
+    cells = {"loss" if num_runs == 1 else "mean loss": _number(loss)}
     if num_runs > 1:
-        cells["± spread"] = f"{outcome.loss_spread:.6f}"
-    cells["to best"] = f"+{loss - best:.6f}" if loss != best else "best"
-    cells["cross-entropy"] = f"{outcome.mean(lambda run: run.cross_entropy):.6f}"
+        cells["± spread"] = _number(outcome.loss_spread)
+    cells["to best"] = f"+{_number(loss - best)}" if loss != best else "best"
+    cells["cross-entropy"] = _number(outcome.mean(lambda run: run.cross_entropy))
     cells["SIGReg"] = f"{outcome.mean(lambda run: run.sig_reg):.4f}"
     cells["bits/byte"] = f"{outcome.mean(lambda run: run.bits_per_byte):.4f}"
     if outcome.distance is not None:
         cells["distance"] = f"{outcome.distance:.6f}"
     cells["seconds"] = f"{outcome.seconds:.1f}"
     return cells
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}" if abs(value) < 1e6 else f"{value:.6g}"
 
 
 def title_of(question: Question) -> str:

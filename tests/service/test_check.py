@@ -1,5 +1,6 @@
 """What `check` says of uploads that went wrong, each in its own words, from a file and over the network."""
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.recipe import (
     make_weights,
     safetensors_bytes,
     safetensors_file,
+    safetensors_parts,
     small_weights_bytes,
 )
 from tests.workers.v1.test_weights_files import FILES as ODD_FILES
@@ -134,6 +136,7 @@ BROKEN: dict[str, tuple[bytes, Promise, list[str], str]] = {
         ["prefixed-names"],
         "_orig_mod.",
     ),
+    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Promise(), ["no-header"], "no weights file"),
     "no-json": (safetensors_file(b'{"a": [}', b""), Promise(), ["header-invalid"], "no JSON"),
 }
 
@@ -191,8 +194,11 @@ async def test_full_downloads_and_verifies(files: FileServer, settings: Settings
     assert [finding.code for finding in checked.findings] == ["checksum-mismatch"]
 
 
-async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Settings) -> None:
-    long = safetensors_bytes(make_weights(SMALL_CONFIG, SMALL_WEIGHTS), {"note": "x" * 400_000})
+@pytest.mark.parametrize("start", ["", "  "], ids=["", "after-spaces"])
+async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Settings, start: str) -> None:
+    header, bodies = safetensors_parts(make_weights(SMALL_CONFIG, SMALL_WEIGHTS), {"note": "x" * 400_000})
+    long = safetensors_file(start + json.dumps(header), b"".join(bodies))
+    files.requests.clear()
     url = files.publish("long", encrypt(long))
     assert not (await check(url, Promise(TEST_KEY), settings)).findings
     assert files.requests.count("/long") == 2

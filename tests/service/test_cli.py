@@ -178,7 +178,7 @@ def test_no_winner_is_the_weights_fault(shell: Shell) -> None:
 
 def test_a_running_service_can_do_it(shell: Shell, service: LiveService, files: FileServer) -> None:
     golden = golden_cases()["small-short"]
-    url = files.publish("by-url.safetensors", small_weights_bytes())
+    url = files.publish("by-url.safetensors", small_weights_bytes()) + "?signature=secret0"
     ran = shell.run(
         *("score", "--url", service.http_url, "--weights", "sealed.enc", "--weights", url, "--data", "short"),
         *("--key-file", "key", "--seed", str(golden.seed), "--json"),
@@ -186,6 +186,8 @@ def test_a_running_service_can_do_it(shell: Shell, service: LiveService, files: 
     sealed, wrong = ran.json["models"]
     assert ran.code == 0
     assert sealed["loss"] == approx(golden.loss)
+    assert wrong["weights"].endswith("/by-url.safetensors")
+    assert "secret0" not in ran.out + ran.err
     assert wrong["error"]["code"] == "decryption-failed"  # one key for all, and this one is in the clear
     ran = shell.run(
         "score", "--url", "http://127.0.0.1:9", "--weights", "plain.safetensors", "--data", "short"
