@@ -26,7 +26,7 @@ class WorkerConfig:
     num_threads: int | None = None
     """CPU threads of this worker; None leaves the choice to torch."""
     memory_budget_bytes: int | None = None
-    """Device memory that resident weights may take; None: all but what an evaluation needs."""
+    """Device memory that resident weights may take; None: a share of what is free at the start."""
 
 
 class DeviceKind(NamedTuple):
