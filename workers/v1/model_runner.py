@@ -4,11 +4,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from . import tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
@@ -134,7 +135,7 @@ class ModelRunner:
         Raises WeightsInvalid or DecryptionFailed.
         """
         tensors = load_tensors(weights, self.config, decryption_key, device=self.device)
-        with torch.device("meta"):
+        with _NoDraws(), torch.device("meta"):
             model = Model(self.config)
         model.load_state_dict(tensors, assign=True)
         model.requires_grad_(False).eval()
@@ -255,7 +256,9 @@ class ModelRunner:
         """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
-        per_token = torch.cat([self._sig_reg.per_token(tile) for tile in z.split(rows_per_tile)])  # (N)
+        per_token = torch.cat(
+            [self._sig_reg.per_token(tile) for tile in torch.split(z, rows_per_tile)]
+        )  # (N)
         checkpoint()
         return per_token.double().sum()
 
@@ -275,6 +278,19 @@ class ModelRunner:
     def _set_matmul_precision(self) -> None:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = False
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves the initial draws of parameters out: on the meta device torch imports its compiler for them, 1.2 s."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.uniform_, torch.nn.init.normal_):
+            return (
+                args[0] if args else None
+            )  # only the method is given its tensor so, and has its result used
+        return func(*args, **(kwargs or {}))
 
 
 def hold_linear_weights_in_bf16(model: Model) -> None:
