@@ -79,6 +79,7 @@ async def _http_door(parts: Parts, listener: socket.socket) -> AsyncIterator[str
     server = _HttpServer(
         uvicorn.Config(
             create_app(parts),
+            http="h11",  # bounds what it reads of a head; the faster parser does not
             log_config=None,
             access_log=False,
             server_header=False,
