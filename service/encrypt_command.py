@@ -9,8 +9,9 @@ from pathlib import Path
 
 import base58
 
-from service.check import Finding, Promise, check
+from service.check import check
 from service.config import Settings
+from service.diagnosis import Finding, Promise
 from service.encryption import Commitment, encrypt_file, new_key
 from service.question import BadUsage, parse_key
 from service.terminal import byte_bar, print_findings

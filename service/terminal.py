@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from service.check import Finding
+from service.diagnosis import Finding
 from service.question import Question
 from service.remedies import remedy
 from service.score_sheet import CandidateProgress, OnProgress, Outcome, ScoreSheet

@@ -7,9 +7,10 @@ from pathlib import Path
 import base58
 import pytest
 
-from service.check import Checked, Promise, check, parse_promise
+from service.check import Checked, check, parse_promise
 from service.checksum import checksum_of
 from service.config import Settings
+from service.diagnosis import Promise
 from service.errors import BlobUnavailable, ForbiddenUrl
 from service.question import BadUsage
 from tests.file_server import FileServer
