@@ -3,6 +3,7 @@
 - A plain float32 tensor of a file is mapped, not copied.
 - Encrypted weights are decrypted on the way, straight into the tensors: the plaintext never touches a disk
   and is in memory once. AES-256-CTR is seekable, so several threads do it, a piece each.
+- What goes to a GPU passes through pinned buffers: while one is copied over, the next is read or decrypted.
 - Other dtypes are converted to float32, one tensor at a time.
 
 The cipher is the network's: 128-bit big-endian counter from zero, over the whole file, without a tag.
@@ -10,10 +11,11 @@ The cipher is the network's: 128-bit big-endian counter from zero, over the whol
 
 import mmap
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -21,14 +23,14 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .weights_header import TensorPlace, expected_shapes, read_header
+from .weights_memory import PIECE_BYTES, DeviceMemory, HostMemory
 
 Weights = str | os.PathLike[str] | bytes
 """A file by its path, or the bytes of one."""
 
-PIECE_BYTES = 8 << 20
-"""What a thread reads and decrypts at once."""
-
-NUM_THREADS = min(8, os.cpu_count() or 1)
+NUM_THREADS = min(
+    8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 
 AES_BLOCK_BYTES = 16
 
@@ -53,25 +55,29 @@ class Source(Protocol):
 
     size: int
 
-    def read(self, offset: int, size: int) -> bytes | memoryview: ...
+    def read(self, offset: int, size: int) -> memoryview:
+        """At most PIECE_BYTES; they may change with the next read of the same thread."""
 
 
 class FileSource:
-    """An open file; reads need no lock."""
+    """An open file, read by each thread into a buffer of its own."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
+        self._of_thread = threading.local()
 
-    def read(self, offset: int, size: int) -> bytes:
-        pieces: list[bytes] = []
-        while size > 0:
-            piece = os.pread(self.descriptor, size, offset)
-            if not piece:
+    def read(self, offset: int, size: int) -> memoryview:
+        if not hasattr(self._of_thread, "buffer"):
+            self._of_thread.buffer = memoryview(bytearray(PIECE_BYTES))
+        buffer: memoryview = self._of_thread.buffer[:size]
+        done = 0
+        while done < size:
+            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not count:
                 raise OSError("the weights file became shorter while it was read")
-            pieces.append(piece)
-            offset, size = offset + len(piece), size - len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            done += count
+        return buffer
 
 
 class BytesSource:
@@ -83,6 +89,14 @@ class BytesSource:
 
     def read(self, offset: int, size: int) -> memoryview:
         return self.data[offset : offset + size]
+
+
+class Piece(NamedTuple):
+    """A part of a tensor, for one thread to bring: bytes start to end, counted within the tensor."""
+
+    name: str
+    start: int
+    end: int
 
 
 def load_tensors(
@@ -107,16 +121,12 @@ def load_tensors(
             encrypted=decryption_key is not None,
         )
         places = {name: header.tensors[name] for name in expected_shapes(config)}
-        mapped = _map(source) if decryption_key is None else None
-
-        def load(place: TensorPlace) -> Tensor:
-            tensor = _mapped_tensor(mapped, place)
-            if tensor is None:
-                tensor = _read_tensor(source, place, decryption_key)
-            return tensor.to(device)
-
-        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights") as threads:
-            return dict(zip(places, threads.map(load, places.values()), strict=True))
+        tensors: dict[str, Tensor] = {}
+        if isinstance(source, FileSource) and decryption_key is None and device.type == "cpu":
+            tensors = _mapped_tensors(source, places)
+        others = {name: place for name, place in places.items() if name not in tensors}
+        tensors |= _read_tensors(source, others, decryption_key, device)
+    return {name: tensors[name] for name in places}
 
 
 def decryptor_at(key: bytes, offset: int) -> CipherContext:
@@ -142,26 +152,50 @@ def _open(weights: Weights) -> Iterator[Source]:
         os.close(descriptor)
 
 
-def _map(source: Source) -> mmap.mmap | None:
-    """The whole file as memory, copied on write so that torch may believe it can write."""
-    if not isinstance(source, FileSource):
-        return None
-    return mmap.mmap(source.descriptor, source.size, access=mmap.ACCESS_COPY)
+def _mapped_tensors(source: FileSource, places: Mapping[str, TensorPlace]) -> dict[str, Tensor]:
+    """Views of the file, of those tensors that need no copy: float32, at a multiple of 4 bytes."""
+    # Copied on write, so that torch may believe it can write.
+    mapped = mmap.mmap(source.descriptor, source.size, access=mmap.ACCESS_COPY)
+    return {
+        name: torch.frombuffer(
+            mapped, dtype=torch.float32, count=(place.end - place.begin) // 4, offset=place.begin
+        ).view(place.shape)
+        for name, place in places.items()
+        if place.dtype == "F32" and place.begin % 4 == 0
+    }
 
 
-def _mapped_tensor(mapped: mmap.mmap | None, place: TensorPlace) -> Tensor | None:
-    """A view of the file, or None where it takes a copy: another dtype, or not at a multiple of 4 bytes."""
-    if mapped is None or place.dtype != "F32" or place.begin % 4:
-        return None
-    num_elements = (place.end - place.begin) // 4
-    flat = torch.frombuffer(mapped, dtype=torch.float32, count=num_elements, offset=place.begin)
-    return flat.view(place.shape)
+def _read_tensors(
+    source: Source, places: Mapping[str, TensorPlace], key: bytes | None, device: torch.device
+) -> dict[str, Tensor]:
+    """Tensors read into memory of their own, decrypted if there is a key, as float32."""
+    ready = {name: place for name, place in places.items() if place.dtype == "F32"}
+    shapes = {name: place.shape for name, place in ready.items()}
+    memory = HostMemory(shapes) if device.type == "cpu" else DeviceMemory(shapes, device)
+    pieces = [
+        Piece(name, start, min(start + PIECE_BYTES, place.end - place.begin))
+        for name, place in ready.items()
+        for start in range(0, place.end - place.begin, PIECE_BYTES)
+    ]
+
+    def bring(piece: Piece) -> None:
+        offset = places[piece.name].begin + piece.start
+        with memory.room(piece.name, piece.start, piece.end) as room:
+            _read_clear_into(source, offset, piece.end - piece.start, key, room)
+
+    def convert(name: str) -> tuple[str, Tensor]:
+        return name, _converted_tensor(source, places[name], key).to(device)
+
+    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights") as threads:
+        for _ in threads.map(bring, pieces):
+            pass
+        converted = dict(threads.map(convert, [name for name in places if name not in ready]))
+    return memory.finished() | converted
 
 
-def _read_tensor(source: Source, place: TensorPlace, key: bytes | None) -> Tensor:
-    """A tensor read into memory of its own, decrypted if there is a key, as float32."""
+def _converted_tensor(source: Source, place: TensorPlace, key: bytes | None) -> Tensor:
+    """A tensor of another dtype, as float32."""
     size = place.end - place.begin
-    # update_into asks for room for one more block, though a stream cipher never fills it.
     room = torch.empty(size + AES_BLOCK_BYTES, dtype=torch.uint8)
     _read_clear_into(source, place.begin, size, key, room.numpy().data)
     raw = room[:size]
@@ -177,7 +211,8 @@ def _read_clear(source: Source, offset: int, size: int, key: bytes | None) -> by
 
 
 def _read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
-    """Fill the first `size` bytes of `room`, which has one block more."""
+    """Fill the first `size` bytes of `room`, which is one block larger: `update_into` asks for that much room,
+    though a stream cipher leaves it as it is."""
     decryptor = None if key is None else decryptor_at(key, offset)
     for start in range(0, size, PIECE_BYTES):
         end = min(start + PIECE_BYTES, size)

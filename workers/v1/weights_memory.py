@@ -1,0 +1,111 @@
+"""Where tensors come to lie, filled a piece at a time by several threads."""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPARE_BYTES = 16
+"""Behind every room: a block of the cipher, which asks for the space and leaves it as it is."""
+
+ALIGNMENT = 64
+"""Of a tensor on a CPU: a line of its cache."""
+
+PIECE_BYTES = 2 << 20
+"""What a thread reads and decrypts at once: small enough to stay in its core's cache between the two."""
+
+
+class HostMemory:
+    """float32 tensors side by side in one block. numpy asks for huge pages, which torch does not by itself."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = dict(shapes)
+        self._begins: dict[str, int] = {}
+        size = 0
+        for name, shape in shapes.items():
+            self._begins[name] = size
+            size += -(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT
+        block = np.empty(size + SPARE_BYTES + ALIGNMENT, dtype=np.uint8)
+        self._block = block[-block.ctypes.data % ALIGNMENT :]
+
+    @contextmanager
+    def room(self, name: str, start: int, end: int) -> Iterator[memoryview]:
+        """Room for these bytes of the tensor, and SPARE_BYTES that must stay as they are."""
+        begin = self._begins[name]
+        yield self._block.data[begin + start : begin + end + SPARE_BYTES]
+
+    def finished(self) -> dict[str, Tensor]:
+        """The tensors, once every byte has been filled in."""
+        block = torch.from_numpy(self._block)
+        return {
+            name: block[begin : begin + 4 * math.prod(shape)].view(torch.float32).view(shape)
+            for (name, begin), shape in zip(self._begins.items(), self._shapes.values(), strict=True)
+        }
+
+
+class DeviceMemory:
+    """float32 tensors on a GPU. Each thread has two pinned buffers: it fills one while the other is copied."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+        self._device = device
+        self._tensors = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        self._of_thread = threading.local()
+        self._stages: list[_Stage] = []
+
+    @contextmanager
+    def room(self, name: str, start: int, end: int) -> Iterator[memoryview]:
+        """Room for these bytes of the tensor, and SPARE_BYTES more; they are on their way when it is left."""
+        stage = self._stage()
+        buffer = stage.free_buffer()
+        yield buffer.numpy().data
+        stage.send(buffer[: end - start], self._tensors[name].view(-1).view(torch.uint8)[start:end])
+
+    def finished(self) -> dict[str, Tensor]:
+        """The tensors, once every byte has arrived."""
+        for stage in self._stages:
+            stage.wait()
+        return self._tensors
+
+    def _stage(self) -> "_Stage":
+        if not hasattr(self._of_thread, "stage"):
+            self._of_thread.stage = _Stage(self._device)
+            self._stages.append(self._of_thread.stage)
+        stage: _Stage = self._of_thread.stage
+        return stage
+
+
+class _Stage:
+    """Two pinned buffers, used in turn, and a stream of copies. Off a GPU the copies are plain ones."""
+
+    def __init__(self, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._buffers = [
+            torch.empty(PIECE_BYTES + SPARE_BYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
+        ]
+        self._turn = 0
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+        if self._stream is not None:  # what the memory was used for before comes first
+            self._stream.wait_stream(torch.cuda.default_stream(device))
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+
+    def free_buffer(self) -> Tensor:
+        """The buffer whose turn it is, once its last copy is done."""
+        self._turn = 1 - self._turn
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        return self._buffers[self._turn]
+
+    def send(self, filled: Tensor, target: Tensor) -> None:
+        with torch.cuda.stream(self._stream):
+            target.copy_(filled, non_blocking=True)
+        if self._stream is not None:
+            self._copied[self._turn] = self._stream.record_event()
+
+    def wait(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
