@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 import structlog
 from starlette.requests import Request
@@ -117,7 +118,7 @@ class Gate:
         outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
         self._metrics.requests.labels("http", method, outcome).inc()
         self._metrics.request_seconds.labels("http", method).observe(seconds)
-        quiet = scope["path"] in OPEN_PATHS and status < 400
+        quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
 

@@ -43,6 +43,8 @@ from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
 
 EXIT_UNEXPECTED = 70
 """What a worker ends with that met an error it has no name for (EX_SOFTWARE of sysexits.h)."""
+YIELDING_NICENESS = 5
+"""A worker that computes on the processors lets the parent's few milliseconds go first."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -94,6 +96,8 @@ class Worker:
         configure = messages.receive(self._connection)
         if not isinstance(configure, Configure):
             os._exit(0)
+        if configure.config.device == "cpu":
+            os.nice(YIELDING_NICENESS)
         threading.Thread(target=self._beat, args=(configure.heartbeat_seconds,), daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
         try:
