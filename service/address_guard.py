@@ -64,9 +64,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     `connect_tcp` raises ForbiddenTarget then, and no packet has been sent.
     """
 
-    def __init__(
-        self, policy: UrlPolicy, resolver: Resolver, network: httpcore.AsyncNetworkBackend | None = None
-    ) -> None:
+    def __init__(self, policy: UrlPolicy, resolver: Resolver, network: AsyncioNetwork | None = None) -> None:
         self._policy = policy
         self._resolver = resolver
         self._network = network or AsyncioNetwork()
@@ -140,7 +138,7 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
         policy: UrlPolicy,
         resolver: Resolver,
         ssl_context: ssl.SSLContext,
-        network: httpcore.AsyncNetworkBackend | None = None,
+        network: AsyncioNetwork | None = None,
     ) -> None:
         super().__init__(verify=ssl_context, trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(

@@ -1,14 +1,14 @@
 """httpcore's view of a network, over asyncio itself.
 
 The one that comes with httpcore reads a TLS connection record by record through anyio, which takes more than
-twice the processor time for each byte. Here asyncio decrypts and hands over what there is.
+twice the processor time for each byte. Here asyncio decrypts, and puts what there is straight into the buffer of
+whoever waits for it.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -16,8 +16,8 @@ import httpcore
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
-_PAUSE_ABOVE_BYTES = 2 << 20
-_RESUME_BELOW_BYTES = 1 << 20
+_SPILL_BYTES = 1 << 16
+_MAX_SPILLED_BYTES = 1 << 18
 
 
 class AsyncioNetwork(httpcore.AsyncNetworkBackend):
@@ -30,7 +30,7 @@ class AsyncioNetwork(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> "AsyncioStream":
         """A connection. Raises httpcore.ConnectError, httpcore.ConnectTimeout."""
         local = None if local_address is None else (local_address, 0)
         loop = asyncio.get_running_loop()
@@ -64,9 +64,15 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """At most `max_bytes` as they come; b"" at the end. Raises httpcore.ReadError, httpcore.ReadTimeout."""
+        buffer = bytearray(min(max_bytes, _SPILL_BYTES))
+        num_bytes = await self.read_into(memoryview(buffer), timeout)
+        return bytes(buffer[:num_bytes])
+
+    async def read_into(self, buffer: memoryview, timeout: float | None = None) -> int:
+        """The number of bytes that have come into the buffer, 0 at the end. Raises like `read`."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._receiver.take(max_bytes)
+                return await self._receiver.receive_into(buffer)
         except TimeoutError as error:
             raise httpcore.ReadTimeout("the connection is silent") from error
         except OSError as error:
@@ -89,7 +95,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> "AsyncioStream":
         """The same connection, encrypted. Raises httpcore.ConnectError, httpcore.ConnectTimeout."""
         try:
             async with asyncio.timeout(timeout):
@@ -108,13 +114,15 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return self._receiver.transport.get_extra_info(names.get(info, info))
 
 
-class _Receiver(asyncio.Protocol):
-    """Holds what has come until it is taken, and lets the sender wait meanwhile."""
+class _Receiver(asyncio.BufferedProtocol):
+    """Receives into the buffer of whoever waits; a little is held otherwise, then the sender has to wait."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
-        self._chunks: deque[bytes] = deque()
-        self._num_bytes = 0
+        self._target: memoryview | None = None
+        self._num_in_target = 0
+        self._scratch = memoryview(bytearray(_SPILL_BYTES))
+        self._spilled = bytearray()
         self._is_paused = False
         self._is_lost = False
         self._error: Exception | None = None
@@ -124,27 +132,36 @@ class _Receiver(asyncio.Protocol):
 
     @property
     def has_news(self) -> bool:
-        """Whether `take` would return at once."""
-        return bool(self._chunks) or self._is_lost
+        """Whether `receive_into` would return at once."""
+        return bool(self._spilled) or self._is_lost
 
-    async def take(self, max_bytes: int) -> bytes:
-        """What has come, oldest first; b"" at the end. Raises OSError if the end was none."""
-        while not self.has_news:
-            self._news.clear()
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Bytes received, 0 at the end. Raises OSError if the end was none."""
+        if self._spilled:
+            return self._unspill(buffer)
+        if self._is_lost:
+            return self._end()
+        self._target, self._num_in_target = buffer, 0
+        self._news.clear()
+        try:
             await self._news.wait()
-        if not self._chunks:
-            if self._error is not None:
-                raise OSError("the connection broke") from self._error
-            return b""
-        chunk = self._chunks.popleft()
-        if len(chunk) > max_bytes:
-            self._chunks.appendleft(chunk[max_bytes:])
-            chunk = chunk[:max_bytes]
-        self._num_bytes -= len(chunk)
-        if self._is_paused and self._num_bytes < _RESUME_BELOW_BYTES:
+            return self._num_in_target or self._end()
+        finally:
+            self._target = None
+
+    def _unspill(self, buffer: memoryview) -> int:
+        num_bytes = min(len(buffer), len(self._spilled))
+        buffer[:num_bytes] = self._spilled[:num_bytes]
+        del self._spilled[:num_bytes]
+        if self._is_paused and not self._spilled:
             self._is_paused = False
             self.transport.resume_reading()
-        return chunk
+        return num_bytes
+
+    def _end(self) -> int:
+        if self._error is not None:
+            raise OSError("the connection broke") from self._error
+        return 0
 
     async def send(self, buffer: bytes) -> None:
         """Hand over to the connection, and wait while it is congested. Raises OSError if it is lost."""
@@ -169,13 +186,21 @@ class _Receiver(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._num_bytes += len(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        target = self._target
+        if target is not None and self._num_in_target < len(target):
+            return target[self._num_in_target :]
+        return self._scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._target is not None and self._num_in_target < len(self._target):
+            self._num_in_target += nbytes
+        else:
+            self._spilled += self._scratch[:nbytes]
+            if len(self._spilled) >= _MAX_SPILLED_BYTES and not self._is_paused:
+                self._is_paused = True
+                self.transport.pause_reading()
         self._news.set()
-        if self._num_bytes > _PAUSE_ABOVE_BYTES and not self._is_paused:
-            self._is_paused = True
-            self.transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._error = error

@@ -9,15 +9,18 @@ plain (chunked, contradicting lengths, no length) goes through h11 untouched.
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
 
+import contextlib
 import re
 import ssl
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Protocol, cast
 
 import httpcore
 import httpx
 
-_READ_BYTES = 1 << 18
+from service.asyncio_network import AsyncioStream
+
+_READ_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 17  # more than h11 takes
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[0-9] 1[0-9][0-9]\b")
@@ -29,33 +32,40 @@ _PLAIN_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\r?", re.I
 class BodyStream(httpcore.AsyncNetworkStream):
     """A connection that gives httpcore the heads, and the plain bodies to whoever asks for them."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, stream: AsyncioStream) -> None:
         self._stream = stream
-        self._held = b""
+        self._held = memoryview(b"")
         self._at_head = True
         self.body_length: int | None = None
         """Bytes of body that `read_body` gives and httpcore does not see; None: httpcore sees them."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """For httpcore: one head, whole, or else bytes as they come; b"" at the end."""
-        return await (self._read_head(timeout) if self._at_head else self.read_body(max_bytes, timeout))
-
-    async def read_body(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """At most `max_bytes` as they come; b"" at the end."""
+        if self._at_head:
+            return await self._read_head(timeout)
         if self._held:
-            chunk, self._held = self._held[:max_bytes], self._held[max_bytes:]
-            return chunk
-        return await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+            held, self._held = bytes(self._held), memoryview(b"")
+            return held
+        return await self._stream.read(max_bytes, timeout)
+
+    async def read_into(self, buffer: memoryview, timeout: float | None = None) -> int:
+        """The number of bytes that have come into the buffer, 0 at the end."""
+        if not self._held:
+            return await self._stream.read_into(buffer, timeout)
+        num_bytes = min(len(buffer), len(self._held))
+        buffer[:num_bytes] = self._held[:num_bytes]
+        self._held = self._held[num_bytes:]
+        return num_bytes
 
     async def _read_head(self, timeout: float | None) -> bytes:
-        head, self._held = self._held, b""
+        head, self._held = bytes(self._held), memoryview(b"")
         while (end := _END_OF_HEAD.search(head)) is None:
             more = await self._stream.read(_READ_BYTES, timeout)
             if not more or len(head) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
                 self._at_head = False
                 return head + more
             head += more
-        head, self._held = head[: end.end()], head[end.end() :]
+        head, self._held = head[: end.end()], memoryview(head)[end.end() :]
         self._at_head = _INTERIM.match(head) is not None
         return self._keep_body(head)
 
@@ -91,6 +101,13 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
 
+class Body(Protocol):
+    """The rest of a reply."""
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """The number of bytes that have come into the buffer, 0 at the end. Raises httpx.TransportError."""
+
+
 class PlainBody(httpx.AsyncByteStream):
     """The body of one reply, read from the connection below httpcore."""
 
@@ -98,31 +115,65 @@ class PlainBody(httpx.AsyncByteStream):
         self._connection = connection
         self._empty = empty
         self._timeout = timeout
+        self._num_left = connection.body_length or 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The chunks as they come. Raises httpx.TransportError where the body breaks off."""
-        left = self._connection.body_length or 0
-        while left:
-            chunk = await self._read(left)
-            left -= len(chunk)
-            yield chunk
-        async for _ in self._empty:  # for httpcore the reply has ended too: the connection is free again
-            pass
-
-    async def _read(self, max_bytes: int) -> bytes:
+    async def read_into(self, buffer: memoryview) -> int:
+        """See Body."""
+        if self._num_left == 0:
+            async for _ in self._empty:  # for httpcore the reply has ended too: the connection is free again
+                pass
+            return 0
         try:
-            chunk = await self._connection.read_body(max_bytes, self._timeout)
+            num_bytes = await self._connection.read_into(buffer[: self._num_left], self._timeout)
         except httpcore.TimeoutException:
             raise httpx.ReadTimeout("the connection is silent") from None
         except httpcore.NetworkError:
             raise httpx.ReadError("the connection broke") from None
-        if not chunk:
+        if num_bytes == 0:
             raise httpx.RemoteProtocolError("the connection was closed in the middle of a body")
-        return chunk
+        self._num_left -= num_bytes
+        return num_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The chunks as they come."""
+        buffer = bytearray(_READ_BYTES)
+        while num_bytes := await self.read_into(memoryview(buffer)):
+            yield bytes(buffer[:num_bytes])
 
     async def aclose(self) -> None:
         """Close the connection too, unless the body has been read to its end."""
         await self._empty.aclose()
+
+
+class _OtherBody:
+    """A body that h11 takes apart."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._held = memoryview(b"")
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See Body."""
+        while not self._held:
+            try:
+                self._held = memoryview(await anext(self._chunks))
+            except StopAsyncIteration:
+                return 0
+        num_bytes = min(len(buffer), len(self._held))
+        buffer[:num_bytes] = self._held[:num_bytes]
+        self._held = self._held[num_bytes:]
+        return num_bytes
+
+
+@contextlib.asynccontextmanager
+async def body_of(response: httpx.Response) -> AsyncIterator[Body]:
+    """The body of a response, undecoded."""
+    if isinstance(response.stream, PlainBody):
+        yield response.stream
+        return
+    chunks = cast(AsyncGenerator[bytes, None], response.aiter_raw())
+    async with contextlib.aclosing(chunks):
+        yield _OtherBody(chunks)
 
 
 def with_plain_body(response: httpx.Response, timeout: float | None) -> httpx.Response:

@@ -310,12 +310,14 @@ class BlobCache:
             path = self._partials / f"{secrets.token_hex(8)}.part"
         leftover = self._leftovers.pop(path.stem, None)
         self._claims[path] = leftover.size if leftover is not None else 0
+        limits = self._downloader.limits
         partial = PartialFile(
             path,
             _Room(self, path),
             self._threads,
             is_resumable=is_named,
-            checkpoint_bytes=self._downloader.limits.checkpoint_bytes,
+            checkpoint_bytes=limits.checkpoint_bytes,
+            write_bytes=limits.write_bytes,
         )
         keep = False
         try:

@@ -16,15 +16,16 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Self, cast
+from typing import NoReturn, Self
 
-import httpcore
 import httpx
 
 from service.address_guard import GuardedTransport, Resolver, SystemResolver
+from service.asyncio_network import AsyncioNetwork
+from service.body_stream import body_of
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.config import Settings
@@ -50,6 +51,7 @@ _MAX_UNHASHED_BYTES = 512 << 20
 _MAX_BACKOFF_SECONDS = 10.0
 _RATE_WINDOW_SECONDS = 5.0
 _MAX_ETAG_LENGTH = 256
+_MAX_GATHER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Downloader:
         *,
         ssl_context: ssl.SSLContext | None = None,
         resolver: Resolver | None = None,
-        network: httpcore.AsyncNetworkBackend | None = None,
+        network: AsyncioNetwork | None = None,
     ) -> None:
         self.policy = policy or UrlPolicy()
         self.limits = limits or DownloadLimits()
@@ -192,13 +194,14 @@ class Downloader:
                     raise _Broken
             else:
                 total = content_length(response)
-            head = bytearray()
-            async with _body_of(response) as chunks:
-                async for chunk in chunks:
-                    head += chunk
-                    if len(head) >= num_bytes:
+            head, num_read = bytearray(num_bytes), 0
+            async with body_of(response) as body:
+                while num_read < num_bytes:
+                    some = await body.read_into(memoryview(head)[num_read:])
+                    if some == 0:
                         break
-            return bytes(head[:num_bytes]), total
+                    num_read += some
+            return bytes(head[:num_read]), total
 
     @contextlib.asynccontextmanager
     async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
@@ -542,18 +545,15 @@ class _Download:
         """Write a body to its place, counting. However it ends, what came is written."""
         at = part.start
         most = self._max_bytes if part.end is None else part.end
-        async with (
-            _Writer(self._partial, part, self._limits.write_bytes) as writer,
-            _body_of(response) as chunks,
-        ):
-            async for chunk in chunks:
-                at += len(chunk)
-                self._pace.received += len(chunk)
+        async with _Writer(self._partial, part) as writer, body_of(response) as body:
+            while num_bytes := await body.read_into(writer.space):
+                at += num_bytes
+                self._pace.received += num_bytes
                 if at > most:
                     self._refuse_more(response, part)
                 if part.end is None:
                     await self._partial.reserve(min(most, at + _UNKNOWN_SIZE_STEP))
-                await writer.add(chunk)
+                await writer.add(num_bytes)
         if part.end is None:
             self._total = part.end = at
         elif at < part.end:
@@ -581,13 +581,12 @@ class _Download:
 
 
 class _Writer:
-    """Gathers chunks into larger writes, and goes on receiving while the last one is written."""
+    """Gathers what comes into larger writes, and goes on receiving while the last one is written."""
 
-    def __init__(self, partial: PartialFile, part: _Part, write_bytes: int) -> None:
+    def __init__(self, partial: PartialFile, part: _Part) -> None:
         self._partial = partial
         self._part = part
-        self._write_bytes = write_bytes
-        self._chunks: list[bytes] = []
+        self._buffer = partial.buffers.take()
         self._gathered = 0
         self._since = time.monotonic()
         self._writing: asyncio.Task[None] | None = None
@@ -604,28 +603,35 @@ class _Writer:
         elif self._writing is not None:  # the bytes are of no use, and must not be counted later
             self._writing.cancel()
             await asyncio.wait([self._writing])
+        self._partial.buffers.give(self._buffer)
 
-    async def add(self, chunk: bytes) -> None:
-        """Take a chunk, and write when there is enough."""
-        self._chunks.append(chunk)
-        self._gathered += len(chunk)
-        if self._gathered >= self._write_bytes or time.monotonic() - self._since > 1.0:
+    @property
+    def space(self) -> memoryview:
+        """Where the next bytes belong; never empty."""
+        return memoryview(self._buffer)[self._gathered :]
+
+    async def add(self, num_bytes: int) -> None:
+        """Take what has been put into `space`, and write when there is enough."""
+        self._gathered += num_bytes
+        is_full = self._gathered == len(self._buffer)
+        if is_full or time.monotonic() - self._since > _MAX_GATHER_SECONDS:
             await self._start_write()
 
     async def _start_write(self) -> None:
         await self._end_write()
-        if self._chunks:
-            self._writing = asyncio.create_task(self._write(self._chunks, self._gathered))
-        self._chunks, self._gathered, self._since = [], 0, time.monotonic()
+        if self._gathered:
+            self._writing = asyncio.create_task(self._write(self._buffer, self._gathered))
+            self._buffer = self._partial.buffers.take()
+        self._gathered, self._since = 0, time.monotonic()
 
     async def _end_write(self) -> None:
         if self._writing is not None:
             await self._writing
             self._writing = None
 
-    async def _write(self, chunks: list[bytes], num_bytes: int) -> None:
-        await self._partial.write(self._part.start, chunks)
-        self._part.start += num_bytes
+    async def _write(self, buffer: bytearray, size: int) -> None:
+        await self._partial.write(self._part.start, size, buffer)
+        self._part.start += size
 
 
 def check_reply(response: httpx.Response, kind: BlobKind) -> None:
@@ -654,11 +660,6 @@ def content_length(response: httpx.Response) -> int | None:
     if "transfer-encoding" in response.headers or not re.fullmatch("[0-9]{1,18}", text):
         return None
     return int(text)
-
-
-def _body_of(response: httpx.Response) -> "contextlib.aclosing[AsyncGenerator[bytes, None]]":
-    """The bytes as they come, undecoded."""
-    return contextlib.aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw()))
 
 
 def _join(url: str, location: str) -> str:

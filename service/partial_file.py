@@ -1,8 +1,7 @@
-"""A file on its way in: where its bytes lie, which are here, and the checksum of those that lie in order.
+"""A file on its way in: where its bytes lie, which are here, and a note that lets another attempt go on.
 
-Bytes may come in any order and from several connections. Blake2b follows the unbroken run of bytes from the
-start: what has just come is hashed from memory, what came out of order or before a restart is read back (from
-the page cache, as a rule). All file work happens in threads.
+Bytes may come in any order and from several connections; their checksum follows. All file work happens in
+threads.
 """
 
 import asyncio
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from service.checksum import encode_checksum, new_hasher
 from service.errors import InsufficientStorage
+from service.ordered_hash import Buffers, OrderedHash
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,9 +25,6 @@ Span = tuple[int, int]
 """Bytes from the first up to, not including, the second."""
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HASH_JOB_BYTES = 32 << 20
-_KEPT_BYTES = 32 << 20
-_READ_BYTES = 1 << 20
 
 
 class Space(Protocol):
@@ -54,7 +50,14 @@ class PartialFile:
     """One file being written, read and hashed. Owned by one task; `close` before letting go of it."""
 
     def __init__(
-        self, path: Path, space: Space, threads: Executor, *, is_resumable: bool, checkpoint_bytes: int
+        self,
+        path: Path,
+        space: Space,
+        threads: Executor,
+        *,
+        is_resumable: bool,
+        checkpoint_bytes: int,
+        write_bytes: int,
     ) -> None:
         self.path = path
         self.done: list[Span] = []
@@ -69,17 +72,9 @@ class PartialFile:
         self._fd = -1
         self._reserved = 0
         self._jobs: set[asyncio.Future[Any]] = set()
+        self.buffers = Buffers(write_bytes)
+        self._hash: OrderedHash | None = None
         self._follower: asyncio.Task[None] | None = None
-        self._forget_hash()
-
-    def _forget_hash(self) -> None:
-        self._hasher = new_hasher()
-        self._hashed = 0
-        self._kept: dict[int, list[bytes]] = {}
-        self._kept_bytes = 0
-        self._total: int | None = None
-        self._grown = asyncio.Event()
-        self._grown.set()
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -115,15 +110,16 @@ class PartialFile:
             raise asyncio.CancelledError
 
     def _start_following(self) -> None:
-        self._forget_hash()
-        self._follower = asyncio.create_task(self._follow())
+        self._hash = OrderedHash(self._fd, self.buffers, self._run)
+        self._hash.advance(self.frontier)
+        self._follower = asyncio.create_task(self._hash.follow())
         self._jobs.add(self._follower)
         self._follower.add_done_callback(self._end_job)
 
     def _stop_following(self) -> None:
         if self._follower is not None:
             self._follower.cancel()
-            self._follower = None
+        self._hash = self._follower = None
 
     async def _settle(self) -> bool:
         """Wait, cancelled or not, until no thread works on the file; True if cancelled."""
@@ -150,7 +146,7 @@ class PartialFile:
     @property
     def num_unhashed(self) -> int:
         """Bytes of the unbroken run that are still to be hashed."""
-        return self.frontier - self._hashed
+        return self._hash.num_waiting if self._hash is not None else 0
 
     def missing(self, total: int) -> list[Span]:
         """The spans that are not here, in order."""
@@ -171,23 +167,32 @@ class PartialFile:
                 break
         self._reserved = num_bytes
 
-    async def write(self, offset: int, chunks: list[bytes]) -> None:
-        """Put bytes in their place. Raises InsufficientStorage."""
+    async def write(self, offset: int, size: int, buffer: bytearray) -> None:
+        """Put the first bytes of a buffer of `buffers`, which is taken over, in their place.
+
+        Waits where the checksum lags behind. Raises InsufficientStorage.
+        """
         while True:
             try:
-                await self._run(_write, self._fd, chunks, offset)
+                await self._run(_write, self._fd, memoryview(buffer)[:size], offset)
             except OSError as error:
                 await self._make_room(error)
             else:
                 break
-        num_bytes = sum(map(len, chunks))
-        if self._kept_bytes + num_bytes <= _KEPT_BYTES:
-            self._kept[offset] = chunks
-            self._kept_bytes += num_bytes
-        self._add_done((offset, offset + num_bytes))
+        is_in_order = offset == self.frontier
+        self._add_done((offset, offset + size))
         if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
             self._checkpointed_bytes = self.num_done
             _ = self._run(_checkpoint, self._fd, self._sidecar, self._note())
+        if self._hash is None:
+            raise RuntimeError("bytes were written to a file that is not open")
+        if is_in_order:
+            self._hash.keep(offset, size, buffer)
+        else:
+            self.buffers.give(buffer)
+        self._hash.advance(self.frontier)
+        if is_in_order:
+            await self._hash.room()
 
     async def _make_room(self, error: OSError) -> None:
         if error.errno not in OUT_OF_SPACE:
@@ -203,7 +208,6 @@ class PartialFile:
             else:
                 merged.append((start, end))
         self.done = merged
-        self._grown.set()
 
     # -- the note for another attempt ------------------------------------------------------------------
 
@@ -217,70 +221,15 @@ class PartialFile:
             {"url": origin.url_digest, "total": origin.total, "etag": origin.etag, "done": self.done}
         )
 
-    # -- the checksum ----------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------
 
     async def checksum(self, total: int) -> str:
         """The checksum of the file, whose `total` bytes are all here."""
-        if self._follower is None or self.frontier != total:
+        if self._hash is None or self._follower is None or self.frontier != total:
             raise RuntimeError("a checksum was wanted before all the bytes were there")
-        self._total = total
-        self._grown.set()
+        self._hash.finish(total)
         await self._follower
-        return encode_checksum(self._hasher.digest())
-
-    async def _follow(self) -> None:
-        """Hash the bytes as their unbroken run grows."""
-        while self._hashed != self._total:
-            await self._grown.wait()
-            self._grown.clear()
-            await self._hash_what_is_there()
-
-    async def _hash_what_is_there(self) -> None:
-        while self._hashed < self.frontier:
-            pieces = self._next_pieces(min(self.frontier, self._hashed + _HASH_JOB_BYTES))
-            await self._run(self._hash, pieces)
-            self._hashed += sum(size for _, size, _ in pieces)
-            for offset in [offset for offset in self._kept if offset < self._hashed]:
-                self._forget(offset)
-
-    def _next_pieces(self, limit: int) -> list[tuple[int, int, list[bytes] | None]]:
-        """Offset, size and, where they are still in memory, bytes: what to hash next."""
-        kept = sorted(offset for offset in self._kept if self._hashed <= offset < limit)
-        pieces: list[tuple[int, int, list[bytes] | None]] = []
-        at = self._hashed
-        for offset in kept:
-            if at < offset:
-                pieces.append((at, offset - at, None))
-            chunks = self._forget(offset)
-            at = offset + sum(map(len, chunks))
-            pieces.append((offset, at - offset, chunks))
-        if at < limit:
-            pieces.append((at, limit - at, None))
-        return pieces
-
-    def _forget(self, offset: int) -> list[bytes]:
-        chunks = self._kept.pop(offset)
-        self._kept_bytes -= sum(map(len, chunks))
-        return chunks
-
-    def _hash(self, pieces: list[tuple[int, int, list[bytes] | None]]) -> None:
-        for offset, size, chunks in pieces:
-            if chunks is not None:
-                for chunk in chunks:
-                    self._hasher.update(chunk)
-            else:
-                self._hash_from_disk(offset, size)
-
-    def _hash_from_disk(self, offset: int, size: int) -> None:
-        buffer = memoryview(bytearray(min(size, _READ_BYTES)))
-        while size:
-            num_read = os.preadv(self._fd, [buffer[:size]], offset)
-            if num_read == 0:
-                raise OSError(errno.EIO, "the file has become shorter")
-            self._hasher.update(buffer[:num_read])
-            offset, size = offset + num_read, size - num_read
-
-    # -- publishing ------------------------------------------------------------------------------------
+        return self._hash.checksum()
 
     async def publish(self, destination: Path, total: int) -> None:
         """Give the file its name, so that after any crash the name has all of these bytes or is not there."""
@@ -343,13 +292,10 @@ def _write_note(sidecar: Path, note: str) -> None:
         draft.rename(sidecar)
 
 
-def _write(fd: int, chunks: list[bytes], offset: int) -> None:
-    written = os.pwritev(fd, chunks, offset)
-    total = sum(map(len, chunks))
-    if written < total:  # a full disk, most likely: the next write says so
-        rest = memoryview(b"".join(chunks))
-        while written < total:
-            written += os.pwrite(fd, rest[written:], offset + written)
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while data:  # a disk that is about to be full takes less; the next write says so
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _close(fd: int, path: Path, sidecar: Path, note: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpcore
 import pytest
 
-from service.asyncio_network import AsyncioNetwork
+from service.asyncio_network import AsyncioNetwork, AsyncioStream
 from service.cache import BlobCache, CachedBlob
 from service.checksum import checksum_of
 from service.competition import BlobRef
@@ -63,7 +63,7 @@ class LoopbackOnly(AsyncioNetwork):
         timeout: float | None = None,  # noqa: ASYNC109
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> AsyncioStream:
         self.dialled.append(host)
         if not ip_address(host).is_loopback:
             raise httpcore.ConnectError("not from a test")

@@ -451,17 +451,17 @@ async def test_the_event_loop_stays_free_while_a_file_comes(tmp_path: Path) -> N
 @contextlib.contextmanager
 def _disk_full_after(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     written = 0
-    real = os.pwritev
+    real = os.pwrite
 
-    def pwritev(fd: int, chunks: list[bytes], offset: int) -> int:
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
         nonlocal written
-        written += sum(map(len, chunks))
+        written += len(data)
         if written > num_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(fd, chunks, offset)
+        return real(fd, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", pwritev)
+        patch.setattr(os, "pwrite", pwrite)
         yield
 
 

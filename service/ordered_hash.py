@@ -1,0 +1,144 @@
+"""The checksum of a file while it is being written: Blake2b-256 follows the unbroken run of its bytes.
+
+What has just been written in order is hashed from memory, and whoever writes faster than can be hashed waits.
+What came out of order, or before a restart, is read back once, from the page cache as a rule. Hashing happens
+in threads, a few mebibytes at a time: Python's lock is taken so seldom that it does not matter.
+"""
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from service.checksum import encode_checksum, new_hasher
+
+RunInThread = Callable[[Callable[[], None]], Awaitable[None]]
+
+_MAX_KEPT_BYTES = 16 << 20
+_JOB_BYTES = 16 << 20
+
+
+class Buffers:
+    """Buffers of one size, used again: fresh memory costs more than filling it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._spare: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        """A buffer with whatever in it."""
+        return self._spare.pop() if self._spare else bytearray(self.size)
+
+    def give(self, buffer: bytearray) -> None:
+        """Give a buffer back that nobody looks at any more."""
+        self._spare.append(buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes to hash, from a buffer or, without one, from the file."""
+
+    offset: int
+    size: int
+    buffer: bytearray | None
+
+
+class OrderedHash:
+    """The checksum of one open file. `follow` runs for as long as the file is written."""
+
+    def __init__(self, fd: int, buffers: Buffers, run_in_thread: RunInThread) -> None:
+        self._fd = fd
+        self._buffers = buffers
+        self._run_in_thread = run_in_thread
+        self._hasher = new_hasher()
+        self._num_hashed = 0
+        self._frontier = 0
+        self._total: int | None = None
+        self._kept: list[_Piece] = []
+        self._kept_bytes = 0
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Bytes that lie in order and are still to be hashed."""
+        return self._frontier - self._num_hashed
+
+    def keep(self, offset: int, size: int, buffer: bytearray) -> None:
+        """Take over a buffer whose bytes have just been written at the end of the unbroken run."""
+        self._kept.append(_Piece(offset, size, buffer))
+        self._kept_bytes += size
+        if self._kept_bytes >= _MAX_KEPT_BYTES:
+            self._has_room.clear()
+
+    def advance(self, frontier: int) -> None:
+        """The unbroken run now ends here."""
+        self._frontier = frontier
+        self._wake.set()
+
+    async def room(self) -> None:
+        """Wait until few enough bytes are kept."""
+        await self._has_room.wait()
+
+    async def follow(self) -> None:
+        """Hash the bytes as their unbroken run grows, to the end that `finish` sets."""
+        try:
+            while self._num_hashed != self._total:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._num_hashed < self._frontier:
+                    await self._hash_some()
+        finally:
+            self._has_room.set()
+
+    def finish(self, total: int) -> None:
+        """Let `follow` end when so many bytes are hashed."""
+        self._total = total
+        self._wake.set()
+
+    def checksum(self) -> str:
+        """The checksum, once `follow` has ended."""
+        return encode_checksum(self._hasher.digest())
+
+    async def _hash_some(self) -> None:
+        pieces = self._next_pieces(min(self._frontier, self._num_hashed + _JOB_BYTES))
+        await self._run_in_thread(lambda: self._hash(pieces))
+        for piece in pieces:
+            self._num_hashed += piece.size
+            if piece.buffer is not None:
+                self._kept_bytes -= piece.size
+                self._buffers.give(piece.buffer)
+        if self._kept_bytes < _MAX_KEPT_BYTES:
+            self._has_room.set()
+
+    def _next_pieces(self, limit: int) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        at = self._num_hashed
+        while at < limit:
+            if self._kept and self._kept[0].offset == at:
+                piece = self._kept.pop(0)
+            else:
+                end = min(limit, self._kept[0].offset) if self._kept else limit
+                piece = _Piece(at, end - at, None)
+            pieces.append(piece)
+            at += piece.size
+        return pieces
+
+    def _hash(self, pieces: list[_Piece]) -> None:
+        for piece in pieces:
+            if piece.buffer is not None:
+                self._hasher.update(memoryview(piece.buffer)[: piece.size])
+            else:
+                self._hash_from_file(piece.offset, piece.size)
+
+    def _hash_from_file(self, offset: int, size: int) -> None:
+        buffer = memoryview(bytearray(min(size, self._buffers.size)))
+        while size:
+            num_read = os.preadv(self._fd, [buffer[:size]], offset)
+            if num_read == 0:
+                raise OSError(errno.EIO, "the file has become shorter")
+            self._hasher.update(buffer[:num_read])
+            offset, size = offset + num_read, size - num_read
