@@ -1,0 +1,139 @@
+"""One fresh process of `benchmarks.speed`: loads weights, evaluates data, says what happened as JSON lines.
+
+    python -m benchmarks.speed_peer '{"peer": "soma-eval", ...}'
+
+Nothing is imported here before the peer's own package is, so that the time of its imports is its own.
+The peers are soma-eval, this package, and soma-models, the published one, used the way it is published.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SEED = 1
+WARM_SECONDS = 2.0
+RATE_SECONDS = 2.0
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    data, key = Path(task["data"]).read_bytes(), bytes.fromhex(task["key"]) if task["key"] else None
+    start = time.perf_counter()
+    load = PEERS[task["peer"]](task["config"])
+    imported = time.perf_counter()
+    evaluate = load(task["weights"], key)
+    ready = time.perf_counter()
+    loss = evaluate(data)
+    say(
+        event="loss",
+        loss=loss,
+        import_seconds=imported - start,
+        ready_seconds=ready - imported,
+        first_seconds=time.perf_counter() - ready,
+    )
+    warm: list[float] = []
+    while task["warm"] and sum(warm) < WARM_SECONDS:
+        start = time.perf_counter()
+        evaluate(data)
+        warm.append(time.perf_counter() - start)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    rate = matrix_rate(task["config"], min(len(data), 1024)) if task["warm"] else None
+    say(
+        event="done",
+        warm_seconds=sorted(warm)[len(warm) // 2] if warm else None,
+        peak_bytes=peak_bytes,
+        rate=rate,
+    )
+
+
+def say(**event: object) -> None:
+    print(json.dumps(event), flush=True)
+
+
+Evaluate = Callable[[bytes], float]
+Load = Callable[[str, bytes | None], Evaluate]
+
+
+def soma_eval(config: dict[str, int]) -> Load:
+    from workers.v1 import ModelConfig, ModelRunner, running_mean
+
+    runner = ModelRunner(ModelConfig(**config))
+
+    def load(path: str, key: bytes | None) -> Evaluate:
+        model = runner.load(path, key)
+
+        def evaluate(data: bytes) -> float:
+            return running_mean(
+                runner.eval_batches(model, data, SEED, range(runner.num_batches(len(data))))
+            ).loss
+
+        return evaluate
+
+    return load
+
+
+def soma_models(config: dict[str, int]) -> Load:
+    """Model.load, eval mode, and compute_loss on batches of 16 without gradients; decrypted by soma-sdk."""
+    import torch
+    from soma_models.v1 import tokenizer
+    from soma_models.v1 import torch as published
+
+    def load(path: str, key: bytes | None) -> Evaluate:
+        shape = published.ModelConfig(dropout_rate=0.0, **config)
+        if key is None:
+            model = published.Model.load(path, shape)
+        else:
+            from soma_sdk import SomaClient
+
+            model = published.Model.load_bytes(
+                SomaClient.decrypt_weights(Path(path).read_bytes(), key), shape
+            )
+        model.eval()
+        sig_reg = published.SIGReg(published.SIGRegConfig())
+
+        @torch.no_grad()
+        def evaluate(data: bytes) -> float:
+            torch.manual_seed(SEED)
+            sequences, losses = tokenizer.tokenize(data), []
+            for first in range(0, len(sequences), 16):
+                batch = sequences[first : first + 16]
+                token_ids = torch.tensor([sequence.token_ids for sequence in batch])
+                targets = torch.tensor([sequence.targets for sequence in batch])
+                losses.append(published.compute_loss(model, sig_reg, token_ids, targets)[0].item())
+            return sum(losses) / len(losses)
+
+        return evaluate
+
+    return load
+
+
+PEERS: dict[str, Callable[[dict[str, int]], Load]] = {"soma-eval": soma_eval, "soma-models": soma_models}
+
+
+def matrix_rate(config: dict[str, int], num_rows: int) -> float:
+    """float32 operations a second of torch's product alone, in the shapes of a layer, on fresh matrices."""
+    import torch
+
+    D, F = config["embedding_dim"], config["pwff_hidden_dim"]
+    layer = [(D, D)] * 4 + [(D, F), (F, D)]
+    products = [(torch.randn(num_rows, n), torch.randn(n, m), torch.empty(num_rows, m)) for n, m in layer]
+    operations, seconds = 0.0, 0.0
+    for x, weight, out in products:
+        torch.mm(x, weight, out=out)
+    while seconds < RATE_SECONDS:
+        start = time.perf_counter()
+        for x, weight, out in products:
+            torch.mm(x, weight, out=out)
+        seconds += time.perf_counter() - start
+        operations += sum(2.0 * num_rows * n * m for n, m in layer)
+    return operations / seconds
+
+
+if __name__ == "__main__":
+    main()
