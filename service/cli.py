@@ -100,8 +100,8 @@ def _help_command(error: BaseException) -> str:
 def _said_in_one_line() -> Iterator[None]:
     """Ends the command with the right code and one line for every error that was foreseen."""
     from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
-    from service.question import BadUsage
-    from service.remedies import remedy
+    from service.trainer.question import BadUsage
+    from service.trainer.remedies import remedy
     from workers.errors import WorkerError
 
     try:
@@ -214,7 +214,7 @@ def score(
         fail("--url leaves device, model and data folder to the service: leave out their flags", EXIT_USAGE)
     settings = settings_from(given)
     with _said_in_one_line():
-        from service.score_command import run_score
+        from service.trainer.score_command import run_score
 
         code = run_score(settings=settings, **flags)
     raise typer.Exit(code)
@@ -249,7 +249,7 @@ def encrypt(
     """
     settings = settings_from({"small_model": small_model})
     with _said_in_one_line():
-        from service.encrypt_command import run_encrypt
+        from service.trainer.encrypt_command import run_encrypt
 
         code = run_encrypt(weights, output, key, key_file, json=json, settings=settings)
     raise typer.Exit(code)
@@ -294,7 +294,7 @@ def check(
         }
     )
     with _said_in_one_line():
-        from service.check_command import run_check
+        from service.trainer.check_command import run_check
 
         code = run_check(place, key, key_file, checksum, size, full=full, json=json, settings=settings)
     raise typer.Exit(code)

@@ -18,7 +18,7 @@ ONLY_IN = {
     "uvicorn": {"service.server"},
     "grpc": {"service.grpc_api"},
     "ray": {"workers.ray_pool"},
-    "httpx": {*DOWNLOAD, "service.demo", "service.remote"},
+    "httpx": {*DOWNLOAD, "service.demo", "service.trainer.remote"},
     "httpcore": DOWNLOAD,
     "pydantic": {"service.schemas", "service.config", "service.cli"},
     "typer": {"service.cli"},

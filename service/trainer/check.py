@@ -1,0 +1,221 @@
+"""Is this what the network accepts as weights? Judged from the first bytes alone, or from all of them.
+
+The verdict is that of the architecture's own judge of headers, the one that workers use; `diagnosis` explains it.
+"""
+
+import asyncio
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from service.checksum import is_checksum
+from service.competition import BlobRef
+from service.config import Settings
+from service.download import Downloader
+from service.encryption import commitment_of, commitment_of_plain, decrypt_start
+from service.trainer.diagnosis import Diagnosis, Finding, Promise, declared_size, header_end
+from service.trainer.local_scoring import ARCHITECTURE_VERSION, open_cache
+from service.trainer.question import BadUsage, is_url
+from workers.architectures import load_architecture
+
+_FIRST_BYTES = 256 << 10
+"""Holds the header of every usual weights file: that of full V1 has 46 KB."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """What was found. No finding: as far as it was looked at, the network accepts the file."""
+
+    findings: list[Finding] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """What is worth knowing and no obstacle."""
+    size: int | None = None
+    """Bytes as published; None where the server does not tell."""
+    checksum: str | None = None
+    """As computed; None where not every byte was read."""
+    num_tensors: int | None = None
+    is_whole: bool = False
+    """Whether every byte was read."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `soma-eval check --json` prints."""
+        return {
+            "accepted": not self.findings,
+            "findings": [asdict(finding) for finding in self.findings],
+            "remarks": self.remarks,
+            "size": self.size,
+            "checksum": self.checksum,
+            "num_tensors": self.num_tensors,
+            "full": self.is_whole,
+        }
+
+
+OnBytes = Callable[[int, int | None], None]
+"""Told how many bytes are done, of how many."""
+
+
+class Source(Protocol):
+    """Where the first bytes come from."""
+
+    async def head(self, num_bytes: int) -> tuple[bytes, int | None]:
+        """The first bytes as published, fewer if there are no more; and the size, if it is known."""
+
+
+def parse_promise(key: bytes | None, checksum: str | None, size: int | None) -> Promise:
+    """Raises BadUsage for a checksum that can be none."""
+    if checksum is not None and not is_checksum(checksum):
+        raise BadUsage(
+            "--checksum is no Blake2b-256 digest in Base58: copy it once more, 43 or 44 characters"
+        )
+    return Promise(key, checksum, size)
+
+
+async def check(
+    place: str, promise: Promise, settings: Settings, *, full: bool = False, on_bytes: OnBytes | None = None
+) -> Checked:
+    """Look at a URL or a file. `full` reads every byte; of a file, a promised checksum does so too.
+
+    Raises a ScoringError when a URL cannot be fetched, OSError when a file cannot be read.
+    """
+    report = on_bytes or (lambda done, total: None)
+    if not is_url(place):
+        return await _check_file(Path(place), promise, settings, full or promise.checksum is not None, report)
+    if full:
+        async with (
+            open_cache(settings) as cache,
+            cache.fetch(
+                BlobRef(place),
+                kind="model",
+                max_bytes=settings.max_model_bytes,
+                on_progress=lambda progress: report(progress.bytes_done, progress.bytes_total),
+            ) as blob,
+        ):
+            return await _check_file(blob.path, promise, settings, True, lambda done, total: None)
+    downloader = Downloader.from_settings(settings)
+    try:
+        return await _Check(_Url(downloader, place), promise, settings).run()
+    finally:
+        await downloader.aclose()
+
+
+async def _check_file(
+    path: Path, promise: Promise, settings: Settings, full: bool, report: OnBytes
+) -> Checked:
+    checked = await _Check(_File(path), promise, settings).run()
+    if full:
+        size = checked.size
+        commitment = await asyncio.to_thread(commitment_of, path, lambda done: report(done, size))
+        checked.checksum, checked.is_whole = commitment.checksum, True
+        if promise.checksum is not None and promise.checksum != commitment.checksum:
+            checked.findings.append(
+                await asyncio.to_thread(_other_checksum, path, promise, commitment.checksum)
+            )
+    return checked
+
+
+def _other_checksum(path: Path, promise: Promise, found: str) -> Finding:
+    detail = f"the file's checksum is {found}, not the one promised"
+    if promise.key is not None and commitment_of_plain(path, promise.key).checksum == promise.checksum:
+        detail += ", which is that of the weights before encryption"
+        return Finding("checksum-mismatch", detail, "commit the checksum of the encrypted file")
+    return Finding(
+        "checksum-mismatch", detail, "upload the file that was encrypted last, or commit this checksum"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Url:
+    downloader: Downloader
+    url: str
+
+    async def head(self, num_bytes: int) -> tuple[bytes, int | None]:
+        return await self.downloader.read_head(self.url, "model", num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+
+    async def head(self, num_bytes: int) -> tuple[bytes, int | None]:
+        with self.path.open("rb") as file:
+            return file.read(num_bytes), self.path.stat().st_size
+
+
+class _Check:
+    """One file's header on its way to a verdict."""
+
+    def __init__(self, source: Source, promise: Promise, settings: Settings) -> None:
+        self._source = source
+        self._promise = promise
+        architecture = load_architecture(ARCHITECTURE_VERSION)
+        self._judge: Any = importlib.import_module(f"{architecture.__name__}.weights_header")
+        small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
+        self._config, other = (small, full) if settings.small_model else (full, small)
+        other_flag = "--full-model" if settings.small_model else "--small-model"
+        self._refusals = (architecture.WeightsInvalid, architecture.DecryptionFailed)
+        self._diagnosis = Diagnosis(promise, self._judge, self._refusals, self._config, other, other_flag)
+        self._checked = Checked()
+
+    async def run(self) -> Checked:
+        """Judge, and explain if the verdict is no."""
+        published, size = await self._source.head(_FIRST_BYTES)
+        self._checked.size = size
+        self._judge_size(size)
+        clear = self._decrypt(published)
+        needed = header_end(self._judge, clear)
+        if needed is not None and len(published) < needed:
+            published, _ = await self._source.head(needed)
+            clear = self._decrypt(published)
+        self._judge_head(published, clear, size)
+        if size is None:
+            self._checked.remarks.append(
+                "the server does not tell the file's size; --full would see it cut off"
+            )
+        if self._promise.checksum is not None and isinstance(self._source, _Url):
+            self._checked.remarks.append("the checksum was not looked at; --full downloads the file and does")
+        return self._checked
+
+    def _decrypt(self, published: bytes) -> bytes:
+        key = self._promise.key
+        return published if key is None else decrypt_start(published, key)
+
+    def _judge_size(self, size: int | None) -> None:
+        promised = self._promise.size
+        if size and promised is not None and size != promised:
+            detail = f"the file has {size:,} bytes, {promised:,} are promised"
+            remedy = "upload the file again, or commit the size it has"
+            self._checked.findings.append(Finding("size-mismatch", detail, remedy))
+
+    def _judge_head(self, published: bytes, clear: bytes, size: int | None) -> None:
+        end = header_end(self._judge, clear)
+        declared = None if end is None or len(clear) < end else declared_size(clear, end)
+        file_size = size if size is not None else (self._promise.size or declared or len(published))
+        encrypted = self._promise.key is not None
+        try:
+            header = self._judge.read_header(
+                lambda offset, count: clear[offset : offset + count],
+                file_size,
+                self._config,
+                encrypted=encrypted,
+            )
+        except self._refusals as refusal:
+            unknown = Finding("weights-invalid", refusal.detail, "save the weights again with Model.save")
+            self._checked.findings += self._diagnosis.explain(published, clear, file_size) or [unknown]
+            return
+        self._remark(header)
+
+    def _remark(self, header: Any) -> None:
+        needed = self._judge.expected_shapes(self._config)
+        self._checked.num_tensors = len(header.tensors)
+        remarks = self._checked.remarks
+        if len(header.tensors) > len(needed):
+            remarks.append(
+                f"{len(header.tensors) - len(needed)} more tensors than needed: the network ignores them"
+            )
+        dtypes = {header.tensors[name].dtype for name in needed} - {"F32"}
+        if dtypes:
+            remarks.append(f"stored as {', '.join(sorted(dtypes))}: the network converts it to float32")
+        if self._promise.key is None:
+            remarks.append("not encrypted: whoever has the file can read the weights")

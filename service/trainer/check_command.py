@@ -1,0 +1,57 @@
+"""`soma-eval check`: from the flags to a line for each finding, and an exit code."""
+
+import asyncio
+import json as json_format
+import sys
+from pathlib import Path
+
+from service.config import Settings
+from service.trainer.check import Checked, check, parse_promise
+from service.trainer.question import BadUsage, is_url, parse_keys
+from service.trainer.terminal import byte_bar, print_findings
+
+EXIT_GOOD = 0
+EXIT_AT_FAULT = 1
+
+
+def run_check(
+    place: str,
+    key: str | None,
+    key_file: Path | None,
+    checksum: str | None,
+    size: int | None,
+    *,
+    full: bool,
+    json: bool,
+    settings: Settings,
+) -> int:
+    """Returns the exit code: 0 when nothing was found. Raises BadUsage, ScoringError or OSError."""
+    if not is_url(place) and not Path(place).is_file():
+        raise BadUsage(f"{place}: there is no such file, and it is no http(s) URL")
+    keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
+    promise = parse_promise(keys[0] if keys else None, checksum, size)
+    with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:
+        checked = asyncio.run(check(place, promise, settings, full=full, on_bytes=on_bytes))
+    if json:
+        sys.stdout.write(json_format.dumps(checked.to_json()) + "\n")
+    else:
+        _print(checked)
+    return EXIT_AT_FAULT if checked.findings else EXIT_GOOD
+
+
+def _print(checked: Checked) -> None:
+    print_findings(checked.findings, sys.stdout)
+    write = sys.stdout.write
+    for remark in checked.remarks:
+        write(f"· {remark}\n")
+    if checked.checksum is not None:
+        write(f"· checksum {checked.checksum}\n")
+    if checked.size is not None:
+        write(f"· size {checked.size}\n")
+    if checked.findings:
+        count = len(checked.findings)
+        write(f"Refused: {count} finding{'s' * (count > 1)}. Do not commit this.\n")
+    elif checked.is_whole:
+        write(f"Accepted: {checked.num_tensors} tensors in order, every byte read.\n")
+    else:
+        write(f"Accepted, as far as the header tells: {checked.num_tensors} tensors in order.\n")

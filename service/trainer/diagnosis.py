@@ -1,0 +1,212 @@
+"""Why the network would not accept a file as weights, and what to do: from its first bytes and what is promised of it.
+
+Only explanations: the verdict itself is the architecture's own, see `check`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.competition import parse_decryption_key
+from service.encryption import decrypt_start
+from service.errors import InvalidKey
+
+_DISGUISES = (
+    (b"<!doctype html", "an HTML page", "give the file's own address, not that of the page that shows it"),
+    (b"<html", "an HTML page", "give the file's own address, not that of the page that shows it"),
+    (b"<?xml", "an XML answer, as storage gives for an error", "open the URL, and read what it says"),
+    (b"<error", "an XML answer, as storage gives for an error", "open the URL, and read what it says"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file", "upload the file it points to"),
+    (b"pk\x03\x04", "a zip archive, as torch.save writes it", "save it with Model.save, as safetensors"),
+    (b"\x80\x02", "a Python pickle", "save it with Model.save, as safetensors"),
+    (b"\x1f\x8b", "a gzip file", "upload it uncompressed, and without Content-Encoding"),
+    (b"{", "a JSON text", "open the URL, and read what it says"),
+    (bytes(16), "zeros", "upload the file again: nothing has been written"),
+)
+"""What is stored as weights by mistake: how it begins, in lower case; what it is; what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What is known of the file, as far as it is."""
+
+    key: bytes | None = field(default=None, repr=False)
+    checksum: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason why the network would not accept the file as it is promised."""
+
+    code: str
+    detail: str
+    remedy: str
+
+
+class Diagnosis:
+    """Looks at one file that was refused. `judge` is the architecture's judge of headers, `refusals` its verdicts."""
+
+    def __init__(
+        self,
+        promise: Promise,
+        judge: Any,
+        refusals: tuple[type[Exception], ...],
+        config: object,
+        other_config: object,
+        other_flag: str,
+    ) -> None:
+        self._promise = promise
+        self._judge = judge
+        self._refusals = refusals
+        self._config = config
+        self._other_config = other_config
+        self._other_flag = other_flag
+        self._findings: list[Finding] = []
+
+    def explain(self, published: bytes, clear: bytes, file_size: int) -> list[Finding]:
+        """Every reason that can be told; none where only the verdict is known."""
+        end = header_end(self._judge, clear)
+        if end is None or clear[8:end].lstrip()[:1] != b"{":
+            self._explain_no_header(published, file_size)
+        elif end > file_size:
+            self._add(
+                "truncated",
+                f"the file is cut off within its header: it has {file_size:,} bytes, the header alone {end:,}",
+                "upload it again, and compare the sizes",
+            )
+        else:
+            expected = declared_size(clear, end)
+            self._explain_size(file_size, expected)
+            self._explain_tensors(clear[8:end], expected or file_size)
+        return self._findings
+
+    def _add(self, code: str, detail: str, remedy: str) -> None:
+        self._findings.append(Finding(code, detail, remedy))
+
+    def _explain_no_header(self, published: bytes, file_size: int) -> None:
+        add, key, checksum = self._add, self._promise.key, self._promise.checksum
+        start = published.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if published[:1] != b"\0" else published
+        disguise = next((row for row in _DISGUISES if start.startswith(row[0])), None)
+        if file_size < 9:
+            add("truncated", f"the file has {file_size} bytes: nothing is in it", "upload it again")
+        elif disguise is not None:
+            add("not-weights", f"what is stored there is {disguise[1]}", disguise[2])
+        elif key is None:
+            add(
+                "no-header",
+                "there is no safetensors header in the clear: the file is encrypted, or no weights file",
+                "give its key with --key-file",
+            )
+        elif header_end(self._judge, published) is not None:
+            add(
+                "not-encrypted",
+                "the file is in the clear, and a key is promised: decrypting it gives noise",
+                "upload the file that `soma-eval encrypt` wrote, or check it without a key",
+            )
+        elif checksum is not None and self._fits(published, checksum):
+            add("swapped", "the checksum is the key, and the key the checksum", "swap the two")
+        else:
+            add(
+                "wrong-key",
+                "the key does not fit: decrypting gives no safetensors header",
+                "give the key that `soma-eval encrypt` printed for this very file",
+            )
+
+    def _fits(self, published: bytes, checksum: str) -> bool:
+        try:
+            return (
+                header_end(self._judge, decrypt_start(published, parse_decryption_key(checksum))) is not None
+            )
+        except InvalidKey:
+            return False
+
+    def _explain_size(self, file_size: int, expected: int | None) -> None:
+        if expected is None:
+            return
+        if file_size < expected:
+            self._add(
+                "truncated",
+                f"the file is cut off: it has {file_size:,} bytes of the {expected:,} its header describes",
+                "upload it again, and compare the sizes",
+            )
+        elif file_size > expected:
+            self._add(
+                "trailing-bytes",
+                f"{file_size - expected:,} bytes follow the last tensor: the file has {file_size:,}, "
+                f"its header describes {expected:,}",
+                "save the weights again with Model.save, and upload that file whole",
+            )
+
+    def _explain_tensors(self, text: bytes, expected: int) -> None:
+        try:
+            header = self._judge.parse_header(text, expected)
+        except (self._judge.NoHeader, *self._refusals) as refusal:
+            self._add("header-invalid", str(refusal), "save the weights again with Model.save")
+            return
+        found = list(self._tensor_findings(header))
+        if found and not self._judge.findings(header, self._other_config):
+            found = [
+                Finding(
+                    "other-model",
+                    "these are weights of the network's other size of model",
+                    f"check them with {self._other_flag}; the network itself evaluates the full model",
+                )
+            ]
+        self._findings.extend(found)
+
+    def _tensor_findings(self, header: Any) -> Iterator[Finding]:
+        needed = self._judge.expected_shapes(self._config)
+        prefix = _common_prefix(header.tensors, needed)
+        if prefix:
+            yield Finding(
+                "prefixed-names",
+                f"every tensor's name begins with {self._judge.quoted(prefix)}",
+                "save the bare model, without its wrapper",
+            )
+            return
+        for name, shape in needed.items():
+            place = header.tensors.get(name)
+            if place is None:
+                yield Finding("missing-tensor", f"{name} is missing", f"save it with shape {list(shape)}")
+            elif place.shape != shape:
+                yield _other_shape(name, place.shape, shape)
+            elif place.dtype not in self._judge.CONVERTIBLE_DTYPES:
+                yield Finding("wrong-dtype", f"{name} has dtype {place.dtype}", "save it as float32 (F32)")
+
+
+def header_end(judge: Any, clear: bytes) -> int | None:
+    """Where the header ends, if the bytes can be the start of a safetensors file at all."""
+    length = int.from_bytes(clear[:8], "little")
+    if len(clear) <= 8 or not 2 <= length <= judge.MAX_HEADER_BYTES:
+        return None
+    return 8 + length
+
+
+def declared_size(clear: bytes, end: int) -> int | None:
+    """The size a file of this header has, as far as it can be read off it."""
+    try:
+        entries = json.loads(clear[8:end])
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return end + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
+
+
+def _other_shape(name: str, found: tuple[int, ...], needed: tuple[int, ...]) -> Finding:
+    if found == needed[::-1]:
+        return Finding(
+            "transposed-tensor",
+            f"{name} is transposed: {list(found)} in place of {list(needed)}",
+            "save Linear weights as (in, out), as Model.save of soma-models does",
+        )
+    shown = str(list(found[:8]))[:-1] + (", ...]" if len(found) > 8 else "]")
+    return Finding("wrong-shape", f"{name} has shape {shown}", f"save it with shape {list(needed)}")
+
+
+def _common_prefix(tensors: dict[str, Any], needed: dict[str, Any]) -> str:
+    """What stands before every needed name, if it is the same everywhere."""
+    first = next(iter(needed))
+    prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)} - {""}
+    return next((p for p in sorted(prefixes) if all(p + name in tensors for name in needed)), "")

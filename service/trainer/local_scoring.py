@@ -1,0 +1,217 @@
+"""Answers a question with workers of this process's own: no server, files evaluated where they lie."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+
+from service.cache import BlobCache, CacheInUse
+from service.competition import BlobRef, Competition, cosine_distance
+from service.config import Settings
+from service.download import Downloader, DownloadProgress
+from service.errors import ScoringError, WeightsInvalid
+from service.scorer import translate
+from service.trainer.question import Candidate, HeldOut, Question
+from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
+from workers.architectures import load_architecture
+from workers.errors import WorkerError
+from workers.pool import WorkerPool, create_pool
+from workers.types import EvalJob, EvalProgress, EvalResult
+
+ARCHITECTURE_VERSION = "1"
+
+
+async def score_locally(question: Question, settings: Settings, on_progress: OnProgress) -> ScoreSheet:
+    """Evaluate every candidate; one that fails costs the others nothing.
+
+    Cancelling ends the workers, whatever they do. Raises a WorkerError if none can start, and a ScoringError
+    or OSError where the cache of weights from a URL cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        cache = await stack.enter_async_context(_cache_for(question, settings))
+        pool = create_pool(
+            devices=settings.device,
+            small_model=settings.small_model,
+            precision=settings.precision,
+            memory_budget_bytes=settings.device_memory_bytes,
+        )
+        stack.push_async_callback(pool.close)
+        await pool.start()
+        scoring = _Scoring(question, settings, pool, cache, on_progress)
+        return ScoreSheet(question, await score_all(question, scoring.score))
+
+
+async def score_all(
+    question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]
+) -> tuple[Outcome, ...]:
+    """The outcome of every candidate, all at once; the first that raises ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(score(i)) for i in range(len(question.candidates))]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return tuple(task.result() for task in tasks)
+
+
+class _Scoring:
+    """One question on its way through one pool."""
+
+    def __init__(
+        self,
+        question: Question,
+        settings: Settings,
+        pool: WorkerPool,
+        cache: BlobCache | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self._question = question
+        self._settings = settings
+        self._pool = pool
+        self._cache = cache
+        self._on_progress = on_progress
+        self._architecture = load_architecture(ARCHITECTURE_VERSION)
+        # With one run each, the next candidate loads while another is evaluated; with more, two candidates
+        # in turn on one device would push each other's weights out of its memory.
+        spare = 1 if question.num_runs == 1 else 0
+        self._turns = asyncio.Semaphore(len(pool.status()) + spare)
+
+    async def score(self, index: int) -> Outcome:
+        """All runs of one candidate, or the error that is its own."""
+        candidate = self._question.candidates[index]
+        self._on_progress(CandidateProgress(index, "waiting"))
+        try:
+            async with self._weights(index) as (path, identity), self._turns:
+                started = time.monotonic()
+                runs = await self._runs(index, candidate, path, identity)
+        except ScoringError as error:
+            self._on_progress(CandidateProgress(index, "failed"))
+            return Outcome(candidate, error=error)
+        self._on_progress(CandidateProgress(index, "done"))
+        return Outcome(candidate, runs, seconds=time.monotonic() - started)
+
+    async def _runs(self, index: int, candidate: Candidate, path: Path, identity: str) -> tuple[Run, ...]:
+        num_batches = [self._architecture.num_batches(data.size) for data in self._question.data]
+        total = sum(num_batches) * len(self._question.seeds)
+        runs: list[Run] = []
+        done = 0
+        for data, batches in zip(self._question.data, num_batches, strict=True):
+            for seed in self._question.seeds:
+                job = EvalJob(
+                    weights_path=str(path),
+                    weights_checksum=identity,
+                    data_path=str(data.path),
+                    data_size=data.size,
+                    seed=seed,
+                    decryption_key=candidate.key,
+                    architecture_version=ARCHITECTURE_VERSION,
+                    detail=self._question.detail and seed == self._question.seeds[0],
+                )
+                result = await self._evaluate(job, self._report_batches(index, done, total))
+                runs.append(self._run(data, seed, result))
+                done += batches
+        return tuple(runs)
+
+    async def _evaluate(self, job: EvalJob, on_progress: Callable[[EvalProgress], None]) -> EvalResult:
+        try:
+            return await self._pool.evaluate(job, on_progress)
+        except WorkerError as error:
+            raise translate(error, Competition(b"", (), job.seed)) from error
+
+    def _run(self, data: HeldOut, seed: int, result: EvalResult) -> Run:
+        target = self._question.target
+        num_tokens, num_predicted = count_targets(self._architecture, data.size)
+        return Run(
+            data=data.name,
+            seed=seed,
+            loss=result.loss,
+            cross_entropy=result.cross_entropy,
+            sig_reg=result.sig_reg,
+            embedding=result.embedding,
+            distance=None if target is None else cosine_distance(result.embedding, target),
+            attends_to_future=result.attends_to_future,
+            num_tokens=num_tokens,
+            num_predicted=num_predicted,
+            load_seconds=result.load_seconds,
+            eval_seconds=result.eval_seconds,
+            token_cross_entropy=result.token_cross_entropy,
+        )
+
+    @asynccontextmanager
+    async def _weights(self, index: int) -> AsyncIterator[tuple[Path, str]]:
+        """Where the file lies, and a name for its bytes."""
+        candidate = self._question.candidates[index]
+        if not candidate.is_url:
+            yield Path(candidate.weights), _identity(Path(candidate.weights))
+            return
+        assert self._cache is not None
+        blob = BlobRef(candidate.weights)
+        report = self._report_bytes(index)
+        async with self._cache.fetch(
+            blob, kind="model", max_bytes=self._settings.max_model_bytes, on_progress=report
+        ) as cached:
+            yield cached.path, cached.checksum
+
+    def _report_batches(self, index: int, done: int, total: int) -> Callable[[EvalProgress], None]:
+        def report(progress: EvalProgress) -> None:
+            phase: Phase = "waiting" if progress.phase == "queued" else progress.phase
+            self._on_progress(CandidateProgress(index, phase, done + progress.batches_done, total))
+
+        return report
+
+    def _report_bytes(self, index: int) -> Callable[[DownloadProgress], None]:
+        def report(progress: DownloadProgress) -> None:
+            self._on_progress(
+                CandidateProgress(index, "downloading", progress.bytes_done, progress.bytes_total)
+            )
+
+        return report
+
+
+def count_targets(architecture: ModuleType, data_size: int) -> tuple[int, int]:
+    """How many targets the data makes, and how many of them are not padding.
+
+    The last target of a sequence is padding, unless EOS follows the last byte of a sequence with room.
+    """
+    max_seq_len: int = architecture.V1_MAX_SEQ_LEN
+    num_full, rest = divmod(data_size, max_seq_len)
+    return (num_full + bool(rest)) * max_seq_len, num_full * (max_seq_len - 1) + rest
+
+
+def _identity(path: Path) -> str:
+    """Tells a worker whether it holds this file already, without reading it. Raises WeightsInvalid."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise WeightsInvalid(f"the file cannot be read: {error.strerror}") from None
+    place = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    return hashlib.blake2b(repr(place).encode(), digest_size=16).hexdigest()
+
+
+@asynccontextmanager
+async def _cache_for(question: Question, settings: Settings) -> AsyncIterator[BlobCache | None]:
+    """The cache of blobs, if there are weights to fetch."""
+    if not any(candidate.is_url for candidate in question.candidates):
+        yield None
+        return
+    async with open_cache(settings) as cache:
+        yield cache
+
+
+@asynccontextmanager
+async def open_cache(settings: Settings) -> AsyncIterator[BlobCache]:
+    """The cache that the settings describe. Raises CacheInUse if another process uses it, or OSError."""
+    async with AsyncExitStack() as stack:
+        downloader = Downloader.from_settings(settings)
+        stack.push_async_callback(downloader.aclose)
+        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
+        stack.push_async_callback(cache.close)
+        try:
+            await cache.start()
+        except CacheInUse:
+            raise CacheInUse(
+                "a running soma-eval uses this data folder: give --data-dir another one"
+            ) from None
+        yield cache

@@ -1,0 +1,36 @@
+"""What to do about an error: one sentence for each code that a trainer can meet."""
+
+from service.errors import ScoringError
+
+_REMEDIES = {
+    "decryption-failed": "Give the key these very bytes were encrypted with, and none for weights in the clear.",
+    "weights-invalid": "`soma-eval check` names every tensor that is wrong; encrypted weights need --key-file.",
+    "non-finite-result": "Training has diverged: take an earlier checkpoint.",
+    "zero-embedding": "The model gives no representation at all: take another checkpoint.",
+    "empty-data": "Give a file with at least one byte in it.",
+    "evaluation-crashes-worker": "The file changed while it was read, or asks for more than this machine has.",
+    "model-checksum-mismatch": "Upload the file again, or give the checksum that `encrypt` printed.",
+    "model-size-mismatch": "Upload the file again, or give the size that `encrypt` printed.",
+    "model-too-large": "Raise SOMA_EVAL_MAX_MODEL_BYTES if it is meant to be so large.",
+    "data-too-large": "The network evaluates at most 1 MiB at once: cut the data.",
+    "model-unavailable": "Open the URL from another machine, and try again.",
+    "data-unavailable": "Open the URL from another machine, and try again.",
+    "download-timeout": "Try again, or allow slower downloads with SOMA_EVAL_MIN_DOWNLOAD_RATE.",
+    "invalid-url": "Give a whole URL: https://host/path, without user, password or fragment.",
+    "url-forbidden": "Publish on https at a public address; --allow-http and --allow-private-addresses are for tests.",
+    "invalid-key": "Copy the key once more: 32 bytes in Base58, 43 or 44 characters.",
+    "unauthorized": "Give the service's key by SOMA_EVAL_API_KEY or --api-key.",
+    "no-service": "Is `soma-eval serve` running at that URL?",
+    "queue-full": "Try again in a moment.",
+    "draining": "Try again when the service is up again.",
+    "no-worker": "Look at what the worker said above; --device cpu works everywhere.",
+    "deadline-exceeded": "Give it less data, or raise the service's --request-timeout-seconds.",
+    "worker-crashed": "Try again; if it stays so, report it with the command you gave.",
+    "out-of-memory": "Close what else uses the device, or take --device cpu.",
+    "insufficient-storage": "Make room, or give --data-dir another place.",
+}
+
+
+def remedy(error: ScoringError) -> str:
+    """What to do about it; an empty text where nobody knows."""
+    return _REMEDIES.get(error.full_code, "")

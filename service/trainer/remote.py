@@ -1,0 +1,199 @@
+"""Answers a question with a service that runs elsewhere: one POST /eval for each candidate, file and seed.
+
+Weights on this machine are served to it from a loopback port, under names nobody can guess, while it works;
+so it must run on this machine too, with --allow-http and --allow-private-addresses. URLs go to it as they are.
+"""
+
+import asyncio
+import base64
+import json
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import base58
+import httpx
+import numpy as np
+
+from service.errors import ScoringError
+from service.trainer.local_scoring import ARCHITECTURE_VERSION, count_targets, score_all
+from service.trainer.question import BadUsage, HeldOut, Question, is_url
+from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
+from workers.architectures import load_architecture
+
+_AT_ONCE = 4
+_CONNECT_SECONDS = 10.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class RemoteError(ScoringError):
+    """What the service said; its code and fault are kept."""
+
+    title = "The service could not do it"
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        fault = problem.get("fault")
+        super().__init__(
+            str(problem.get("detail", "the service gave no reason")),
+            fault=fault if fault in ("client", "data_submitter", "model_owner") else "service",
+        )
+        self._code = str(problem.get("code", "internal-error"))
+
+    @property
+    def full_code(self) -> str:
+        return self._code
+
+
+class RemoteTrouble(RemoteError):
+    """The same, where another try may succeed."""
+
+    retryable = True
+
+
+async def score_remotely(
+    question: Question, url: str, api_key: str | None, on_progress: OnProgress
+) -> ScoreSheet:
+    """Let the service at `url` evaluate every candidate. Cancelling closes the connections, which stops its work.
+
+    Raises BadUsage where the service refuses what was asked, RemoteError where there is no service to answer.
+    """
+    _check_reach(question, url)
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+    with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=timeout, trust_env=False
+        ) as client:
+            scoring = _Scoring(question, client, urls, on_progress)
+            return ScoreSheet(question, await score_all(question, scoring.score))
+
+
+class _Scoring:
+    """One question on its way through one service."""
+
+    def __init__(
+        self, question: Question, client: httpx.AsyncClient, urls: Mapping[str, str], on_progress: OnProgress
+    ) -> None:
+        self._question = question
+        self._client = client
+        self._urls = urls
+        self._on_progress = on_progress
+        self._architecture = load_architecture(ARCHITECTURE_VERSION)
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def score(self, index: int) -> Outcome:
+        """All runs of one candidate, or the error that is its own."""
+        candidate = self._question.candidates[index]
+        body: dict[str, Any] = {
+            "weights_url": self._urls.get(candidate.weights, candidate.weights),
+            "decryption_key": None if candidate.key is None else base58.b58encode(candidate.key).decode(),
+            "target_embedding": None if self._question.target is None else list(self._question.target),
+        }
+        async with self._turns:
+            started = time.monotonic()
+            try:
+                runs = tuple([run async for run in self._runs(index, body)])
+            except RemoteError as error:
+                if error.fault == "client":
+                    raise BadUsage(f"the service says: {error.detail} ({error.full_code})") from None
+                self._on_progress(CandidateProgress(index, "failed"))
+                return Outcome(candidate, error=error)
+        self._on_progress(CandidateProgress(index, "done"))
+        return Outcome(candidate, runs, seconds=time.monotonic() - started)
+
+    async def _runs(self, index: int, body: dict[str, Any]) -> AsyncIterator[Run]:
+        done = 0
+        for data in self._question.data:
+            encoded = base64.b64encode(await asyncio.to_thread(data.path.read_bytes)).decode()
+            for seed in self._question.seeds:
+                self._on_progress(CandidateProgress(index, "evaluating", done, self._question.num_runs))
+                answer = await self._post({**body, "data": encoded, "seed": seed})
+                yield self._run(data, seed, answer)
+                done += 1
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            response = await self._client.post("/eval", json=body)
+            answer: dict[str, Any] = response.json()
+        except httpx.HTTPError as error:
+            raise RemoteTrouble(
+                {"code": "no-service", "detail": f"no answer: {type(error).__name__}"}
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise RemoteTrouble({"code": "no-service", "detail": "what answers is no soma-eval"}) from None
+        if response.status_code == httpx.codes.OK:
+            return answer
+        raise RemoteTrouble(answer) if answer.get("retryable") else RemoteError(answer)
+
+    def _run(self, data: HeldOut, seed: int, answer: dict[str, Any]) -> Run:
+        num_tokens, num_predicted = count_targets(self._architecture, data.size)
+        return Run(
+            data=data.name,
+            seed=seed,
+            loss=answer["loss"],
+            cross_entropy=answer["cross_entropy"],
+            sig_reg=answer["sig_reg"],
+            embedding=np.array(answer["embedding"], dtype=np.float32),
+            distance=answer["distance"],
+            attends_to_future=answer["attends_to_future"],
+            num_tokens=num_tokens,
+            num_predicted=num_predicted,
+            load_seconds=answer["timings"]["load_seconds"],
+            eval_seconds=answer["timings"]["eval_seconds"],
+        )
+
+
+def _check_reach(question: Question, url: str) -> None:
+    if not is_url(url):
+        raise BadUsage("--url is no http(s) URL: give the address that `soma-eval serve` printed")
+    if urlsplit(url).hostname not in _LOOPBACK and not all(c.is_url for c in question.candidates):
+        raise BadUsage("a service on another machine cannot read files of this one: give URLs as --weights")
+
+
+@contextmanager
+def _files_served(paths: list[str]) -> Iterator[dict[str, str]]:
+    """These files by http on a free loopback port, while inside: path -> URL."""
+    files = {f"/{secrets.token_urlsafe(24)}": path for path in paths}
+
+    class Handler(_OneOfTheFiles):
+        names = files
+
+    with _QuietServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            base_url = f"http://127.0.0.1:{server.server_address[1]}"
+            yield {path: f"{base_url}{name}" for name, path in files.items()}
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A service that hangs up is no news: it says itself why."""
+
+
+class _OneOfTheFiles(BaseHTTPRequestHandler):
+    names: Mapping[str, str] = {}
+
+    def do_GET(self) -> None:
+        path = self.names.get(self.path)
+        if path is None:
+            self.send_error(404)
+            return
+        with Path(path).open("rb") as file:
+            self.send_response(200)
+            self.send_header("Content-Length", str(Path(path).stat().st_size))
+            self.end_headers()
+            shutil.copyfileobj(file, self.wfile, 1 << 20)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: stderr is for people."""

@@ -1,0 +1,103 @@
+"""`soma-eval score`: from the flags to a table, JSON or a page, and an exit code."""
+
+import asyncio
+import json as json_format
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from service.config import Settings
+from service.errors import ScoringError
+from service.trainer.local_scoring import ARCHITECTURE_VERSION, score_locally
+from service.trainer.question import (
+    BadUsage,
+    Question,
+    find_data,
+    parse_candidates,
+    parse_keys,
+    parse_seeds,
+    read_target,
+)
+from service.trainer.score_sheet import OnProgress, ScoreSheet, all_errors
+from service.trainer.terminal import candidate_bars, print_sheet
+from workers.architectures import load_architecture
+
+EXIT_GOOD = 0
+EXIT_AT_FAULT = 1
+EXIT_MACHINE = 3
+
+
+def run_score(
+    *,
+    weights: list[str],
+    data: str,
+    seed: int,
+    seeds: int,
+    target: Path | None,
+    key: list[str] | None,
+    key_file: list[Path] | None,
+    json: bool,
+    report: Path | None,
+    url: str | None,
+    api_key: str | None,
+    settings: Settings,
+) -> int:
+    """Returns the exit code: 0 when there is a winner. Raises BadUsage, ScoringError, WorkerError or OSError."""
+    if report is not None and url is not None:
+        raise BadUsage("--report needs the weights evaluated here: leave out --url")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise BadUsage(f"--report {report}: there is no such folder")
+    with tempfile.TemporaryDirectory(prefix="soma-eval-") as folder:
+        question = Question(
+            candidates=parse_candidates(weights, parse_keys(key or [], key_file or [])),
+            data=find_data(data, Path(folder) / "data"),
+            seeds=parse_seeds(seed, seeds),
+            target=None if target is None else read_target(target, _embedding_dim(settings, url)),
+            detail=report is not None,
+        )
+        with candidate_bars(question) as on_progress:
+            sheet = asyncio.run(_answer(question, settings, url, api_key, on_progress))
+        _print(sheet, json)
+        if report is not None:
+            from service.trainer.report import write_report
+
+            write_report(sheet, report)
+    return _exit_code(sheet)
+
+
+async def _answer(
+    question: Question, settings: Settings, url: str | None, api_key: str | None, on_progress: OnProgress
+) -> ScoreSheet:
+    if url is None:
+        return await score_locally(question, settings, on_progress)
+    from service.trainer.remote import score_remotely
+
+    return await score_remotely(question, url, api_key, on_progress)
+
+
+def _print(sheet: ScoreSheet, json: bool) -> None:
+    if json:
+        sys.stdout.write(json_format.dumps(sheet.to_json(), allow_nan=False) + "\n")
+    else:
+        print_sheet(sheet)
+
+
+def _exit_code(sheet: ScoreSheet) -> int:
+    if sheet.winner is not None:
+        return EXIT_GOOD
+    return EXIT_MACHINE if any(map(_is_trouble, all_errors(sheet.outcomes))) else EXIT_AT_FAULT
+
+
+def _is_trouble(error: ScoringError) -> bool:
+    return error.retryable or error.fault == "service"
+
+
+def _embedding_dim(settings: Settings, url: str | None) -> int | None:
+    """None where the service at the URL decides which model it is."""
+    if url is not None:
+        return None
+    config = load_architecture(ARCHITECTURE_VERSION).ModelConfig
+    dim: Any = asdict(config.small() if settings.small_model else config())["embedding_dim"]
+    return int(dim)

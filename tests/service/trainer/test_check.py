@@ -1,0 +1,233 @@
+"""What `check` says of uploads that went wrong, each in its own words, from a file and over the network."""
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import base58
+import pytest
+
+from service.checksum import checksum_of
+from service.config import Settings
+from service.errors import BlobUnavailable, ForbiddenUrl
+from service.trainer.check import Checked, check, parse_promise
+from service.trainer.diagnosis import Promise
+from service.trainer.question import BadUsage
+from tests.file_server import FileServer
+from tests.recipe import (
+    SMALL_CONFIG,
+    SMALL_WEIGHTS,
+    TEST_KEY,
+    RawTensor,
+    Tensors,
+    encrypt,
+    golden_weights_files,
+    make_weights,
+    safetensors_bytes,
+    safetensors_file,
+    safetensors_parts,
+    small_weights_bytes,
+)
+from tests.workers.v1.test_weights_files import FILES as ODD_FILES
+
+PLAIN = small_weights_bytes()
+SEALED = encrypt(PLAIN)
+HTML = b"<!DOCTYPE html>\n<html><body>Sign in to see this file</body></html>\n"
+S3_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>'
+QUERY = "encoder.layers.0.attention.query.weight"
+
+Look = Callable[..., Awaitable[Checked]]
+SEALED_PROMISE = Promise(TEST_KEY, checksum_of(SEALED), len(SEALED))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,  # type: ignore[call-arg]  # pydantic-settings takes it, its stub does not show it
+        small_model=True,
+        data_dir=tmp_path / "data",
+        allow_http=True,
+        allow_private_addresses=True,
+        max_download_attempts=1,
+    )
+
+
+@pytest.fixture
+def look(tmp_path: Path, settings: Settings) -> Look:
+    async def look(content: bytes, promise: Promise = SEALED_PROMISE, full: bool = False) -> Checked:
+        (tmp_path / "file").write_bytes(content)
+        return await check(str(tmp_path / "file"), promise, settings, full=full)
+
+    return look
+
+
+def changed(change: Callable[[Tensors], object]) -> bytes:
+    tensors = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
+    change(tensors)
+    return safetensors_bytes(tensors)
+
+
+def transpose_inner(tensors: Tensors) -> None:
+    name = "encoder.layers.0.pwff.linear_inner.weight"
+    tensors[name] = tensors[name].T.copy()
+
+
+def drop_two(tensors: Tensors) -> None:
+    del tensors["predictor.bias"], tensors["final_norm.beta"]
+
+
+BROKEN: dict[str, tuple[bytes, Promise, list[str], str]] = {
+    "truncated": (SEALED[:-1000], Promise(TEST_KEY), ["truncated"], "cut off: it has"),
+    "truncated-in-header": (SEALED[:900], Promise(TEST_KEY), ["truncated"], "within its header"),
+    "truncated-and-promised": (
+        SEALED[:-1000],
+        Promise(TEST_KEY, size=len(SEALED)),
+        ["size-mismatch", "truncated"],
+        "are promised",
+    ),
+    "empty": (b"", Promise(TEST_KEY), ["truncated"], "nothing is in it"),
+    "trailing": (encrypt(PLAIN + b"more"), Promise(TEST_KEY), ["trailing-bytes"], "4 bytes follow"),
+    "wrong-key": (SEALED, Promise(bytes(32)), ["wrong-key"], "key does not fit"),
+    "no-key": (SEALED, Promise(), ["no-header"], "encrypted"),
+    "key-for-plain": (PLAIN, Promise(TEST_KEY), ["not-encrypted"], "in the clear"),
+    "html": (HTML, SEALED_PROMISE, ["size-mismatch", "not-weights", "checksum-mismatch"], "are promised"),
+    "html-alone": (HTML, Promise(TEST_KEY), ["not-weights"], "an HTML page"),
+    "storage-error": (S3_ERROR, Promise(TEST_KEY), ["not-weights"], "an XML answer"),
+    "torch-save": (b"PK\x03\x04" + bytes(200), Promise(), ["not-weights"], "torch.save"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", Promise(), ["not-weights"], "Git LFS"),
+    "zeros": (bytes(5000), Promise(), ["not-weights"], "zeros"),
+    "other-checksum": (SEALED, Promise(TEST_KEY, checksum_of(b"")), ["checksum-mismatch"], "not the one"),
+    "plain-checksum": (
+        SEALED,
+        Promise(TEST_KEY, checksum_of(PLAIN)),
+        ["checksum-mismatch"],
+        "before encryption",
+    ),
+    "swapped": (
+        SEALED,
+        Promise(base58.b58decode(checksum_of(SEALED)), base58.b58encode(TEST_KEY).decode()),
+        ["swapped", "checksum-mismatch"],
+        "the checksum is the key",
+    ),
+    "transposed": (
+        encrypt(changed(transpose_inner)),
+        Promise(TEST_KEY),
+        ["transposed-tensor"],
+        "linear_inner.weight is transposed: [32, 16] in place of [16, 32]",
+    ),
+    "missing": (
+        encrypt(changed(drop_two)),
+        Promise(TEST_KEY),
+        ["missing-tensor", "missing-tensor"],
+        "final_norm.beta is missing",
+    ),
+    "float8": (
+        safetensors_bytes(
+            {**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), QUERY: RawTensor("F8_E4M3", (16, 16), bytes(256))}
+        ),
+        Promise(),
+        ["wrong-dtype"],
+        "F8_E4M3",
+    ),
+    "prefixed": (
+        safetensors_bytes(
+            {f"_orig_mod.{n}": t for n, t in make_weights(SMALL_CONFIG, SMALL_WEIGHTS).items()}
+        ),
+        Promise(),
+        ["prefixed-names"],
+        "_orig_mod.",
+    ),
+    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Promise(), ["no-header"], "no weights file"),
+    "no-json": (safetensors_file(b'{"a": [}', b""), Promise(), ["header-invalid"], "no JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_file_is_named_for_what_it_is(look: Look, name: str) -> None:
+    content, promise, codes, words = BROKEN[name]
+    checked = await look(content, promise)
+    assert [finding.code for finding in checked.findings] == codes
+    assert words in checked.findings[0].detail
+    assert all(finding.remedy for finding in checked.findings)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_the_same_over_the_network(files: FileServer, settings: Settings, name: str) -> None:
+    content, promise, codes, words = BROKEN[name]
+    checked = await check(files.publish("broken", content), promise, settings)
+    expected = [code for code in codes if code != "checksum-mismatch"]
+    assert [finding.code for finding in checked.findings] == expected
+    if expected:
+        assert words in checked.findings[0].detail
+    assert any("--full" in remark for remark in checked.remarks) == (promise.checksum is not None)
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+async def test_the_verdict_is_the_network_s(look: Look, name: str) -> None:
+    content = ODD_FILES[name]()
+    for published, promise in ((content, Promise()), (encrypt(content), Promise(TEST_KEY))):
+        checked = await look(published, promise)
+        assert (not checked.findings) == golden_weights_files()[name]["accepted"], checked.findings
+
+
+async def test_what_is_right_is_accepted(look: Look) -> None:
+    checked = await look(SEALED)
+    assert (checked.findings, checked.remarks) == ([], [])
+    assert (checked.checksum, checked.size) == (SEALED_PROMISE.checksum, SEALED_PROMISE.size)
+
+
+async def test_the_header_alone_moves(tmp_path: Path, settings: Settings, files: FileServer) -> None:
+    large = safetensors_bytes(
+        {**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), "extra": RawTensor("U8", (1 << 24,), bytes(1 << 24))}
+    )
+    checked = await check(files.publish("large", encrypt(large)), Promise(TEST_KEY), settings)
+    assert not checked.findings
+    assert checked.checksum is None
+    assert not settings.data_dir.exists()
+
+
+async def test_full_downloads_and_verifies(files: FileServer, settings: Settings) -> None:
+    url = files.publish("sealed", SEALED)
+    checked = await check(url, SEALED_PROMISE, settings, full=True)
+    assert (checked.findings, checked.is_whole) == ([], True)
+    swapped = Promise(TEST_KEY, checksum_of(PLAIN), len(SEALED))
+    checked = await check(url, swapped, settings, full=True)
+    assert [finding.code for finding in checked.findings] == ["checksum-mismatch"]
+
+
+@pytest.mark.parametrize("start", ["", "  "], ids=["", "after-spaces"])
+async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Settings, start: str) -> None:
+    header, bodies = safetensors_parts(make_weights(SMALL_CONFIG, SMALL_WEIGHTS), {"note": "x" * 400_000})
+    long = safetensors_file(start + json.dumps(header), b"".join(bodies))
+    files.requests.clear()
+    url = files.publish("long", encrypt(long))
+    assert not (await check(url, Promise(TEST_KEY), settings)).findings
+    assert files.requests.count("/long") == 2
+
+
+async def test_the_other_size_of_model_is_named(look: Look, settings: Settings) -> None:
+    tiny = {**SMALL_CONFIG}
+    full = settings.model_copy(update={"small_model": False})
+    path = settings.data_dir.parent / "small"
+    path.write_bytes(safetensors_bytes(make_weights(tiny, SMALL_WEIGHTS)))
+    checked = await check(str(path), Promise(), full)
+    assert [finding.code for finding in checked.findings] == ["other-model"]
+
+
+async def test_names_out_of_the_file_are_escaped(look: Look) -> None:
+    prefix = "\x1b[2J\n"
+    hostile = {f"{prefix}{name}": t for name, t in make_weights(SMALL_CONFIG, SMALL_WEIGHTS).items()}
+    checked = await look(safetensors_bytes(hostile), Promise())
+    assert "\x1b" not in checked.findings[0].detail
+
+
+async def test_trouble_on_the_way_is_no_finding(files: FileServer, settings: Settings) -> None:
+    with pytest.raises(BlobUnavailable):
+        await check(f"{files.base_url}/nothing-here", Promise(), settings)
+    with pytest.raises(ForbiddenUrl):
+        await check(f"{files.base_url}/x", Promise(), settings.model_copy(update={"allow_http": False}))
+
+
+def test_a_checksum_that_can_be_none_is_refused() -> None:
+    with pytest.raises(BadUsage):
+        parse_promise(None, "0OIl", None)
