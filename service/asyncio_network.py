@@ -102,7 +102,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
                 await self._receiver.start_tls(ssl_context, server_hostname)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("no handshake in time") from error
-        except OSError as error:  # certificates that do not fit are among them
+        except (OSError, ValueError) as error:  # a certificate or a name that does not fit
             raise httpcore.ConnectError("no handshake") from error
         return self
 

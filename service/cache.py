@@ -1,19 +1,12 @@
 """Blobs on disk, as published, each named by its verified checksum. Nothing decrypted ever lies here.
 
-    directory/
-    ├── lock                  held by the one service that uses the directory
-    ├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
-    └── partial/              on their way in; a note beside a file lets another attempt go on
-
 What is in use is pinned and stays; the rest is evicted, oldest use first, when room is needed.
 """
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import secrets
-import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from service.cache_folder import CacheInUse, Entry, lock, sweep, touch, write_blob
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
 from service.download import Downloader, DownloadProgress, OnDownloadProgress
@@ -35,16 +29,14 @@ from service.errors import (
     InsufficientStorage,
     SizeMismatch,
 )
-from service.partial_file import OUT_OF_SPACE, PartialFile, read_note, sync_folder
+from service.partial_file import OUT_OF_SPACE, PartialFile
+
+__all__ = ["BlobCache", "CacheInUse", "CachedBlob"]
 
 _NUM_THREADS = 4 + (os.cpu_count() or 1)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class CacheInUse(OSError):
-    """Another service uses this directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +54,6 @@ class CachedBlob:
     """How long it took to get here, waiting for another request's download included."""
 
 
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """One file in the cache: a blob, or the rest of a download that was broken off."""
-
-    path: Path
-    size: int
-    last_used: float
-    num_pins: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Terms:
     """All that a verdict on a download may depend on, beside the bytes that come."""
@@ -86,7 +68,7 @@ class _Flight:
     """One download and all who wait for it."""
 
     terms: _Terms
-    task: "asyncio.Task[_Entry]" = field(init=False)
+    task: "asyncio.Task[Entry]" = field(init=False)
     listeners: set[OnDownloadProgress] = field(default_factory=set)
     num_waiters: int = 0
     is_abandoned: bool = False
@@ -121,8 +103,8 @@ class BlobCache:
         self._partials = directory / "partial"
         self._downloader = downloader
         self._max_bytes = max_bytes
-        self._entries: dict[str, _Entry] = {}
-        self._leftovers: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._leftovers: dict[str, Entry] = {}
         self._flights: dict[_FlightKey, _Flight] = {}
         self._claims: dict[Path, int] = {}
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blobs")
@@ -136,8 +118,8 @@ class BlobCache:
 
         Raises CacheInUse if another service has the lock, OSError if the directory cannot be used.
         """
-        self._lock_fd = await self._run(_lock, self._directory)
-        self._entries, self._leftovers = await self._run(_sweep, self._blobs, self._partials)
+        self._lock_fd = await self._run(lock, self._directory)
+        self._entries, self._leftovers = await self._run(sweep, self._blobs, self._partials)
         with contextlib.suppress(InsufficientStorage):
             await self._make_room(0)
 
@@ -171,6 +153,7 @@ class BlobCache:
         Raises what Downloader.download raises.
         """
         self._check(blob, kind, max_bytes)
+        self._check_open()
         began = time.monotonic()
         terms = _Terms(blob, kind, max_bytes)
         entry, was_cached = await self._obtain(terms, on_progress)
@@ -184,6 +167,7 @@ class BlobCache:
     @contextlib.asynccontextmanager
     async def put(self, data: bytes) -> AsyncIterator[CachedBlob]:
         """A file with these bytes, the same way; raises InsufficientStorage."""
+        self._check_open()
         began = time.monotonic()
         checksum = await self._run(checksum_of, data)
         entry = await self._find(checksum)
@@ -205,9 +189,13 @@ class BlobCache:
         if blob.size is not None and blob.size > max_bytes:
             raise BlobTooLarge(f"the file has more than {max_bytes} bytes", blob=kind)
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Draining("the service is stopping")
+
     # -- finding, waiting, downloading -----------------------------------------------------------------
 
-    async def _obtain(self, terms: _Terms, on_progress: OnDownloadProgress | None) -> tuple[_Entry, bool]:
+    async def _obtain(self, terms: _Terms, on_progress: OnDownloadProgress | None) -> tuple[Entry, bool]:
         """A pinned entry, and whether it was here."""
         key = (terms.blob.checksum or secrets.token_hex(8), self._downloader.server_of(terms.blob.url))
         impatient = terms.blob.checksum is None
@@ -238,14 +226,14 @@ class BlobCache:
         flights = (flight for (checksum, _), flight in self._flights.items() if checksum == key[0])
         return next((flight for flight in flights if not flight.is_abandoned), None)
 
-    async def _find(self, checksum: str) -> _Entry | None:
+    async def _find(self, checksum: str) -> Entry | None:
         """The entry, pinned, if it is here and its file still is what it was."""
         entry = self._entries.get(checksum)
         if entry is None:
             return None
         entry.num_pins += 1
         try:
-            intact = await self._run(_touch, entry.path, entry.size)
+            intact = await self._run(touch, entry.path, entry.size)
         except BaseException:
             self._unpin(entry)
             raise
@@ -258,8 +246,7 @@ class BlobCache:
         return None
 
     def _take_off(self, terms: _Terms, key: _FlightKey) -> _Flight:
-        if self._closing:
-            raise Draining("the service is stopping")
+        self._check_open()
         flight = _Flight(terms)
         flight.task = asyncio.create_task(self._fly(flight, key[0]))
         self._flights[key] = flight
@@ -279,7 +266,7 @@ class BlobCache:
         if not flight.task.cancelled() and flight.task.exception() is None:
             self._unpin(flight.task.result())
 
-    async def _wait(self, flight: _Flight, on_progress: OnDownloadProgress | None) -> _Entry:
+    async def _wait(self, flight: _Flight, on_progress: OnDownloadProgress | None) -> Entry:
         """The flight's entry, pinned for the caller. The last to leave an unfinished flight ends it."""
         flight.num_waiters += 1
         if on_progress is not None:
@@ -302,7 +289,7 @@ class BlobCache:
             elif flight.num_waiters == 0:
                 flight.abandon()
 
-    async def _fly(self, flight: _Flight, name: str) -> _Entry:
+    async def _fly(self, flight: _Flight, name: str) -> Entry:
         """Download, verify, publish: a new entry, pinned once."""
         path = self._partials / f"{name}.part"
         is_named = flight.terms.blob.checksum is not None and path not in self._claims
@@ -333,7 +320,7 @@ class BlobCache:
                 if keep:
                     self._remember_leftover(path)
 
-    async def _fill_and_publish(self, flight: _Flight, partial: PartialFile) -> _Entry:
+    async def _fill_and_publish(self, flight: _Flight, partial: PartialFile) -> Entry:
         terms = flight.terms
         await partial.open()
         found = await self._downloader.download(
@@ -347,14 +334,14 @@ class BlobCache:
 
     def _remember_leftover(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._leftovers[path.stem] = _Entry(path, path.stat().st_size, time.time())
+            self._leftovers[path.stem] = Entry(path, path.stat().st_size, time.time())
 
-    def _admit(self, path: Path, size: int) -> _Entry:
-        entry = self._entries.setdefault(path.name, _Entry(path, size, time.time()))
+    def _admit(self, path: Path, size: int) -> Entry:
+        entry = self._entries.setdefault(path.name, Entry(path, size, time.time()))
         entry.num_pins += 1
         return entry
 
-    async def _write(self, checksum: str, data: bytes) -> _Entry:
+    async def _write(self, checksum: str, data: bytes) -> Entry:
         path = self._partials / f"{secrets.token_hex(8)}.part"
         self._claims[path] = 0
         try:
@@ -362,7 +349,7 @@ class BlobCache:
             await room.claim(len(data))
             while True:
                 try:
-                    await self._run(_write_blob, path, self._blobs / checksum, data)
+                    await self._run(write_blob, path, self._blobs / checksum, data)
                 except OSError as error:
                     if error.errno not in OUT_OF_SPACE:
                         raise
@@ -423,7 +410,7 @@ class BlobCache:
             await self._run(doomed.unlink)
         return True
 
-    def _unpin(self, entry: _Entry) -> None:
+    def _unpin(self, entry: Entry) -> None:
         entry.num_pins -= 1
 
     # -- threads ---------------------------------------------------------------------------------------
@@ -447,7 +434,7 @@ class _Room:
         return await self._cache.evict_one()
 
 
-def _check_entry(entry: _Entry, terms: _Terms) -> None:
+def _check_entry(entry: Entry, terms: _Terms) -> None:
     """The same verdict on a blob that is here as on one that is downloaded."""
     if entry.size > terms.max_bytes:
         raise BlobTooLarge(f"the file has more than {terms.max_bytes} bytes", blob=terms.kind)
@@ -460,78 +447,3 @@ def _copy_of(failure: BaseException) -> BaseException:
     copy = type(failure).__new__(type(failure), *failure.args)
     copy.__dict__.update(failure.__dict__)
     return copy
-
-
-def _lock(directory: Path) -> int:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise CacheInUse("another service uses this data directory") from None
-    return fd
-
-
-def _sweep(blobs: Path, partials: Path) -> tuple[dict[str, _Entry], dict[str, _Entry]]:
-    """Delete what nobody can use any more; what stays, by name."""
-    for folder in (blobs, partials):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-    entries = {
-        path.name: _entry_of(path)
-        for path in _files_of(blobs)
-        if is_checksum(path.name) and not path.is_symlink()
-    }
-    leftovers = {
-        path.stem: _entry_of(path)
-        for path in _files_of(partials)
-        if path.suffix == ".part" and _can_be_gone_on_with(path)
-    }
-    kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
-    kept |= {entry.path for entry in entries.values()}
-    for path in (*_files_of(blobs), *_files_of(partials)):
-        if path not in kept:
-            path.unlink()
-    return entries, leftovers
-
-
-def _can_be_gone_on_with(path: Path) -> bool:
-    return (
-        is_checksum(path.stem) and not path.is_symlink() and read_note(path.with_suffix(".json")) is not None
-    )
-
-
-def _files_of(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
-
-
-def _entry_of(path: Path) -> _Entry:
-    found = path.lstat()
-    return _Entry(path, found.st_size, found.st_mtime)
-
-
-def _touch(path: Path, size: int) -> bool:
-    """Note the use of a file; False if it is not there any more, or not whole."""
-    try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            return False
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _write_blob(path: Path, destination: Path, data: bytes) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        path.rename(destination)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    sync_folder(destination.parent)

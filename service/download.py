@@ -3,10 +3,8 @@
     Downloader            guarded connections, redirects, one request at a time
     └── _Download         one file: parts in parallel, resumed, bounded in size, tries and time
 
-Nothing the server says is trusted: bytes are counted, ranges are compared with what was asked for, and the
-checksum over the whole is the last judge. Two rules bound the time, both from the same two numbers: a download
-may take `floor_seconds + size / min_bytes_per_second` in all, and no stretch of `floor_seconds` may bring fewer
-than `min_bytes_per_second`.
+Nothing the server says is trusted: bytes are counted, ranges are compared with what was asked for, the time is
+bounded (see pace), and the checksum over the whole is the last judge.
 """
 
 import asyncio
@@ -15,8 +13,7 @@ import random
 import re
 import ssl
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
@@ -39,6 +36,7 @@ from service.errors import (
     InvalidUrl,
     SizeMismatch,
 )
+from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress, Pace, Ramp
 from service.partial_file import Origin, PartialFile, Span
 from service.url_policy import BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
 
@@ -47,51 +45,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 _UNKNOWN_SIZE_STEP = 64 << 20
-_MAX_UNHASHED_BYTES = 512 << 20
+_HASH_KEEPS_UP_BYTES = 12 << 20
 _MAX_BACKOFF_SECONDS = 10.0
-_RATE_WINDOW_SECONDS = 5.0
 _MAX_ETAG_LENGTH = 256
 _MAX_GATHER_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadLimits:
-    """How patient a download is, and how greedy."""
-
-    floor_seconds: float = 30.0
-    min_bytes_per_second: float = 1 << 20
-    max_attempts: int = 5
-    """Failures in a row, and starts from nothing, until a download is given up."""
-    max_redirects: int = 3
-    num_connections: int = 4
-    """At most, for one file; more than one only where it helps."""
-    part_bytes: int = 64 << 20
-    """What one range request asks for."""
-    write_bytes: int = 4 << 20
-    ramp_seconds: float = 1.0
-    """How long a number of connections is tried before one is added."""
-    backoff_seconds: float = 0.5
-    """Before the second attempt; twice as long before each further one, with jitter."""
-    tick_seconds: float = 0.1
-    checkpoint_bytes: int = 32 << 20
-    """So much is worth keeping for another attempt, and a new note of it."""
-
-    @property
-    def idle_seconds(self) -> float:
-        """A connection that is silent for so long is given up for a new one."""
-        return min(10.0, self.floor_seconds / 2)
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadProgress:
-    """How far a download is."""
-
-    bytes_done: int
-    bytes_total: int | None
-    bytes_per_second: float
-
-
-OnDownloadProgress = Callable[[DownloadProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +57,9 @@ class Downloaded:
 
     checksum: str
     size: int
+
+
+__all__ = ["DownloadLimits", "DownloadProgress", "Downloaded", "Downloader", "OnDownloadProgress"]
 
 
 class Downloader:
@@ -120,11 +80,11 @@ class Downloader:
     ) -> None:
         self.policy = policy or UrlPolicy()
         self.limits = limits or DownloadLimits()
-        self._own_resolver = SystemResolver() if resolver is None else None
+        self._own_resolver: SystemResolver | None = None
+        if resolver is None:
+            resolver = self._own_resolver = SystemResolver()
         context = ssl_context or httpx.create_ssl_context(trust_env=False)
-        self._transport = GuardedTransport(
-            self.policy, resolver or self._own_resolver or SystemResolver(), context, network
-        )
+        self._transport = GuardedTransport(self.policy, resolver, context, network)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Downloader":
@@ -254,64 +214,6 @@ class _Part:
     is_done: bool = False
 
 
-class _Pace:
-    """Counts what comes, and raises DownloadTimeout when it comes too slowly."""
-
-    def __init__(self, limits: DownloadLimits, kind: BlobKind) -> None:
-        self._limits = limits
-        self._kind: BlobKind = kind
-        self._began = self._window_began = time.monotonic()
-        self._samples = deque([(self._began, 0)])
-        self._window_start_bytes = 0
-        self.received = 0
-
-    def check(self, expected_bytes: int) -> None:
-        """Raise DownloadTimeout after the deadline or a stretch with too little in it."""
-        now, limits = time.monotonic(), self._limits
-        if now - self._began > limits.floor_seconds + expected_bytes / limits.min_bytes_per_second:
-            raise DownloadTimeout("the file took longer than its size allows", blob=self._kind)
-        if now - self._window_began >= limits.floor_seconds:
-            came = self.received - self._window_start_bytes
-            if came < limits.min_bytes_per_second * limits.floor_seconds:
-                raise DownloadTimeout("the file came too slowly", blob=self._kind)
-            self._window_began, self._window_start_bytes = now, self.received
-        self._samples.append((now, self.received))
-        while now - self._samples[0][0] > _RATE_WINDOW_SECONDS and len(self._samples) > 2:
-            self._samples.popleft()
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Over the last few seconds."""
-        (first, before), (last, after) = self._samples[0], self._samples[-1]
-        return (after - before) / (last - first) if last > first else 0.0
-
-
-class _Ramp:
-    """Decides when another connection is worth a try: as long as the last one added brought something."""
-
-    def __init__(self, limits: DownloadLimits) -> None:
-        self._limits = limits
-        self.most = limits.num_connections
-        self._since = time.monotonic()
-        self._received = 0
-        self._best_rate = 0.0
-
-    def wants_another(self, num_parts: int, received: int) -> bool:
-        """Called now and then with the connections there are and the bytes received in all."""
-        seconds = time.monotonic() - self._since
-        if num_parts >= self.most or seconds < self._limits.ramp_seconds:
-            return False
-        rate = (received - self._received) / seconds
-        self._since, self._received = time.monotonic(), received
-        if rate == 0:
-            return False
-        if rate < 1.1 * self._best_rate:
-            self.most = num_parts
-            return False
-        self._best_rate = rate
-        return True
-
-
 class _Download:
     """One file on its way into one partial file."""
 
@@ -331,7 +233,7 @@ class _Download:
         self._kind: BlobKind = kind
         self._max_bytes = max_bytes
         self._on_progress = on_progress
-        self._pace = _Pace(self._limits, kind)
+        self._pace = Pace(self._limits, kind)
         self._ranges = True
         """False once the server has shown that it does not honour them."""
         self._total = blob.size
@@ -391,7 +293,8 @@ class _Download:
             self._todo = list(self._partial.missing(self._total))
             if self._total == 0:  # even so the server must say that there is such a file
                 self._todo = [_Part(0, 0)]
-        ramp = _Ramp(self._limits)
+        self._pace.begin_stretch()
+        ramp = Ramp(self._limits)
         parts = {asyncio.create_task(self._fetch_parts(ramp))}
         self._num_parts = 1
         try:
@@ -411,12 +314,12 @@ class _Download:
             await asyncio.gather(*parts, return_exceptions=True)
         return self._partial.frontier
 
-    def _another_part_helps(self, ramp: _Ramp) -> bool:
+    def _another_part_helps(self, ramp: Ramp) -> bool:
         return (
             self._ranges
             and self._total is not None
             and bool(self._todo)
-            and self._partial.num_unhashed < _MAX_UNHASHED_BYTES
+            and self._partial.num_unhashed < _HASH_KEEPS_UP_BYTES
             and ramp.wants_another(self._num_parts, self._pace.received)
         )
 
@@ -425,7 +328,7 @@ class _Download:
             progress = DownloadProgress(self._partial.num_done, self._total, self._pace.bytes_per_second)
             self._on_progress(progress)
 
-    async def _fetch_parts(self, ramp: _Ramp) -> None:
+    async def _fetch_parts(self, ramp: Ramp) -> None:
         """One connection: takes part after part until none is left."""
         while (part := self._next_part()) is not None:
             while not part.is_done:
@@ -437,6 +340,9 @@ class _Download:
                         ramp.most = self._num_parts
                         self._todo.insert(0, part)
                         return
+                    if part.end and part.start >= part.end:  # all of it came before the connection broke
+                        part.is_done = True
+                        break
                     await self._back_off()
                     if part.start > 0 and not self._ranges:
                         raise _StartOver from None
@@ -542,7 +448,7 @@ class _Download:
             self._partial.origin = Origin(self._url_digest, self._total, self._etag)
 
     async def _copy(self, response: httpx.Response, part: _Part) -> None:
-        """Write a body to its place, counting. However it ends, what came is written."""
+        """Write a body to its place, counting. What came before a connection broke is written too."""
         at = part.start
         most = self._max_bytes if part.end is None else part.end
         async with _Writer(self._partial, part) as writer, body_of(response) as body:

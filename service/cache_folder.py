@@ -1,0 +1,107 @@
+"""What lies in the cache's directory: the lock, the sweep at the start, and how a file gets its name.
+
+directory/
+├── lock                  held by the one service that uses the directory
+├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
+└── partial/              on their way in; a note beside a file lets another attempt go on
+"""
+
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.checksum import is_checksum
+from service.partial_file import read_note, sync_folder
+
+
+class CacheInUse(OSError):
+    """Another service uses this directory."""
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One file in the cache: a blob, or the rest of a download that was broken off."""
+
+    path: Path
+    size: int
+    last_used: float
+    num_pins: int = 0
+
+
+def lock(directory: Path) -> int:
+    """Make the directory and take its lock, which the descriptor holds. Raises CacheInUse, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise CacheInUse("another service uses this data directory") from None
+    return fd
+
+
+def sweep(blobs: Path, partials: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Delete what nobody can use any more; what stays, by name."""
+    for folder in (blobs, partials):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    entries = {
+        path.name: _entry_of(path)
+        for path in _files_of(blobs)
+        if is_checksum(path.name) and not path.is_symlink()
+    }
+    leftovers = {
+        path.stem: _entry_of(path)
+        for path in _files_of(partials)
+        if path.suffix == ".part" and _can_be_gone_on_with(path)
+    }
+    kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
+    kept |= {entry.path for entry in entries.values()}
+    for path in (*_files_of(blobs), *_files_of(partials)):
+        if path not in kept:
+            path.unlink()
+    return entries, leftovers
+
+
+def _can_be_gone_on_with(path: Path) -> bool:
+    return (
+        is_checksum(path.stem) and not path.is_symlink() and read_note(path.with_suffix(".json")) is not None
+    )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
+
+
+def _entry_of(path: Path) -> Entry:
+    found = path.lstat()
+    return Entry(path, found.st_size, found.st_mtime)
+
+
+def touch(path: Path, size: int) -> bool:
+    """Note the use of a file; False if it is not there any more, or not whole."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return False
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def write_blob(path: Path, destination: Path, data: bytes) -> None:
+    """Write a file whose name, after any crash, has all of these bytes or is not there."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        path.rename(destination)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    sync_folder(destination.parent)
