@@ -13,10 +13,8 @@ from service.jobs import JobStore
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.scorer import Limits, Scorer
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
-
-ARCHITECTURE_VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
 
     Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
     """
-    package = load_architecture(ARCHITECTURE_VERSION)
+    package = load_architecture(CURRENT_VERSION)
     config = package.ModelConfig.small() if settings.small_model else package.ModelConfig()
     async with AsyncExitStack() as stack:
         downloader = Downloader.from_settings(settings)
@@ -72,7 +70,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
             max_data_bytes=settings.max_data_bytes,
             max_model_bytes=settings.max_model_bytes,
             max_models=settings.max_models,
-            architecture_version=ARCHITECTURE_VERSION,
+            architecture_version=CURRENT_VERSION,
         )
         jobs = JobStore()
         stack.push_async_callback(jobs.close)
@@ -85,7 +83,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
             pool=pool,
             jobs=jobs,
             metrics=metrics,
-            architecture_version=ARCHITECTURE_VERSION,
+            architecture_version=CURRENT_VERSION,
             architecture=asdict(config),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )

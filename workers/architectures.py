@@ -5,6 +5,9 @@ from types import ModuleType
 
 _PACKAGES = {"1": "workers.v1"}
 
+CURRENT_VERSION = "1"
+"""The network's `model_architecture_version` today."""
+
 ARCHITECTURE_VERSIONS: tuple[str, ...] = tuple(_PACKAGES)
 """The versions there are packages for."""
 

@@ -16,9 +16,9 @@ from service.config import Settings
 from service.download import Downloader
 from service.encryption import commitment_of, commitment_of_plain, decrypt_start
 from service.trainer.diagnosis import Diagnosis, Finding, Promise, declared_size, header_end
-from service.trainer.local_scoring import ARCHITECTURE_VERSION, open_cache
+from service.trainer.local_scoring import open_cache
 from service.trainer.question import BadUsage, is_url
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, load_architecture
 
 _FIRST_BYTES = 256 << 10
 """Holds the header of every usual weights file: that of full V1 has 46 KB."""
@@ -149,7 +149,7 @@ class _Check:
     def __init__(self, source: Source, promise: Promise, settings: Settings) -> None:
         self._source = source
         self._promise = promise
-        architecture = load_architecture(ARCHITECTURE_VERSION)
+        architecture = load_architecture(CURRENT_VERSION)
         self._judge: Any = importlib.import_module(f"{architecture.__name__}.weights_header")
         small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
         self._config, other = (small, full) if settings.small_model else (full, small)

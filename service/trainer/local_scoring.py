@@ -16,12 +16,10 @@ from service.errors import ScoringError, WeightsInvalid
 from service.scorer import translate
 from service.trainer.question import Candidate, HeldOut, Question
 from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.errors import WorkerError
 from workers.pool import WorkerPool, create_pool
 from workers.types import EvalJob, EvalProgress, EvalResult
-
-ARCHITECTURE_VERSION = "1"
 
 
 async def score_locally(question: Question, settings: Settings, on_progress: OnProgress) -> ScoreSheet:
@@ -72,7 +70,7 @@ class _Scoring:
         self._pool = pool
         self._cache = cache
         self._on_progress = on_progress
-        self._architecture = load_architecture(ARCHITECTURE_VERSION)
+        self._architecture = load_architecture(CURRENT_VERSION)
         # With one run each, the next candidate loads while another is evaluated; with more, two candidates
         # in turn on one device would push each other's weights out of its memory.
         spare = 1 if question.num_runs == 1 else 0
@@ -106,7 +104,7 @@ class _Scoring:
                     data_size=data.size,
                     seed=seed,
                     decryption_key=candidate.key,
-                    architecture_version=ARCHITECTURE_VERSION,
+                    architecture_version=CURRENT_VERSION,
                     detail=self._question.detail and seed == self._question.seeds[0],
                 )
                 result = await self._evaluate(job, self._report_batches(index, done, total))

@@ -23,10 +23,10 @@ import httpx
 import numpy as np
 
 from service.errors import ScoringError
-from service.trainer.local_scoring import ARCHITECTURE_VERSION, count_targets, score_all
+from service.trainer.local_scoring import count_targets, score_all
 from service.trainer.question import BadUsage, HeldOut, Question, is_url
 from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, load_architecture
 
 _AT_ONCE = 4
 _CONNECT_SECONDS = 10.0
@@ -85,7 +85,7 @@ class _Scoring:
         self._client = client
         self._urls = urls
         self._on_progress = on_progress
-        self._architecture = load_architecture(ARCHITECTURE_VERSION)
+        self._architecture = load_architecture(CURRENT_VERSION)
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def score(self, index: int) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.config import Settings
 from service.errors import ScoringError
-from service.trainer.local_scoring import ARCHITECTURE_VERSION, score_locally
+from service.trainer.local_scoring import score_locally
 from service.trainer.question import (
     BadUsage,
     Question,
@@ -22,7 +22,7 @@ from service.trainer.question import (
 )
 from service.trainer.score_sheet import OnProgress, ScoreSheet, all_errors
 from service.trainer.terminal import candidate_bars, print_sheet
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, load_architecture
 
 EXIT_GOOD = 0
 EXIT_AT_FAULT = 1
@@ -98,6 +98,6 @@ def _embedding_dim(settings: Settings, url: str | None) -> int | None:
     """None where the service at the URL decides which model it is."""
     if url is not None:
         return None
-    config = load_architecture(ARCHITECTURE_VERSION).ModelConfig
+    config = load_architecture(CURRENT_VERSION).ModelConfig
     dim: Any = asdict(config.small() if settings.small_model else config())["embedding_dim"]
     return int(dim)
