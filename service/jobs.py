@@ -5,7 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Job:
     """The latest news of each model."""
     result: Evaluation | Verdict | None = None
     error: ScoringError | None = None
-    started: float = field(default_factory=time.monotonic)
+    evaluating_since: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -49,10 +49,14 @@ class Job:
         """Take in one piece of news."""
         if progress.blob == "data":
             self.data = progress
-        elif progress.model_index is not None:
-            self.models[progress.model_index] = progress
+        elif (index := progress.model_index) is not None:
+            if progress.phase in ("done", "failed"):  # how many batches there were stays known
+                progress = replace(self.models[index], phase=progress.phase)
+            self.models[index] = progress
             if progress.phase in _RUNNING_PHASES:
                 self.state = "running"
+            if progress.phase == "evaluating" and self.evaluating_since is None:
+                self.evaluating_since = time.monotonic()
         self.tell()
 
     def finish(self, state: JobState) -> None:
@@ -67,12 +71,19 @@ class Job:
         changed.set()
 
     def estimated_seconds_left(self) -> float | None:
-        """From the pace so far, downloads and evaluations each weighing by their share; None if unknown."""
-        shares = [_share_done(progress) for progress in self.models]
-        done = sum(shares) / len(shares)
-        if self.finished or done <= 0.0:
+        """What is left to download at its latest rate, and the batches left at the pace of those done.
+
+        None while no batch of any model is done: the pace is not known before.
+        """
+        paced = [progress for progress in self.models if progress.batches_done]
+        if self.finished or self.evaluating_since is None or not paced:
             return None
-        return (time.monotonic() - self.started) * (1.0 - done) / done
+        num_done = sum(progress.batches_done or 0 for progress in paced)
+        seconds_per_batch = (time.monotonic() - self.evaluating_since) / num_done
+        num_batches = max(progress.num_batches or 0 for progress in paced)
+        unfinished = [progress for progress in self.models if progress.phase not in ("done", "failed")]
+        num_left = sum(num_batches - (progress.batches_done or 0) for progress in unfinished)
+        return max(map(_seconds_to_download, unfinished), default=0.0) + num_left * seconds_per_batch
 
 
 class JobStore:
@@ -169,16 +180,8 @@ class JobStore:
                 del self._jobs[job.id]
 
 
-def _share_done(progress: Progress) -> float:
-    """How much of one model is done: half for its download, half for its evaluation."""
-    match progress.phase:
-        case "downloading" if progress.bytes_total:
-            return 0.5 * (progress.bytes_done or 0) / progress.bytes_total
-        case "evaluating" if progress.num_batches:
-            return 0.5 + 0.5 * (progress.batches_done or 0) / progress.num_batches
-        case "done" | "failed":
-            return 1.0
-        case "loading":
-            return 0.5
-        case _:
-            return 0.0
+def _seconds_to_download(progress: Progress) -> float:
+    """0.0 where nothing is known to be downloading."""
+    if progress.phase != "downloading" or not progress.bytes_total or not progress.bytes_per_second:
+        return 0.0
+    return (progress.bytes_total - (progress.bytes_done or 0)) / progress.bytes_per_second

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.errors import JobNotFound, NoWorker, QueueFull
-from service.jobs import JobStore
+from service.jobs import Job, JobStore
 from service.scorer import Evaluation, OnProgress, Progress
 
 
@@ -38,7 +38,6 @@ async def test_cancelling_stops_the_work() -> None:
     job = await store.submit("eval", 1, endless)
     await asyncio.sleep(0)
     assert job.state == "running"
-    assert (job.estimated_seconds_left() or 0) > 0
     cancelled = await store.cancel(job.id)
     assert (cancelled.state, cancelled.error) == ("cancelled", None)
     assert (await store.cancel(job.id)).state == "cancelled"
@@ -69,3 +68,19 @@ async def test_closing_stops_all_work() -> None:
     job = await store.submit("eval", 1, endless)
     await store.close()
     assert job.state == "cancelled"
+
+
+async def test_the_time_left_is_told_once_the_pace_is_known() -> None:
+    job = Job("score", num_models=2)
+    job.note(Progress("evaluating", model_index=0, batches_done=0, num_batches=4))
+    assert job.estimated_seconds_left() is None
+    await asyncio.sleep(0.02)
+    job.note(Progress("evaluating", model_index=0, batches_done=1, num_batches=4))
+    evaluating = job.estimated_seconds_left()
+    assert evaluating is not None
+    assert evaluating >= 7 * 0.02
+    job.note(Progress("downloading", model_index=1, bytes_done=10, bytes_total=110, bytes_per_second=1.0))
+    assert (job.estimated_seconds_left() or 0) >= 100 + evaluating
+    job.note(Progress("done", model_index=0))
+    job.finish("succeeded")
+    assert job.estimated_seconds_left() is None
