@@ -1,6 +1,7 @@
 """POST /eval on the real service: real HTTP, a real file server, real encryption, a real worker process."""
 
 import base64
+import socket
 from typing import Any
 
 import base58
@@ -258,6 +259,14 @@ def test_a_missing_file_is_its_owners_fault(client: httpx.Client, plain: dict[st
     response = client.post("/eval", json={**plain, "weights_url": missing, "weights_checksum": "1" * 32})
     problem = assert_problem(response, "model-unavailable")
     assert (response.status_code, problem["fault"], problem["retryable"]) == (502, "model_owner", True)
+
+
+def test_a_refused_connection_is_the_owners_fault(client: httpx.Client, plain: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    body = {**plain, "weights_url": f"http://127.0.0.1:{port}/weights", "weights_checksum": "1" * 32}
+    problem = assert_problem(client.post("/eval", json=body), "model-unavailable")
+    assert (problem["fault"], problem["retryable"]) == ("model_owner", True)
 
 
 def test_a_missing_data_file_is_the_submitters_fault(client: httpx.Client, plain: dict[str, Any]) -> None:
