@@ -57,16 +57,21 @@ class Evaluation:
         cos, sin = rotary_angles(positions, model.config)  # (B, T, K/2)
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (B, T, 1, K/2)
         x = F.embedding(token_ids.flatten(), model.embedding.weight)  # (N, D)
-        normed = torch.empty_like(x)
+        # Every layer writes into the same memory: new pages cost more than what they are filled with.
+        self.queries, self.keys, self.values = (torch.empty_like(x) for _ in range(3))
+        self.hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), model.config.pwff_hidden_dim)  # (R, F)
         for layer in cast(list[Layer], model.encoder.layers):
             self.checkpoint()
-            layer_norm(x, layer.norm_1, out=normed)
-            self._add_attention(x, normed, layer.attention, (B, T), cos, sin)
+            self._add_attention(x, self._norm(x, layer.norm_1), layer.attention, (B, T), cos, sin)
             self.checkpoint()
-            layer_norm(x, layer.norm_2, out=normed)
-            add_feed_forward(x, normed, layer.pwff)
-        layer_norm(x, model.final_norm, out=normed)
-        return normed.view(B, T, -1)
+            add_feed_forward(x, self._norm(x, layer.norm_2), layer.pwff, self.hidden)
+        return self._norm(x, model.final_norm).view(B, T, -1)
+
+    def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        """[N, D]. torch's kernel has upstream's numbers to rounding, or none: near 1e19 its sums overflow."""
+        if self.reference:
+            return two_pass_layer_norm(x, norm)
+        return F.layer_norm(x, x.shape[-1:], norm.gamma, norm.beta, V1_LAYER_NORM_EPS)
 
     def _add_attention(
         self,
@@ -79,9 +84,9 @@ class Evaluation:
     ) -> None:
         """x += attention(normed), in place."""
         shape = (*batch, attention.num_heads, attention.head_dim)
-        q = linear(normed, attention.query).view(shape)  # (B, T, H, K)
-        k = linear(normed, attention.key).view(shape)
-        v = linear(normed, attention.value).view(shape)
+        q = linear(normed, attention.query, out=self.queries).view(shape)  # (B, T, H, K)
+        k = linear(normed, attention.key, out=self.keys).view(shape)
+        v = linear(normed, attention.value, out=self.values).view(shape)
         if not self.reference:
             # Rotation keeps lengths, so the bound may be taken before it.
             self.score_bound = torch.maximum(self.score_bound, largest_score(q, k))
@@ -135,18 +140,19 @@ def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     b.mul_(cos).add_(a_sin)
 
 
-def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> None:
-    """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x), by two passes: [N, D]."""
-    torch.sub(x, x.mean(-1, keepdim=True), out=out)
-    variance = out.square().mean(-1, keepdim=True)  # (N, 1)
-    out.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
+def two_pass_layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+    """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x): [N, D]."""
+    d = x - x.mean(-1, keepdim=True)
+    variance = d.square().mean(-1, keepdim=True)  # (N, 1)
+    return d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
 
 
-def linear(x: Tensor, layer: Linear) -> Tensor:
+def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
     """x @ W + b: [N, in] -> float32 [N, out]; the product in the precision W is held in."""
     if layer.weight.dtype == x.dtype:
-        return torch.addmm(layer.bias, x, layer.weight)
-    return torch.addmm(layer.bias, x.to(layer.weight.dtype), layer.weight).float()
+        return torch.addmm(layer.bias, x, layer.weight, out=out)
+    y = torch.addmm(layer.bias, x.to(layer.weight.dtype), layer.weight)
+    return y.float() if out is None else out.copy_(y)
 
 
 def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
@@ -157,10 +163,11 @@ def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
         x.add_(linear(y, layer))
 
 
-def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward) -> None:
-    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]."""
+def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward, hidden: Tensor) -> None:
+    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]; hidden [R, F] is scratch."""
     for start in range(0, x.shape[0], ROWS_PER_TILE):
         rows = slice(start, start + ROWS_PER_TILE)
-        hidden = linear(normed[rows], pwff.linear_inner)  # (R, F)
-        torch.ops.aten.gelu_(hidden)
-        add_linear(x[rows], hidden, pwff.linear_outer)
+        tile = hidden[: x[rows].shape[0]]
+        linear(normed[rows], pwff.linear_inner, out=tile)  # (R, F)
+        torch.ops.aten.gelu_(tile)
+        add_linear(x[rows], tile, pwff.linear_outer)
