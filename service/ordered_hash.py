@@ -8,6 +8,7 @@ in threads, a few mebibytes at a time: Python's lock is taken so seldom that it 
 import asyncio
 import errno
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from service.checksum import encode_checksum, new_hasher
 RunInThread = Callable[[Callable[[], None]], Awaitable[None]]
 
 _MAX_KEPT_BYTES = 16 << 20
-_JOB_BYTES = 16 << 20
+_MAX_PIECE_BYTES = 16 << 20
+_MAX_JOB_BYTES = 128 << 20
 
 
 class Buffers:
@@ -45,18 +47,24 @@ class _Piece:
 
 
 class OrderedHash:
-    """The checksum of one open file. `follow` runs for as long as the file is written."""
+    """The checksum of one open file. `follow` runs for as long as the file is written.
+
+    While bytes wait the thread goes on by itself: it takes them from a queue that the event loop fills.
+    """
 
     def __init__(self, fd: int, buffers: Buffers, run_in_thread: RunInThread) -> None:
         self._fd = fd
         self._buffers = buffers
         self._run_in_thread = run_in_thread
+        self._loop = asyncio.get_running_loop()
         self._hasher = new_hasher()
         self._num_hashed = 0
         self._frontier = 0
         self._total: int | None = None
-        self._kept: list[_Piece] = []
+        self._is_stopped = False
+        self._kept: deque[_Piece] = deque()
         self._kept_bytes = 0
+        self._queue: deque[_Piece] = deque()
         self._wake = asyncio.Event()
         self._wake.set()
         self._has_room = asyncio.Event()
@@ -76,8 +84,18 @@ class OrderedHash:
 
     def advance(self, frontier: int) -> None:
         """The unbroken run now ends here."""
-        self._frontier = frontier
+        while self._frontier < frontier:
+            piece = self._next_piece(frontier)
+            self._queue.append(piece)
+            self._frontier += piece.size
         self._wake.set()
+
+    def _next_piece(self, limit: int) -> _Piece:
+        if self._kept and self._kept[0].offset == self._frontier:
+            return self._kept.popleft()
+        if self._kept:
+            limit = min(limit, self._kept[0].offset)
+        return _Piece(self._frontier, min(limit - self._frontier, _MAX_PIECE_BYTES), None)
 
     async def room(self) -> None:
         """Wait until few enough bytes are kept."""
@@ -89,8 +107,8 @@ class OrderedHash:
             while self._num_hashed != self._total:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._num_hashed < self._frontier:
-                    await self._hash_some()
+                while self._queue:
+                    await self._run_in_thread(self._hash_queue)
         finally:
             self._has_room.set()
 
@@ -99,40 +117,35 @@ class OrderedHash:
         self._total = total
         self._wake.set()
 
+    def stop(self) -> None:
+        """Let the thread end soon; there will be no checksum."""
+        self._is_stopped = True
+
     def checksum(self) -> str:
         """The checksum, once `follow` has ended."""
         return encode_checksum(self._hasher.digest())
 
-    async def _hash_some(self) -> None:
-        pieces = self._next_pieces(min(self._frontier, self._num_hashed + _JOB_BYTES))
-        await self._run_in_thread(lambda: self._hash(pieces))
-        for piece in pieces:
-            self._num_hashed += piece.size
-            if piece.buffer is not None:
-                self._kept_bytes -= piece.size
-                self._buffers.give(piece.buffer)
+    def _count(self, piece: _Piece) -> None:
+        """On the event loop: a piece is hashed."""
+        self._num_hashed += piece.size
+        if piece.buffer is not None:
+            self._kept_bytes -= piece.size
+            self._buffers.give(piece.buffer)
         if self._kept_bytes < _MAX_KEPT_BYTES:
             self._has_room.set()
 
-    def _next_pieces(self, limit: int) -> list[_Piece]:
-        pieces: list[_Piece] = []
-        at = self._num_hashed
-        while at < limit:
-            if self._kept and self._kept[0].offset == at:
-                piece = self._kept.pop(0)
-            else:
-                end = min(limit, self._kept[0].offset) if self._kept else limit
-                piece = _Piece(at, end - at, None)
-            pieces.append(piece)
-            at += piece.size
-        return pieces
+    # -- in a thread -------------------------------------------------------------------------------------
 
-    def _hash(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
+    def _hash_queue(self) -> None:
+        num_left = _MAX_JOB_BYTES  # then it is another file's turn
+        while self._queue and num_left > 0 and not self._is_stopped:
+            piece = self._queue.popleft()
             if piece.buffer is not None:
                 self._hasher.update(memoryview(piece.buffer)[: piece.size])
             else:
                 self._hash_from_file(piece.offset, piece.size)
+            num_left -= piece.size
+            self._loop.call_soon_threadsafe(self._count, piece)
 
     def _hash_from_file(self, offset: int, size: int) -> None:
         buffer = memoryview(bytearray(min(size, self._buffers.size)))

@@ -117,7 +117,8 @@ class PartialFile:
         self._follower.add_done_callback(self._end_job)
 
     def _stop_following(self) -> None:
-        if self._follower is not None:
+        if self._hash is not None and self._follower is not None:
+            self._hash.stop()
             self._follower.cancel()
         self._hash = self._follower = None
 
