@@ -68,10 +68,9 @@ class Evaluation:
         return self._norm(x, model.final_norm).view(B, T, -1)
 
     def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
-        """[N, D]. torch's kernel has upstream's numbers to rounding, or none: near 1e19 its sums overflow."""
-        if self.reference:
-            return two_pass_layer_norm(x, norm)
-        return F.layer_norm(x, x.shape[-1:], norm.gamma, norm.beta, V1_LAYER_NORM_EPS)
+        """[N, D]. Two passes on both paths: torch's one kernel takes away what rounding leaves of a large
+        common offset, which upstream does not, and at an offset of 1e3 the embedding would differ by 7e-5."""
+        return reference_layer_norm(x, norm) if self.reference else layer_norm(x, norm)
 
     def _add_attention(
         self,
@@ -140,11 +139,18 @@ def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     b.mul_(cos).add_(a_sin)
 
 
-def two_pass_layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
-    """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x): [N, D]."""
+def reference_layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+    """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x), operation by operation: [N, D]."""
     d = x - x.mean(-1, keepdim=True)
     variance = d.square().mean(-1, keepdim=True)  # (N, 1)
     return d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
+
+
+def layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+    """The same with fewer trips through memory: [N, D]."""
+    d = x - x.mean(-1, keepdim=True)
+    variance = torch.linalg.vector_norm(d, dim=-1, keepdim=True).square_().div_(x.shape[-1])  # (N, 1)
+    return torch.addcmul(norm.beta, d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()), norm.gamma, out=d)
 
 
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
