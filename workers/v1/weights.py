@@ -1,6 +1,6 @@
 """Loading weights: the header is judged first, then each tensor is brought to where it stays.
 
-- A plain float32 tensor of a file is mapped, not copied.
+- A plain float32 tensor of a file is mapped, not copied. Pages not in memory yet are asked for ahead of use.
 - Encrypted weights are decrypted on the way, straight into the tensors: the plaintext never touches a disk
   and is in memory once. AES-256-CTR is seekable, so several threads do it, a piece each.
 - What goes to a GPU passes through pinned buffers: while one is copied over, the next is read or decrypted.
@@ -12,7 +12,7 @@ The cipher is the network's: 128-bit big-endian counter from zero, over the whol
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -124,6 +124,7 @@ def load_tensors(
         tensors: dict[str, Tensor] = {}
         if isinstance(source, FileSource) and decryption_key is None and device.type == "cpu":
             tensors = _mapped_tensors(source, places)
+            _read_ahead(source, [places[name] for name in tensors])
         others = {name: place for name, place in places.items() if name not in tensors}
         tensors |= _read_tensors(source, others, decryption_key, device)
     return {name: tensors[name] for name in places}
@@ -163,6 +164,22 @@ def _mapped_tensors(source: FileSource, places: Mapping[str, TensorPlace]) -> di
         for name, place in places.items()
         if place.dtype == "F32" and place.begin % 4 == 0
     }
+
+
+def _read_ahead(source: FileSource, places: Sequence[TensorPlace]) -> None:
+    """Have the system read a mapped file in the order of its use, beside the compute of the first layers."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.dup(source.descriptor)
+
+    def ask() -> None:
+        try:
+            for place in places:
+                os.posix_fadvise(descriptor, place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+    threading.Thread(target=ask, name="read-ahead", daemon=True).start()
 
 
 def _read_tensors(
