@@ -58,7 +58,7 @@ class Evaluation:
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (B, T, 1, K/2)
         x = F.embedding(token_ids.flatten(), model.embedding.weight)  # (N, D)
         # Every layer writes into the same memory: new pages cost more than what they are filled with.
-        self.queries, self.keys, self.values = (torch.empty_like(x) for _ in range(3))
+        self.normed, self.queries, self.keys, self.values = (torch.empty_like(x) for _ in range(4))
         self.hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), model.config.pwff_hidden_dim)  # (R, F)
         for layer in cast(list[Layer], model.encoder.layers):
             self.checkpoint()
@@ -70,7 +70,7 @@ class Evaluation:
     def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
         """[N, D]. Two passes on both paths: torch's one kernel takes away what rounding leaves of a large
         common offset, which upstream does not, and at an offset of 1e3 the embedding would differ by 7e-5."""
-        return reference_layer_norm(x, norm) if self.reference else layer_norm(x, norm)
+        return (reference_layer_norm if self.reference else layer_norm)(x, norm, out=self.normed)
 
     def _add_attention(
         self,
@@ -89,8 +89,8 @@ class Evaluation:
         if not self.reference:
             # Rotation keeps lengths, so the bound may be taken before it.
             self.score_bound = torch.maximum(self.score_bound, largest_score(q, k))
-        rotate_in_place(q, cos, sin)
-        rotate_in_place(k, cos, sin)
+        rotate_in_place(q, cos, sin, scratch=normed)
+        rotate_in_place(k, cos, sin, scratch=normed)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, K)
         if self.reference:
             mixed = self._filled_attention(q, k, v)
@@ -131,26 +131,28 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Ten
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).float()
 
 
-def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary positions, half-split: x [B, T, H, K], cos and sin [B, T, 1, K / 2]."""
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, *, scratch: Tensor) -> None:
+    """Rotary positions, half-split: x [B, T, H, K], cos and sin [B, T, 1, K / 2], scratch as large as x."""
     a, b = x.chunk(2, dim=-1)  # (B, T, H, K/2), views
-    b_sin, a_sin = b * sin, a * sin
+    a_sin, b_sin = scratch.view(2, *a.shape)
+    torch.mul(a, sin, out=a_sin)
+    torch.mul(b, sin, out=b_sin)
     a.mul_(cos).sub_(b_sin)
     b.mul_(cos).add_(a_sin)
 
 
-def reference_layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+def reference_layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> Tensor:
     """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x), operation by operation: [N, D]."""
-    d = x - x.mean(-1, keepdim=True)
+    d = torch.sub(x, x.mean(-1, keepdim=True), out=out)
     variance = d.square().mean(-1, keepdim=True)  # (N, 1)
     return d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
 
 
-def layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
+def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> Tensor:
     """The same with fewer trips through memory: [N, D]."""
-    d = x - x.mean(-1, keepdim=True)
+    d = torch.sub(x, x.mean(-1, keepdim=True), out=out)
     variance = torch.linalg.vector_norm(d, dim=-1, keepdim=True).square_().div_(x.shape[-1])  # (N, 1)
-    return torch.addcmul(norm.beta, d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()), norm.gamma, out=d)
+    return torch.addcmul(norm.beta, d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()), norm.gamma, out=out)
 
 
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:

@@ -106,18 +106,17 @@ def test_a_layer_takes_few_operations(files: Path) -> None:
     assert of_layer["addmm"] + of_layer["addmm_"] == 4 + 2 * num_tiles
     assert of_layer["mean"] == 2  # one for each norm
     assert of_layer["gelu_"] == num_tiles
-    assert of_layer.total() <= 74
+    assert of_layer.total() <= 78
 
 
 def test_layers_write_into_the_same_memory(files: Path) -> None:
-    """A layer makes its norms, its attention, and what rotation and guard need; no product and no copy."""
+    """A layer makes the result of its attention, and small things for its norms and the guard on scores."""
     two, three = count_evaluation(files, num_layers=2), count_evaluation(files, num_layers=3)
     assert three.made - two.made == {
         "scaled_dot_product_attention": 1,
-        "mean": 2,  # each norm makes [N, 1], [N, D] and [N, 1]
-        "sub": 2,
-        "linalg_vector_norm": 2 + 2,
-        "mul": 5,  # four of rotation, one of the bound on scores: [H]
+        "mean": 2,  # [N, 1] for each norm
+        "linalg_vector_norm": 2 + 2,  # [N, 1] for each norm, [B, T, H] for queries and keys
+        "mul": 1,  # the bound on scores, [H]
         "amax": 3,
         "div": 1,
         "maximum": 1,
