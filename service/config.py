@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     """auto | cpu | cuda | cuda:N, or a comma list of them: one worker process each."""
     small_model: bool = False
     """The network's own small architecture in place of full V1."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
     device_memory_bytes: int | None = Field(default=None, ge=1)
     """What resident weights may take per device; None: all but what an evaluation needs."""
 

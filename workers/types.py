@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["float32", "tf32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 WeightsCached = Literal["device", "no"]
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
+from .split_matmul import add_split_product, is_stacked
 
 MAX_SAFE_SCORE = 9_800.0
 """-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is room for rounding, of the bound
@@ -95,7 +96,7 @@ class Evaluation:
         if self.reference:
             mixed = self._filled_attention(q, k, v)
         else:
-            mixed = causal_attention(q, k, v, attention.output.weight.dtype)
+            mixed = causal_attention(q, k, v, product_dtype(attention.output, x.shape[-1]))
         add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output)
 
     def _filled_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -155,10 +156,18 @@ def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> Tensor:
     return torch.addcmul(norm.beta, d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()), norm.gamma, out=out)
 
 
+def product_dtype(layer: Linear, num_in: int) -> torch.dtype:
+    """What products of this layer are accurate to: bf16 if it is held in bf16, but float32 if in three parts."""
+    return torch.float32 if is_stacked(layer.weight, num_in) else layer.weight.dtype
+
+
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
     """x @ W + b: [N, in] -> float32 [N, out]; the product in the precision W is held in."""
     if layer.weight.dtype == x.dtype:
         return torch.addmm(layer.bias, x, layer.weight, out=out)
+    if is_stacked(layer.weight, x.shape[-1]):
+        out = x.new_empty(x.shape[0], layer.bias.shape[0]) if out is None else out
+        return add_split_product(out.copy_(layer.bias), x, layer.weight)
     y = torch.addmm(layer.bias, x.to(layer.weight.dtype), layer.weight)
     return y.float() if out is None else out.copy_(y)
 
@@ -167,6 +176,8 @@ def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
     """x += y @ W + b, in place: x [N, out], y [N, in]."""
     if layer.weight.dtype == x.dtype:
         x.add_(layer.bias).addmm_(y, layer.weight)
+    elif is_stacked(layer.weight, y.shape[-1]):
+        add_split_product(x.add_(layer.bias), y, layer.weight)
     else:
         x.add_(linear(y, layer))
 

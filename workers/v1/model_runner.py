@@ -20,9 +20,11 @@ from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
+from .split_matmul import stack_parts
 from .weights import Weights, load_tensors
 
-Precision = Literal["float32", "tf32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16", "float32-split"]
+"""float32-split has float32's accuracy on bf16 tensor cores; its speed is unmeasured on a GPU so far."""
 
 CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
@@ -141,6 +143,8 @@ class ModelRunner:
         model.requires_grad_(False).eval()
         if self.precision == "bf16":
             hold_linear_weights_in_bf16(model)
+        if self.precision == "float32-split":
+            hold_linear_weights_in_parts(model)
         return LoadedModel(model)
 
     def num_batches(self, data_size: int) -> int:
@@ -278,6 +282,7 @@ class ModelRunner:
     def _set_matmul_precision(self) -> None:
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 class _NoDraws(TorchFunctionMode):
@@ -298,6 +303,13 @@ def hold_linear_weights_in_bf16(model: Model) -> None:
     for part in model.modules():
         if isinstance(part, Linear):
             part.to(torch.bfloat16)
+
+
+def hold_linear_weights_in_parts(model: Model) -> None:
+    """Products then run on bf16 tensor cores with float32 results; attention and all else stay in float32."""
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.weight = torch.nn.Parameter(stack_parts(part.weight), requires_grad=False)
 
 
 def _do_nothing() -> None:

@@ -235,7 +235,7 @@ def test_no_data_is_refused_before_the_weights_are_looked_at(runner: ModelRunner
         runner.eval(b"", b"", 0)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "float32-split"])
 def test_lower_precision_needs_cuda(precision: Any) -> None:
     with pytest.raises(ValueError, match="needs a CUDA device"):
         ModelRunner(ModelConfig.small(), precision=precision)
@@ -264,10 +264,15 @@ def test_float32_is_ieee() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["tiny-three-batches", "small-70000", "medium-3000", "leak-mixed"])
-def test_cuda_equals_the_rust_runner(name: str) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float32-split"])
+def test_cuda_equals_the_rust_runner(name: str, precision: Any) -> None:
     case = golden_cases()[name]
     runner = ModelRunner(
-        ModelConfig(**case.config), "cuda", max_seq_len=case.max_seq_len, batch_size=case.batch_size
+        ModelConfig(**case.config),
+        "cuda",
+        precision,
+        max_seq_len=case.max_seq_len,
+        batch_size=case.batch_size,
     )
     weights = safetensors_bytes(make_weights(case.config, case.weights))
     output = runner.eval(make_data(case.data), weights, case.seed)
