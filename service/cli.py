@@ -314,6 +314,9 @@ def serve(
     data_dir: DataDirFlag = None,
     cache_max_bytes: Annotated[int | None, typer.Option(help="Of blobs kept; the oldest use goes.")] = None,
     queue_size: Annotated[int | None, typer.Option(help="Requests that may run or wait. Default 64.")] = None,
+    max_weights_at_once: Annotated[
+        int | None, typer.Option(help="Fetched or kept at once. Default 16.")
+    ] = None,
     request_timeout_seconds: Annotated[float | None, typer.Option(help="Of one request.")] = None,
     drain_timeout_seconds: Annotated[float | None, typer.Option(help="For running work at SIGTERM.")] = None,
     api_key: Annotated[

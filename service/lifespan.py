@@ -63,6 +63,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             num_turns=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
+            num_kept=settings.max_weights_at_once,
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(

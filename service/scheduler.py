@@ -1,17 +1,20 @@
 """Who may start, and when: admission, fair order, deadlines and draining. Policy only.
 
 A request is admitted (or told queue-full) before a byte is fetched for it and holds its ticket to its end.
-Each of its evaluations then waits for a turn. Turns go round: the request with the fewest so far is next,
-the older one on a tie, so that a competition of fifty models does not keep a single evaluation waiting.
+Each of its models then waits for a place among the weights that are fetched or kept at once, so that their
+files fit on the disk, and, once they are here, for its turn to be evaluated. Both go round: the request
+served fewest times so far is next, the older one on a tie, so that a competition of fifty models does not
+keep a single evaluation waiting.
 """
 
 import asyncio
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from service.errors import DeadlineExceeded, Draining, QueueFull
 
@@ -25,25 +28,79 @@ class Ticket:
 
     number: int
     num_evaluations: int
-    num_turns: int = 0
-    finished: int = 0
+    num_finished: int = 0
 
 
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    ticket: Ticket
-    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+class _FairPlaces:
+    """A number of places, handed out in fair order; a request holds at most so many at once."""
+
+    def __init__(self, num_places: int, max_per_request: int) -> None:
+        self._num_free = num_places
+        self._max_per_request = max_per_request
+        self._waiters: list[tuple[Ticket, asyncio.Future[None]]] = []
+        self._num_served: Counter[Ticket] = Counter()
+        self._num_held: Counter[Ticket] = Counter()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiters)
+
+    @asynccontextmanager
+    async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait for a place, and hold it for the length of the block."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiters.append((ticket, place))
+        self._hand_out()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # the place came as its holder left
+                self._give_back(ticket)
+            raise
+        finally:
+            self._waiters = [waiter for waiter in self._waiters if waiter[1] is not place]
+        try:
+            yield
+        finally:
+            self._give_back(ticket)
+
+    def forget(self, ticket: Ticket) -> None:
+        """The request has ended."""
+        del self._num_served[ticket], self._num_held[ticket]
+
+    def _give_back(self, ticket: Ticket) -> None:
+        self._num_free += 1
+        self._num_held[ticket] -= 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._num_free and (
+            eligible := [waiter for waiter in self._waiters if self._may_hold(waiter[0])]
+        ):
+            next_up = min(eligible, key=lambda waiter: (self._num_served[waiter[0]], waiter[0].number))
+            self._waiters.remove(next_up)
+            ticket, place = next_up
+            if not place.cancelled():
+                self._num_free -= 1
+                self._num_served[ticket] += 1
+                self._num_held[ticket] += 1
+                place.set_result(None)
+
+    def _may_hold(self, ticket: Ticket) -> bool:
+        return self._num_held[ticket] < self._max_per_request
 
 
 class Scheduler:
-    """Admits at most `queue_size` requests and lets at most `num_turns` evaluations run at once."""
+    """Admits at most `queue_size` requests; lets at most `num_turns` evaluations run, `num_kept` weights be here."""
 
-    def __init__(self, *, queue_size: int, num_turns: int, timeout_seconds: float) -> None:
+    def __init__(self, *, queue_size: int, num_turns: int, num_kept: int, timeout_seconds: float) -> None:
         self._queue_size = queue_size
-        self._free_turns = self._num_turns = num_turns
+        self._num_turns = num_turns
+        self._turns = _FairPlaces(num_turns, max_per_request=num_turns)
+        # One request of slow publishers leaves others half of the places.
+        self._kept = _FairPlaces(num_kept, max_per_request=(num_kept + 1) // 2)
         self._timeout_seconds = timeout_seconds
         self._tickets: set[Ticket] = set()
-        self._waiters: list[_Waiter] = []
         self._numbers = itertools.count()
         self._turn_seconds = _TURN_SECONDS_AT_FIRST
         self._drained = asyncio.Event()
@@ -57,7 +114,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Evaluations that wait for a turn."""
-        return len(self._waiters)
+        return self._turns.num_waiting
 
     @property
     def draining(self) -> bool:
@@ -94,32 +151,31 @@ class Scheduler:
             raise DeadlineExceeded(detail) from error
         finally:
             self._tickets.discard(ticket)
+            self._turns.forget(ticket)
+            self._kept.forget(ticket)
             if not self._tickets:
                 self._drained.set()
 
     @asynccontextmanager
+    async def room_for_weights(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait for a place among the weights fetched or kept at once, and hold it for the length of the block."""
+        async with self._kept.hold(ticket):
+            yield
+
+    @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for one evaluation's turn, and hold it for the length of the block."""
-        waiter = _Waiter(ticket)
-        self._waiters.append(waiter)
-        self._hand_out_turns()
-        try:
-            await waiter.turn
-        except asyncio.CancelledError:
-            self._leave(waiter)
-            raise
-        started = time.monotonic()
-        try:
-            yield
-            self._learn(time.monotonic() - started)
-        finally:
-            ticket.finished += 1
-            self._free_turns += 1
-            self._hand_out_turns()
+        async with self._turns.hold(ticket):
+            started = time.monotonic()
+            try:
+                yield
+                self._learn(time.monotonic() - started)
+            finally:
+                ticket.num_finished += 1
 
     def retry_after_seconds(self) -> float:
         """When a place may be free: what the requests ahead still have to evaluate, at the pace of late."""
-        fewest_left = min((t.num_evaluations - t.finished for t in self._tickets), default=1)
+        fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
         return float(max(1, math.ceil(max(1, fewest_left) * self._turn_seconds / self._num_turns)))
 
     async def drain(self, timeout_seconds: float) -> bool:
@@ -135,26 +191,5 @@ class Scheduler:
             return False
         return True
 
-    def _hand_out_turns(self) -> None:
-        while self._free_turns and self._waiters:
-            next_up = min(self._waiters, key=_fairness)
-            self._waiters.remove(next_up)
-            if next_up.turn.cancelled():
-                continue
-            self._free_turns -= 1
-            next_up.ticket.num_turns += 1
-            next_up.turn.set_result(None)
-
-    def _leave(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-        elif waiter.turn.done() and not waiter.turn.cancelled():  # the turn came as the waiter left
-            self._free_turns += 1
-            self._hand_out_turns()
-
     def _learn(self, seconds: float) -> None:
         self._turn_seconds += _WEIGHT_OF_LATEST * (seconds - self._turn_seconds)
-
-
-def _fairness(waiter: _Waiter) -> tuple[int, int]:
-    return waiter.ticket.num_turns, waiter.ticket.number

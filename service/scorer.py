@@ -230,7 +230,10 @@ class Scorer:
     async def _evaluate(
         self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
     ) -> Evaluation:
-        async with self._weights(request, index, model.weights) as weights:
+        async with (
+            self._scheduler.room_for_weights(request.ticket),
+            self._weights(request, index, model.weights) as weights,
+        ):
             data_blob = await data
             job = EvalJob(
                 weights_path=str(weights.path),

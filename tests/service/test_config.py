@@ -1,10 +1,12 @@
 """Settings: the order of their sources, and contradictions."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from service import cli
 from service.config import ExplicitSettings, Settings
 
 
@@ -56,3 +58,8 @@ def test_explicit_settings_do_not_look_around(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".env").write_text("SOMA_EVAL_MAX_MODELS=3\n")
     monkeypatch.setenv("SOMA_EVAL_QUEUE_SIZE", "2")
     assert ExplicitSettings(port=0) == ExplicitSettings(port=0, queue_size=64, max_models=64)
+
+
+def test_every_setting_has_its_flag() -> None:
+    flags = set(inspect.signature(cli.serve).parameters)
+    assert flags - {"api_key"} == set(Settings.model_fields) - {"api_keys"}

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, QueueFull
-from service.scheduler import Scheduler
+from service.scheduler import Scheduler, Ticket
 
 
 def scheduler(queue_size: int = 8, num_turns: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
-    return Scheduler(queue_size=queue_size, num_turns=num_turns, timeout_seconds=timeout_seconds)
+    return Scheduler(
+        queue_size=queue_size, num_turns=num_turns, num_kept=num_turns, timeout_seconds=timeout_seconds
+    )
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
@@ -28,8 +30,8 @@ async def test_turns_go_round_between_requests() -> None:
     policy = scheduler()
     order: list[str] = []
 
-    async def evaluate(name: str, ticket: object) -> None:
-        async with policy.turn(ticket):  # type: ignore[arg-type]
+    async def evaluate(name: str, ticket: Ticket) -> None:
+        async with policy.turn(ticket):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -38,6 +40,39 @@ async def test_turns_go_round_between_requests() -> None:
             group.create_task(evaluate("large", large))
         group.create_task(evaluate("small", small))
     assert order == ["large", "small", "large", "large"]
+
+
+async def test_weights_are_fetched_as_room_allows_and_in_fair_order() -> None:
+    policy = scheduler()
+    order: list[str] = []
+
+    async def fetch(name: str, ticket: Ticket) -> None:
+        async with policy.room_for_weights(ticket), policy.turn(ticket):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with policy.admit(3) as large, policy.admit(1) as small, asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(fetch("large", large))
+        group.create_task(fetch("small", small))
+    assert order == ["large", "small", "large", "large"]
+
+
+async def test_one_request_leaves_room_for_the_weights_of_others() -> None:
+    policy = scheduler(num_turns=4)
+    async with policy.admit(4) as slow, policy.admit(1) as other:
+        fetching = [asyncio.create_task(_keep_weights(policy, slow)) for _ in range(4)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1), policy.room_for_weights(other):
+            pass
+        for task in fetching:
+            task.cancel()
+        await asyncio.wait(fetching)
+
+
+async def _keep_weights(policy: Scheduler, ticket: Ticket) -> None:
+    async with policy.room_for_weights(ticket):
+        await asyncio.sleep(60)
 
 
 async def test_no_more_turns_than_there_are() -> None:
@@ -83,8 +118,8 @@ async def test_one_who_leaves_as_the_turn_comes_gives_it_back() -> None:
             pass
 
 
-async def _take_turn(policy: Scheduler, ticket: object) -> None:
-    async with policy.turn(ticket):  # type: ignore[arg-type]
+async def _take_turn(policy: Scheduler, ticket: Ticket) -> None:
+    async with policy.turn(ticket):
         await asyncio.sleep(60)
 
 
