@@ -7,6 +7,7 @@ Pairs are interleaved: one evaluation in this process, one through HTTP, schedul
 
 import argparse
 import base64
+import os
 import statistics
 import tempfile
 import time
@@ -22,6 +23,8 @@ from tests.file_server import FileServer
 from tests.live_service import live_service
 from tests.recipe import TEST_KEY, encrypt, make_data, small_weights_bytes
 from workers.v1 import ModelConfig, ModelRunner
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as workers have it
 
 DATA = make_data({"pattern": "text", "size": 1024})
 
