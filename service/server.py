@@ -14,6 +14,7 @@ import uvicorn
 from service.config import Settings
 from service.grpc_api import serve_grpc
 from service.http_api import create_app
+from service.http_protocol import BoundedHttpProtocol
 from service.lifespan import Parts, open_service
 
 KEEP_ALIVE_SECONDS = 30
@@ -79,7 +80,7 @@ async def _http_door(parts: Parts, listener: socket.socket) -> AsyncIterator[str
     server = _HttpServer(
         uvicorn.Config(
             create_app(parts),
-            http="h11",  # bounds what it reads of a head; the faster parser does not
+            http=BoundedHttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

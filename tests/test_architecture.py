@@ -15,7 +15,7 @@ DOWNLOAD = {"service.download", "service.address_guard", "service.body_stream", 
 ONLY_IN = {
     "fastapi": {"service.http_api"},
     "starlette": {"service.http_api", "service.http_gate"},
-    "uvicorn": {"service.server"},
+    "uvicorn": {"service.server", "service.http_protocol"},
     "grpc": {"service.grpc_api"},
     "ray": {"workers.ray_pool"},
     "httpx": {*DOWNLOAD, "service.demo", "service.trainer.remote"},

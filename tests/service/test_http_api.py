@@ -20,6 +20,9 @@ from tests.service.test_eval import GOLDEN, KEY, assert_golden, assert_problem, 
 __all__ = ["plain", "sealed"]
 
 
+JSON = {"content-type": "application/json"}
+
+
 def every_error() -> list[type[errors.ScoringError]]:
     """All classes a caller can see: the leaves of the tree, and those inner ones with a code of their own."""
     found, todo = [], [errors.ScoringError]
@@ -49,13 +52,14 @@ def test_only_trouble_is_retryable() -> None:
     ids=["no body", "half", "a list", "null", "NaN", "Infinity", "not UTF-8", "deep"],
 )
 def test_a_body_that_is_no_request(body: bytes, client: httpx.Client) -> None:
-    response = client.post("/eval", content=body, headers={"content-type": "application/json"})
+    response = client.post("/eval", content=body, headers=JSON)
     assert_problem(response, "invalid-request")
 
 
 def test_nan_in_the_target_is_no_server_error(client: httpx.Client, plain: dict[str, Any]) -> None:
     body = json.dumps({**plain, "target_embedding": [float("nan")] * 16})
-    assert_problem(client.post("/eval", content=body), "invalid-request")
+    problem = assert_problem(client.post("/eval", content=body, headers=JSON), "invalid-request")
+    assert "finite" in problem["detail"]
 
 
 def test_routes_and_methods_that_do_not_exist(client: httpx.Client) -> None:
@@ -76,13 +80,35 @@ def test_a_body_over_the_limit_without_a_length(client: httpx.Client) -> None:
         assert client.get("/health").status_code == 200
 
 
-def test_a_head_without_end_is_cut_off(service: LiveService, client: httpx.Client) -> None:
+HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET /health HTTP/1.1\r\n",
+        b"GET /" + b"x" * (32 << 20),
+        b"GET /health HTTP/1.1\r\nx: " + b"x" * (32 << 20),
+        b"POST /eval HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n",
+    ],
+    ids=["headers", "a target", "one header", "trailers"],
+)
+def test_a_request_without_end_is_cut_off(
+    beginning: bytes, service: LiveService, client: httpx.Client
+) -> None:
     host, port = service.http_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        head = b"GET /health HTTP/1.1\r\n" + b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
-        with pytest.raises(OSError, match=r"(?i)reset|broken pipe"):
-            connection.sendall(head)
+    with (
+        socket.create_connection((host, int(port)), timeout=30) as connection,
+        pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
+    ):
+        connection.sendall(beginning + HEADERS_WITHOUT_END)
     assert client.get("/health").status_code == 200
+
+
+def test_a_body_in_chunks_of_a_byte(client: httpx.Client, plain: dict[str, Any]) -> None:
+    text = json.dumps(plain).encode() + b" " * 50_000
+    response = client.post("/eval", content=(text[i : i + 1] for i in range(len(text))), headers=JSON)
+    assert_golden(response.json())
 
 
 def test_operations(client: httpx.Client) -> None:
