@@ -205,10 +205,10 @@ class Supervisor:
         try:
             self._send(Configure(self.config, self._patience.heartbeat))
             trouble = await self._listen(process)
-        except BaseException:  # the pool closes
+            status = await (process.kill() if trouble == FROZE else process.end(self._patience.terminate))
+        except BaseException:  # the pool closes, perhaps while a process is being ended
             await asyncio.shield(process.kill())
             raise
-        status = await (process.kill() if trouble == FROZE else process.end(self._patience.terminate))
         return (trouble, 0) if trouble else (_describe(status), status)
 
     async def _listen(self, process: WorkerProcess) -> str | None:

@@ -65,10 +65,10 @@ def _do_nothing(job: EvalJob) -> None:
 
 
 def _first_time(job: EvalJob) -> bool:
-    mark = Path(job.weights_path) / "mark"
-    if mark.exists():
+    try:
+        (Path(job.weights_path) / "mark").touch(exist_ok=False)  # of two workers at once, one is the first
+    except FileExistsError:
         return False
-    mark.touch()
     return True
 
 
