@@ -33,7 +33,7 @@ from service.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from service.scorer import Evaluation, OnProgress, Progress, Verdict
+from service.scorer import Evaluation, OnProgress, Progress, Verdict, ignore_progress
 
 STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -121,7 +121,7 @@ async def eval_one(body: EvalRequest, request: Request, parts: PartsOfApp, prefe
 
     if _wants_async(prefer):
         return _accepted(await parts.jobs.submit("eval", 1, work), request)
-    return EvalResponse.of(await _while_connected(request, work(_ignore)))
+    return EvalResponse.of(await _while_connected(request, work(ignore_progress)))
 
 
 @_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
@@ -134,7 +134,7 @@ async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer:
 
     if _wants_async(prefer):
         return _accepted(await parts.jobs.submit("score", len(competition.models), work), request)
-    return ScoreResponse.of(await _while_connected(request, work(_ignore)))
+    return ScoreResponse.of(await _while_connected(request, work(ignore_progress)))
 
 
 @_scoring.get("/jobs/{job_id}")
@@ -222,10 +222,6 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _disconnection(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _ignore(progress: Progress) -> None:
-    pass
 
 
 def _wants_async(prefer: str | None) -> bool:

@@ -166,7 +166,7 @@ class JobStore:
         except asyncio.CancelledError:
             job.finish("cancelled")
         except Exception:
-            job.error = InternalError("an unexpected error; the log has it under the job's id")
+            job.error = InternalError("an unexpected error; the log has it")
             job.finish("failed")
             raise
 
