@@ -207,6 +207,7 @@ def compare(directory: Path, num_bytes: int, num_runs: int) -> None:
             results: dict[str, list[Measured]] = {name: [] for name in found}
             for _ in range(num_runs):
                 for name, run in found.items():
+                    os.sync()  # nobody pays for the disk work of another
                     with tempfile.TemporaryDirectory(dir=directory) as folder:
                         results[name].append(run(Path(folder)))
             print_table(results, num_bytes)

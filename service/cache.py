@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -29,11 +28,10 @@ from service.errors import (
     InsufficientStorage,
     SizeMismatch,
 )
+from service.file_threads import FileThreads
 from service.partial_file import OUT_OF_SPACE, PartialFile
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob"]
-
-_NUM_THREADS = 4 + (os.cpu_count() or 1)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +105,7 @@ class BlobCache:
         self._leftovers: dict[str, Entry] = {}
         self._flights: dict[_FlightKey, _Flight] = {}
         self._claims: dict[Path, int] = {}
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="blobs")
+        self._threads = FileThreads()
         self._lock_fd = -1
         self._closing = False
 
@@ -133,7 +131,7 @@ class BlobCache:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-        self._threads.shutdown(wait=True)
+        self._threads.close()
 
     # -- use -------------------------------------------------------------------------------------------
 
@@ -169,7 +167,8 @@ class BlobCache:
         """A file with these bytes, the same way; raises InsufficientStorage."""
         self._check_open()
         began = time.monotonic()
-        checksum = await self._run(checksum_of, data)
+        loop = asyncio.get_running_loop()
+        checksum = await loop.run_in_executor(self._threads.hashing, checksum_of, data)
         entry = await self._find(checksum)
         was_cached = entry is not None
         if entry is None:
@@ -417,7 +416,7 @@ class BlobCache:
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self._threads.files, lambda: function(*args, **kwargs))
 
 
 class _Room:

@@ -16,7 +16,7 @@ from service.checksum import encode_checksum, new_hasher
 
 RunInThread = Callable[[Callable[[], None]], Awaitable[None]]
 
-_MAX_KEPT_BYTES = 16 << 20
+_MAX_KEPT_BYTES = 32 << 20  # a disk that stops for a moment is not noticed
 _MAX_PIECE_BYTES = 16 << 20
 _MAX_JOB_BYTES = 128 << 20
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from service.errors import InsufficientStorage
+from service.file_threads import FileThreads
 from service.ordered_hash import Buffers, OrderedHash
 
 P = ParamSpec("P")
@@ -53,7 +54,7 @@ class PartialFile:
         self,
         path: Path,
         space: Space,
-        threads: Executor,
+        threads: FileThreads,
         *,
         is_resumable: bool,
         checkpoint_bytes: int,
@@ -110,7 +111,7 @@ class PartialFile:
             raise asyncio.CancelledError
 
     def _start_following(self) -> None:
-        self._hash = OrderedHash(self._fd, self.buffers, self._run)
+        self._hash = OrderedHash(self._fd, self.buffers, self._hash_in_thread)
         self._hash.advance(self.frontier)
         self._follower = asyncio.create_task(self._hash.follow())
         self._jobs.add(self._follower)
@@ -241,8 +242,13 @@ class PartialFile:
 
     def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         """Run in a thread. A cancelled caller does not wait, but `close` does."""
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return self._run_in(self._threads.files, lambda: function(*args, **kwargs))
+
+    def _hash_in_thread(self, job: Callable[[], None]) -> Awaitable[None]:
+        return self._run_in(self._threads.hashing, job)
+
+    def _run_in(self, threads: Executor, job: Callable[[], T]) -> Awaitable[T]:
+        future = asyncio.get_running_loop().run_in_executor(threads, job)
         self._jobs.add(future)
         future.add_done_callback(self._end_job)
         return asyncio.shield(future)

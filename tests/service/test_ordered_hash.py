@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service import ordered_hash
 from service.checksum import checksum_of
+from service.file_threads import FileThreads
 from service.partial_file import Origin, PartialFile
 from tests.misbehaving_server import random_bytes
 
@@ -46,7 +47,7 @@ def test_any_order_of_writes_and_a_restart_give_the_same_checksum(
     order.shuffle(pieces)
 
     async def run() -> str:
-        with ThreadPoolExecutor(4) as threads:
+        with closing(FileThreads()) as threads:
             for some, is_last in ((pieces[:num_before], False), (pieces[num_before:], True)):
                 partial = PartialFile(
                     tmp_path / "a.part",
@@ -79,7 +80,7 @@ async def test_whoever_writes_faster_than_can_be_hashed_waits(
     monkeypatch.setattr(ordered_hash, "_MAX_KEPT_BYTES", 3000)
     content = random_bytes(200_000)
     most = 0
-    with ThreadPoolExecutor(4) as threads:
+    with closing(FileThreads()) as threads:
         partial = PartialFile(
             tmp_path / "a.part",
             NoLimit(),
@@ -98,7 +99,7 @@ async def test_whoever_writes_faster_than_can_be_hashed_waits(
 
 
 async def test_a_file_that_became_shorter_is_an_error_and_no_wrong_checksum(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(4) as threads:
+    with closing(FileThreads()) as threads:
         partial = PartialFile(
             tmp_path / "a.part",
             NoLimit(),
