@@ -1,15 +1,17 @@
 """1 GB over loopback: download, verify and publish, ours beside what people use. Run: python -m benchmarks.download
 
-    blake2b         one thread that hashes the same number of bytes in memory: the ceiling
+    hashlib         one thread that only hashes as many bytes, with Python's own Blake2b
+    libsodium       the same with the library that ours hashes with
     ours            BlobCache.fetch: Blake2b-256 while the bytes pass, fsync, rename
     httpx+hashlib   httpx to a file, then hashlib over the file
     curl+b2sum      curl to a file, then b2sum over the file
     curl|tee|b2sum  the same, hashed while the bytes pass
+    the same+sync   and made durable, as ours is
     aria2c          4 connections, its own --checksum (sha-256: it knows no Blake2b)
 
 The file server is a process of its own that answers with sendfile. Runs are interleaved; ratios are of medians.
-CPU is that of the client. Only ours makes what it publishes durable (fsync): with --directory /dev/shm the disk
-is out of the comparison. `Blake2b threads` is the rate of ours in units of one thread that only hashes.
+CPU is that of the client. What makes its file durable waits for the disk: with --directory /dev/shm the disk
+is out of the comparison.
 """
 
 import argparse
@@ -109,21 +111,23 @@ def run_httpx(url: str, directory: Path, checksum: str) -> Measured:
     """What a few lines of httpx do."""
     import httpx
 
-    from service.checksum import encode_checksum, new_hasher
+    from service.checksum import encode_checksum
 
     began, cpu = time.perf_counter(), time.process_time()
     with (directory / "file").open("wb") as sink, httpx.stream("GET", url, trust_env=False) as response:
         for chunk in response.iter_bytes():
             sink.write(chunk)
     with (directory / "file").open("rb") as source:
-        digest = hashlib.file_digest(source, new_hasher).digest()
+        digest = hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=32)).digest()
     assert encode_checksum(digest) == checksum
     return Measured(time.perf_counter() - began, time.process_time() - cpu, _peak_bytes())
 
 
-def run_blake2b(num_bytes: int) -> Measured:
+def run_hashing(library: str, num_bytes: int) -> Measured:
     """The same number of bytes, a mebibyte at a time, all from one buffer."""
-    data, hasher = os.urandom(CHUNK), hashlib.blake2b(digest_size=32)
+    from service.checksum import Hasher
+
+    data, hasher = os.urandom(CHUNK), Hasher() if library == "libsodium" else hashlib.blake2b(digest_size=32)
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(num_bytes // CHUNK):
         hasher.update(data)
@@ -165,14 +169,17 @@ def contenders(url: str, num_bytes: int, blake2b: str, sha256: str) -> dict[str,
     checksum = encode_checksum(bytes.fromhex(blake2b))
     what = ("--url", url, "--checksum", checksum, "--num-bytes", str(num_bytes))
     found = {
-        "blake2b": _run_self("--one", "blake2b", *what),
+        "hashlib": _run_self("--one", "hashlib", *what),
+        "libsodium": _run_self("--one", "libsodium", *what),
         "ours": _run_self("--one", "ours", *what),
         "httpx+hashlib": _run_self("--one", "httpx", *what),
     }
     if shutil.which("curl") and shutil.which("b2sum"):
         check = f"[[ $(b2sum -l 256 {{}}) == {blake2b}* ]]"
         found["curl+b2sum"] = _run_shell(f"curl -sf -o file {url} && {check.format('file')}")
-        found["curl|tee|b2sum"] = _run_shell(f"curl -sf {url} | tee file | {{ {check.format('-')}; }}")
+        streamed = f"curl -sf {url} | tee file | {{ {check.format('-')}; }}"
+        found["curl|tee|b2sum"] = _run_shell(streamed)
+        found["the same+sync"] = _run_shell(f"{streamed} && sync file")
     if shutil.which("aria2c"):
         options = f"-q -x4 -s4 --file-allocation=falloc --checksum=sha-256={sha256}"
         found["aria2c"] = _run_shell(f"aria2c {options} -o file {url}")
@@ -227,7 +234,10 @@ def print_table(results: dict[str, list[Measured]], num_bytes: int) -> None:
             f"{name:16}{seconds:8.2f}{num_bytes / seconds / 1e6:7.0f}{seconds / medians['ours']:8.2f}x"
             f"{min(run.seconds for run in runs):9.2f}{cpu:7.2f}{max(run.peak_bytes for run in runs) / 1e6:9.0f}"
         )
-    print(f"ours: {medians['blake2b'] / medians['ours']:.2f} Blake2b threads")
+    rates = [
+        f"{medians[name] / medians['ours']:.2f} of one {name} thread" for name in ("hashlib", "libsodium")
+    ]
+    print("ours hashes, receives and writes at", " and ".join(rates))
 
 
 def main() -> None:
@@ -237,7 +247,7 @@ def main() -> None:
     parser.add_argument("--num-bytes", type=int, default=1 << 30)
     parser.add_argument("--num-runs", type=int, default=7)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--one", choices=["ours", "httpx", "blake2b"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["ours", "httpx", "hashlib", "libsodium"], help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--checksum", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -258,7 +268,7 @@ def run_one(arguments: argparse.Namespace) -> Measured:
         return asyncio.run(run_ours(url, directory, checksum, arguments.num_bytes))
     if arguments.one == "httpx":
         return run_httpx(url, directory, checksum)
-    return run_blake2b(arguments.num_bytes)
+    return run_hashing(arguments.one, arguments.num_bytes)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from service.checksum import encode_checksum, new_hasher
+from service.checksum import Hasher
 
 KEY_BYTES = 32
 _ZERO_IV = bytes(16)
@@ -103,7 +103,7 @@ class _Hashing:
 
     def __init__(self) -> None:
         self.size = 0
-        self._digest = new_hasher()
+        self._hasher = Hasher()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
 
@@ -115,12 +115,12 @@ class _Hashing:
 
     def add(self, chunk: bytes) -> None:
         self._wait()
-        self._last = self._thread.submit(self._digest.update, chunk)
+        self._last = self._thread.submit(self._hasher.update, chunk)
         self.size += len(chunk)
 
     def commitment(self) -> Commitment:
         self._wait()
-        return Commitment(encode_checksum(self._digest.digest()), self.size)
+        return Commitment(self._hasher.checksum(), self.size)
 
     def _wait(self) -> None:
         if self._last is not None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from service.checksum import encode_checksum, new_hasher
+from service.checksum import Hasher
 
 RunInThread = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -57,7 +57,7 @@ class OrderedHash:
         self._buffers = buffers
         self._run_in_thread = run_in_thread
         self._loop = asyncio.get_running_loop()
-        self._hasher = new_hasher()
+        self._hasher = Hasher()
         self._num_hashed = 0
         self._frontier = 0
         self._total: int | None = None
@@ -123,7 +123,7 @@ class OrderedHash:
 
     def checksum(self) -> str:
         """The checksum, once `follow` has ended."""
-        return encode_checksum(self._hasher.digest())
+        return self._hasher.checksum()
 
     def _count(self, piece: _Piece) -> None:
         """On the event loop: a piece is hashed."""
