@@ -514,7 +514,7 @@ class _Writer:
     @property
     def space(self) -> memoryview:
         """Where the next bytes belong; never empty."""
-        return memoryview(self._buffer)[self._gathered :]
+        return self._buffer[self._gathered :]
 
     async def add(self, num_bytes: int) -> None:
         """Take what has been put into `space`, and write when there is enough."""
@@ -535,7 +535,7 @@ class _Writer:
             await self._writing
             self._writing = None
 
-    async def _write(self, buffer: bytearray, size: int) -> None:
+    async def _write(self, buffer: memoryview, size: int) -> None:
         await self._partial.write(self._part.start, size, buffer)
         self._part.start += size
 

@@ -103,7 +103,7 @@ _operations = APIRouter(tags=["operations"])
 Prefer = Annotated[str | None, Header(description="`respond-async`: answer 202 and a job.")]
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # a plain function would be called in a thread
     parts: Parts = request.app.state.parts
     return parts
 

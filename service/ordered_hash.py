@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from mmap import mmap
 
 from service.checksum import Hasher
 
@@ -22,17 +23,20 @@ _MAX_JOB_BYTES = 128 << 20
 
 
 class Buffers:
-    """Buffers of one size, used again: fresh memory costs more than filling it."""
+    """Buffers of one size, used again: fresh memory costs more than filling it.
+
+    They are mappings, whose pages come as they are filled: a small file takes little of a large buffer.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._spare: list[bytearray] = []
+        self._spare: list[memoryview] = []
 
-    def take(self) -> bytearray:
+    def take(self) -> memoryview:
         """A buffer with whatever in it."""
-        return self._spare.pop() if self._spare else bytearray(self.size)
+        return self._spare.pop() if self._spare else memoryview(mmap(-1, self.size))
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: memoryview) -> None:
         """Give a buffer back that nobody looks at any more."""
         self._spare.append(buffer)
 
@@ -43,7 +47,7 @@ class _Piece:
 
     offset: int
     size: int
-    buffer: bytearray | None
+    buffer: memoryview | None
 
 
 class OrderedHash:
@@ -75,7 +79,7 @@ class OrderedHash:
         """Bytes that lie in order and are still to be hashed."""
         return self._frontier - self._num_hashed
 
-    def keep(self, offset: int, size: int, buffer: bytearray) -> None:
+    def keep(self, offset: int, size: int, buffer: memoryview) -> None:
         """Take over a buffer whose bytes have just been written at the end of the unbroken run."""
         self._kept.append(_Piece(offset, size, buffer))
         self._kept_bytes += size
@@ -141,7 +145,7 @@ class OrderedHash:
         while self._queue and num_left > 0 and not self._is_stopped:
             piece = self._queue.popleft()
             if piece.buffer is not None:
-                self._hasher.update(memoryview(piece.buffer)[: piece.size])
+                self._hasher.update(piece.buffer[: piece.size])
             else:
                 self._hash_from_file(piece.offset, piece.size)
             num_left -= piece.size

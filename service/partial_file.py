@@ -169,14 +169,14 @@ class PartialFile:
                 break
         self._reserved = num_bytes
 
-    async def write(self, offset: int, size: int, buffer: bytearray) -> None:
+    async def write(self, offset: int, size: int, buffer: memoryview) -> None:
         """Put the first bytes of a buffer of `buffers`, which is taken over, in their place.
 
         Waits where the checksum lags behind. Raises InsufficientStorage.
         """
         while True:
             try:
-                await self._run(_write, self._fd, memoryview(buffer)[:size], offset)
+                await self._run(_write, self._fd, buffer[:size], offset)
             except OSError as error:
                 await self._make_room(error)
             else:
