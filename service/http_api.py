@@ -5,13 +5,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from service import errors
 from service.errors import InternalError, InvalidRequest, ScoringError
@@ -72,8 +73,8 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def create_app(parts: Parts) -> FastAPI:
-    """The HTTP door over a service that is up."""
+def create_app(parts: Parts) -> ASGIApp:
+    """The HTTP door over a service that is up: the gate, and behind it the routes."""
     app = FastAPI(
         title="soma-eval",
         version=version("soma-eval"),
@@ -87,14 +88,13 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(
-        Gate,
+    return Gate(
+        app,
         settings=parts.settings,
         metrics=parts.metrics,
         check_room=parts.scheduler.check_room,
         refuse=_refuse,
     )
-    return app
 
 
 _scoring = APIRouter(tags=["scoring"])
@@ -203,25 +203,33 @@ async def metrics(parts: PartsOfApp) -> Response:
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
 
 
+class _ClientLeft(Exception):
+    """The client closed its connection before its answer was there."""
+
+
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work; stop it when the client closes its connection."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnection(request))
+    """Await the work; stop it when the client closes its connection.
+
+    The work runs in this very task, so that it is admitted before the next request is looked at: of many that
+    come at once, all that find no place are then refused at the gate.
+    """
     try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(_watch_connection(request))
+            result = await work
+            watching.cancel()
+    except BaseExceptionGroup as failures:
+        if isinstance(failures.exceptions[0], _ClientLeft):
             log.info("client left")
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait([working])
-    return await working
+            raise asyncio.CancelledError from None
+        raise failures.exceptions[0] from None
+    return result
 
 
-async def _disconnection(request: Request) -> None:
+async def _watch_connection(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    raise _ClientLeft
 
 
 def _wants_async(prefer: str | None) -> bool:
