@@ -1,9 +1,10 @@
 """Many clients against one small-model service: a queue that overflows, and clients that leave.
 
-    python -m benchmarks.load [--clients 200] [--queue-size 8] [--leavers 100]
+    python -m benchmarks.load [--clients 200] [--queue-size 8] [--bursts 10] [--leavers 100]
 
-Clients post at once, from threads of one other process's worth; each waits for its answer. Then clients that
-close their connection at a random moment; after each, how long until the service holds no request any more.
+Clients post at once, all from one other process; each waits for its answer. The next burst comes when the last
+answer is there. Then clients that close their connection at a random moment; after each, how long until the
+service holds no request any more.
 """
 
 import argparse
@@ -103,6 +104,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--clients", type=int, default=200)
     options.add_argument("--queue-size", type=int, default=8)
+    options.add_argument("--bursts", type=int, default=10)
     options.add_argument("--leavers", type=int, default=100)
     given = options.parse_args()
     console = Console()
@@ -116,7 +118,10 @@ def main() -> None:
         with service.client() as client:
             batch_seconds = client.post("/eval", json=long_body).json()["timings"]["eval_seconds"]
         before = memory_mib(service)
-        answers, wrong = asyncio.run(overflow(service, long_body, given.clients))
+        answers, wrong = [], 0
+        for _ in range(given.bursts):
+            some, some_wrong = asyncio.run(overflow(service, long_body, given.clients))
+            answers, wrong = answers + some, wrong + some_wrong
         counts = Counter(status for status, _ in answers)
         table = Table(
             "answer",
@@ -124,7 +129,7 @@ def main() -> None:
             "p50 ms",
             "p99 ms",
             "max ms",
-            title=f"{given.clients} clients, queue {given.queue_size}",
+            title=f"{given.bursts} times {given.clients} clients, queue {given.queue_size}",
         )
         for status in sorted(counts):
             table.add_row(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,6 +50,8 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with run_service(settings) as (parts, addresses):
+        gc.collect()
+        gc.freeze()  # what is here now stays: a full collection would look at all of it while requests wait
         on_ready(addresses)
         await stop.wait()
         log.info("draining", admitted=parts.scheduler.num_admitted)
