@@ -78,14 +78,17 @@ async def compare(job: EvalJob, num_threads: int, max_workers: int, num_rounds: 
             for entry in entries.values():
                 await entry.run(job)
     print(f"{NUM_BATCHES} batches, small model, {os.cpu_count()} cores, best of {num_rounds + 1} rounds")
-    print("workers x threads    seconds    one worker, as many threads    ratio    same bits    loss apart")
+    print(
+        "workers x threads    seconds    one worker, as many threads    ratio   same bits   its bits   its loss apart"
+    )
     reference = entries[1, num_threads]
     for n in counts:
         shared, alone = entries[n, num_threads], entries[1, n * num_threads]
         same = "yes" if shared.bits == reference.bits else "NO"
+        others = "same" if alone.bits == reference.bits else "differ"
         print(
             f"{n:7} x {num_threads:<7} {shared.seconds:10.2f} {alone.seconds:30.2f}"
-            f"{alone.seconds / shared.seconds:9.2f} {same:>12} {loss_apart(alone, reference):13.1e}"
+            f"{alone.seconds / shared.seconds:9.2f} {same:>12} {others:>10} {loss_apart(alone, reference):16.1e}"
         )
     return all(entries[n, num_threads].bits == reference.bits for n in counts)
 

@@ -370,7 +370,8 @@ def _serve(settings: "Settings") -> None:
     try:
         asyncio.run(serve(settings, print_addresses))
     except OSError as error:
-        fail(f"cannot serve: {error.strerror or error}", EXIT_MACHINE)
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"cannot serve: {where}{error.strerror or error}", EXIT_MACHINE)
     except (ScoringError, WorkerError) as error:
         fail(f"cannot serve: {error.detail}", EXIT_MACHINE)
 

@@ -7,14 +7,12 @@ only. The rest is a fixed vocabulary: nothing that came in with the request, and
 
 import re
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
-import structlog
 from grpc import StatusCode
 
 from service import errors
@@ -22,6 +20,7 @@ from service.bcs import BcsError, HealthRequest, HealthResponse, ManifestInput, 
 from service.checksum import is_checksum
 from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
 from service.errors import InternalError, InvalidRequest, ScoringError
+from service.log import log_bug
 from service.metrics import Metrics
 from service.scorer import Verdict
 
@@ -32,7 +31,6 @@ MAX_MANIFESTS = 1 << 12
 NOT_AVAILABLE = "data not available"
 HASH_MISMATCH = "data hash mismatch"
 
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -211,9 +209,7 @@ def _method(
 def _as_scoring_error(error: Exception) -> ScoringError:
     if isinstance(error, ScoringError):
         return error
-    # Where, and not what: a foreign exception's text may quote a URL or a key.
-    where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    log.error("unexpected error", exception=type(error).__name__, where=where)
+    log_bug(error)
     return InternalError("an unexpected error")
 
 

@@ -19,6 +19,7 @@ from service.errors import InternalError, InvalidRequest, ScoringError
 from service.http_gate import Gate
 from service.jobs import Job
 from service.lifespan import Parts
+from service.log import log_bug
 from service.metrics import CONTENT_TYPE
 from service.schemas import (
     BlobProgress,
@@ -345,6 +346,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    log_bug(error)
     return _refuse(InternalError("an unexpected error; the log has it under the request's id"), request)
 
 

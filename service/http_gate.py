@@ -1,6 +1,7 @@
 """What every HTTP request passes: a request id, the API key, the body's limit, a line of log."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -80,7 +81,10 @@ class Gate:
             return
         if body is None:  # the client has left
             return
-        await self._app(scope, _replayed(body, receive), send)
+        with contextlib.suppress(
+            Exception
+        ):  # answered and logged already; the server would log its words too
+            await self._app(scope, _replayed(body, receive), send)
 
     def _check_key(self, scope: Scope) -> None:
         if not self._key_digests or scope["path"] in OPEN_PATHS:

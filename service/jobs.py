@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from service.errors import InternalError, JobNotFound, ScoringError
+from service.log import log_bug
 from service.scorer import Evaluation, OnProgress, Progress, Verdict
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -165,10 +166,10 @@ class JobStore:
             job.finish("failed")
         except asyncio.CancelledError:
             job.finish("cancelled")
-        except Exception:
-            job.error = InternalError("an unexpected error; the log has it")
+        except Exception as error:
+            log_bug(error, job_id=job.id)
+            job.error = InternalError("an unexpected error; the log has it under the job's id")
             job.finish("failed")
-            raise
 
     def _forget_old(self) -> None:
         finished = [job for job in self._jobs.values() if job.finished_at is not None]

@@ -79,7 +79,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         _watch(metrics, scheduler, pool)
         yield Parts(
             settings=settings,
-            scorer=Scorer(cache, scheduler, pool, limits),
+            scorer=Scorer(cache, scheduler, pool, limits, metrics),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,

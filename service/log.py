@@ -2,9 +2,14 @@
 
 import logging
 import sys
+import traceback
 from typing import Literal
 
 import structlog
+
+_TRACEBACKS_AS_DATA = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # keys are among them
+)
 
 
 def configure_log(log_format: Literal["console", "json"], log_level: str) -> None:
@@ -16,7 +21,7 @@ def configure_log(log_format: Literal["console", "json"], log_level: str) -> Non
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS_AS_DATA, structlog.processors.JSONRenderer()]
         if log_format == "json"
         else [
             structlog.dev.ConsoleRenderer(
@@ -46,3 +51,11 @@ def configure_log(log_format: Literal["console", "json"], log_level: str) -> Non
     root.setLevel(log_level.upper())
     for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.access"):  # some write whole URLs
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_bug(error: Exception, **context: str) -> None:
+    """Where an unexpected error arose, and not what it says: its text may quote a URL or a key."""
+    where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+    structlog.get_logger(__name__).error(
+        "unexpected error", exception=type(error).__name__, where=where, **context
+    )

@@ -27,6 +27,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.phase_seconds = Histogram(
+            "soma_eval_phase_seconds",
+            "Parts of an evaluation: queue, download, load, eval.",
+            ["phase"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A gauge that reads its value when it is asked."""

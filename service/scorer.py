@@ -47,6 +47,7 @@ from service.errors import (
     WorkerCrashed,
     ZeroEmbedding,
 )
+from service.metrics import Metrics
 from service.scheduler import Scheduler, Ticket
 from workers import errors as worker_errors
 from workers.pool import WorkerPool
@@ -172,11 +173,14 @@ def ignore_progress(progress: Progress) -> None:
 class Scorer:
     """Answers competitions; a single evaluation is a competition of one."""
 
-    def __init__(self, cache: BlobCache, scheduler: Scheduler, pool: WorkerPool, limits: Limits) -> None:
+    def __init__(
+        self, cache: BlobCache, scheduler: Scheduler, pool: WorkerPool, limits: Limits, metrics: Metrics
+    ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._pool = pool
         self._limits = limits
+        self._metrics = metrics
 
     async def score(self, competition: Competition, on_progress: OnProgress = ignore_progress) -> Verdict:
         """Evaluate every model on the data with the seed, and name the winner.
@@ -260,7 +264,12 @@ class Scorer:
             total_seconds=time.monotonic() - request.started,
             weights_cached=_where_cached(weights, result),
         )
+        self._observe(timings)
         return _evaluation(request.competition, job, data_blob, result, timings)
+
+    def _observe(self, timings: Timings) -> None:
+        for phase in ("queue", "download", "load", "eval"):
+            self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
 
     @asynccontextmanager
     async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:

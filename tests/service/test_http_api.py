@@ -111,6 +111,13 @@ def test_a_body_in_chunks_of_a_byte(client: httpx.Client, plain: dict[str, Any])
     assert_golden(response.json())
 
 
+def test_each_phase_of_an_evaluation_is_timed(client: httpx.Client, plain: dict[str, Any]) -> None:
+    assert client.post("/eval", json=plain).status_code == 200
+    text = client.get("/metrics").text
+    for phase in ("queue", "download", "load", "eval"):
+        assert f'soma_eval_phase_seconds_bucket{{le="+Inf",phase="{phase}"}}' in text
+
+
 def test_operations(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     ready = client.get("/ready")

@@ -1,0 +1,106 @@
+"""An unexpected error is told by its place; neither its words nor what lay around it reach the log."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import base58
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from service.config import Settings
+from service.http_api import create_app
+from service.jobs import JobStore
+from service.lifespan import Parts
+from service.metrics import Metrics
+from service.scheduler import Scheduler
+from service.scorer import Evaluation, OnProgress, Progress
+from tests.recipe import TEST_KEY
+
+SECRET = "-".join(["secret", "canary"])  # its source line is not what is looked for
+
+A_PROGRAM = """
+import logging
+import structlog
+from service.log import configure_log
+
+configure_log({log_format!r}, "info")
+
+def fail(key):
+    local = "-".join(["secret", "canary"])
+    raise RuntimeError("a bug")
+
+for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
+    try:
+        fail("-".join(["secret", "canary"]))
+    except RuntimeError:
+        log.exception("unexpected")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_traceback_shows_no_local_variable(log_format: str) -> None:
+    program = A_PROGRAM.format(log_format=log_format)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stderr.count("a bug") >= 2
+    assert SECRET not in ended.stderr
+
+
+async def _failing(*_: Any) -> Evaluation:
+    raise RuntimeError(SECRET)
+
+
+async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
+    parts = SimpleNamespace(
+        settings=Settings(data_dir=tmp_path),
+        metrics=Metrics(),
+        scheduler=Scheduler(queue_size=1, num_turns=1, num_kept=1, timeout_seconds=1.0),
+        scorer=SimpleNamespace(evaluate=_failing),
+    )
+    app = create_app(cast(Parts, parts))
+    body = {
+        "data": "AAAA",
+        "weights_url": "https://publisher.example/w",
+        "decryption_key": base58.b58encode(TEST_KEY).decode(),
+    }
+    with capture_logs() as lines:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://service.example"
+        ) as client:
+            response = await client.post("/eval", json=body)
+    assert response.status_code == 500
+    assert response.json()["code"] == "internal-error"
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    _assert_told_by_its_place(lines)
+
+
+async def test_a_bug_under_a_job() -> None:
+    async def work(on_progress: OnProgress) -> Evaluation:
+        on_progress(Progress("admitted"))
+        await asyncio.sleep(0)
+        return await _failing()
+
+    with capture_logs() as lines:
+        store = JobStore()
+        job = await store.submit("eval", 1, work)
+        states = [seen.state async for seen in store.follow(job.id)]
+    assert states[-1] == "failed"
+    assert job.error is not None
+    assert job.error.code == "internal-error"
+    _assert_told_by_its_place(lines)
+    assert lines[0]["job_id"] == job.id
+
+
+def _assert_told_by_its_place(lines: Any) -> None:
+    bugs = [line for line in lines if line["event"] == "unexpected error"]
+    assert len(bugs) == 1
+    assert bugs[0]["exception"] == "RuntimeError"
+    assert Path(__file__).name in bugs[0]["where"][-1]
+    assert SECRET not in json.dumps(lines, default=str)
