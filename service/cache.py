@@ -33,6 +33,9 @@ from service.partial_file import OUT_OF_SPACE, PartialFile
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob"]
 
+_HASHED_AT_ONCE_BYTES = 1 << 16
+"""So little is hashed before a thread would have begun."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -167,8 +170,7 @@ class BlobCache:
         """A file with these bytes, the same way; raises InsufficientStorage."""
         self._check_open()
         began = time.monotonic()
-        loop = asyncio.get_running_loop()
-        checksum = await loop.run_in_executor(self._threads.hashing, checksum_of, data)
+        checksum = await self._checksum_of(data)
         entry = await self._find(checksum)
         was_cached = entry is not None
         if entry is None:
@@ -413,6 +415,12 @@ class BlobCache:
         entry.num_pins -= 1
 
     # -- threads ---------------------------------------------------------------------------------------
+
+    async def _checksum_of(self, data: bytes) -> str:
+        if len(data) <= _HASHED_AT_ONCE_BYTES:
+            return checksum_of(data)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads.hashing, checksum_of, data)
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -122,7 +123,7 @@ async def eval_one(body: EvalRequest, request: Request, parts: PartsOfApp, prefe
 
     if _wants_async(prefer):
         return _accepted(await parts.jobs.submit("eval", 1, work), request)
-    return EvalResponse.of(await _while_connected(request, work(ignore_progress)))
+    return _answer(EvalResponse.of(await _while_connected(request, work(ignore_progress))))
 
 
 @_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
@@ -135,7 +136,7 @@ async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer:
 
     if _wants_async(prefer):
         return _accepted(await parts.jobs.submit("score", len(competition.models), work), request)
-    return ScoreResponse.of(await _while_connected(request, work(ignore_progress)))
+    return _answer(ScoreResponse.of(await _while_connected(request, work(ignore_progress))))
 
 
 @_scoring.get("/jobs/{job_id}")
@@ -202,6 +203,11 @@ async def info(parts: PartsOfApp) -> Info:
 async def metrics(parts: PartsOfApp) -> Response:
     """For Prometheus."""
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _answer(model: BaseModel) -> Response:
+    """The model as JSON, as it is: handed to the framework, it would be validated and taken apart once more."""
+    return Response(model.model_dump_json(), media_type="application/json")
 
 
 class _ClientLeft(Exception):

@@ -27,6 +27,10 @@ class PipeClosed:
     """The worker's end of the pipe is closed: it died, or is about to."""
 
 
+_KEPT_WHEN_FREED_BYTES = 32 << 20
+"""The most glibc allows. By default it gives a megabyte back to the system at once, and each batch faults it in."""
+
+
 class WorkerProcess:
     """A live worker process and our end of its pipe. Make one with `spawn`."""
 
@@ -138,6 +142,8 @@ def _environment(config: WorkerConfig) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic cuBLAS; read when CUDA starts
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to other workers
+    for threshold in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # glibc: reuse what was freed
+        environment.setdefault(threshold, str(_KEPT_WHEN_FREED_BYTES))
     if config.num_threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.num_threads)
     return environment
