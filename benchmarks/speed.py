@@ -4,7 +4,8 @@
 
 Every measurement is a fresh process, and the two peers take turns; a cell is the median of its pairs and a
 ratio is the median of the ratios within the pairs, so that a busy machine slows both. A cold start is
-timed from the start of the process until its loss is read; files are in the page cache for both.
+timed from the start of the process until its loss is read; files are in the page cache for both. A third kind of
+process only reads the encrypted file into memory, with as many threads as there are cores.
 The matrix rate is that of torch's float32 product alone, in the model's shapes, measured in each process
 behind its evaluations; operations are counted with the causal half of attention only.
 """
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from rich.table import Table
 from tests.recipe import SMALL_CONFIG, TEST_KEY, golden_full_size, make_data, write_weights
 
 OURS, PUBLISHED = PEERS = ("soma-eval", "soma-models")
+READING = "reading"
 WEIGHTS_RECIPE = {"scheme": "scaled", "seed": 7, "gain": 1.0}
 
 
@@ -118,6 +120,9 @@ ROWS: dict[str, Row] = {
     "memory-encrypted": Row("peak memory, encrypted", True, lambda run, _: float(run.peak_bytes), size),
     "disk": Row("weights on disk", False, lambda _, work: 4.0 * num_parameters(work.config), size),
 }
+"""What is taken from one run each."""
+DECRYPTION = "decryption"
+"""What an encrypted cold start takes beyond a plain one and reading the file: taken from three runs."""
 
 
 def main() -> int:
@@ -127,13 +132,15 @@ def main() -> int:
     console.width = max(console.width, 100)
     results: list[tuple[Workload, list[Run]]] = []
     with kept_or_temporary(arguments.weights_dir) as folder, progress_bar(console) as progress:
-        kinds = sorted({ROWS[name].encrypted for name in arguments.rows})
-        task = progress.add_task("", total=len(workloads) * arguments.pairs * len(kinds) * len(PEERS))
+        kinds = kinds_needed(arguments.rows)
+        peers = {False: list(PEERS), True: [*PEERS, READING]}
+        total = sum(len(peers[kind]) for kind in kinds) * len(workloads) * arguments.pairs
+        task = progress.add_task("", total=total)
         for work in workloads:
             runs = []
             for pair in range(arguments.pairs):
                 for encrypted in kinds:
-                    for peer in PEERS if pair % 2 == 0 else reversed(PEERS):
+                    for peer in peers[encrypted][:: 1 if pair % 2 == 0 else -1]:
                         progress.update(task, description=f"{work.name}: {peer}{', encrypted' * encrypted}")
                         runs.append(measure(peer, work, folder, encrypted))
                         progress.advance(task)
@@ -147,7 +154,8 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed and memory beside soma-models.")
     parser.add_argument("--sizes", type=listed(SIZES), default=list(SIZES), help=",".join(SIZES))
-    parser.add_argument("--rows", type=listed(ROWS), default=list(ROWS), help=",".join(ROWS))
+    rows = [*ROWS, DECRYPTION]
+    parser.add_argument("--rows", type=listed(rows), default=rows, help=",".join(rows))
     parser.add_argument("--pairs", type=int, default=3, help="how often each peer takes its turn")
     parser.add_argument(
         "--weights-dir", type=Path, help="keep the weights there, and use those that are there"
@@ -156,7 +164,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def listed(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+def kinds_needed(rows: list[str]) -> list[bool]:
+    """Plain, encrypted or both."""
+    return [False, True] if DECRYPTION in rows else sorted({ROWS[name].encrypted for name in rows})
+
+
+def listed(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse_names(text: str) -> list[str]:
         names = text.split(",")
         if unknown := set(names) - set(known):
@@ -254,7 +267,7 @@ def table(results: list[tuple[Workload, list[Run]]], rows: list[str], num_pairs:
         found.add_section()
         found.add_row(f"[bold]{work.name}")
         for name in rows:
-            found.add_row(*cells(ROWS[name], work, runs))
+            found.add_row(*(decryption_cells(runs) if name == DECRYPTION else cells(ROWS[name], work, runs)))
     return found
 
 
@@ -268,6 +281,26 @@ def cells(row: Row, work: Workload, runs: list[Run]) -> list[str]:
     texts = [row.text(statistics.median(values)) for values in (ours, theirs)]
     ratio = statistics.median(ratios)
     return [f"  {row.title}", *texts, f"{ratio:.0f} x" if ratio >= 20 else f"{ratio:.2f} x"]
+
+
+def decryption_cells(runs: list[Run]) -> list[str]:
+    """A line: how much later the first loss comes from an encrypted file, less the time of reading it."""
+
+    def cold(peer: str, encrypted: bool) -> list[float]:
+        return [run.cold_seconds for run in runs if run.peer == peer and run.encrypted == encrypted]
+
+    reading = [run.ready_seconds for run in runs if run.peer == READING]
+    texts = []
+    for peer in PEERS:
+        both = zip(cold(peer, True), cold(peer, False), reading, strict=True)
+        texts.append(
+            f"{statistics.median(encrypted - plain - read for encrypted, plain, read in both):.2f} s"
+        )
+    return [
+        f"  decryption: encrypted less plain, less {statistics.median(reading):.2f} s of reading",
+        *texts,
+        "",
+    ]
 
 
 def document(results: list[tuple[Workload, list[Run]]]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python -m benchmarks.speed_peer '{"peer": "soma-eval", ...}'
 
 Nothing is imported here before the peer's own package is, so that the time of its imports is its own.
-The peers are soma-eval, this package, and soma-models, the published one, used the way it is published.
+The peers are soma-eval, this package, and soma-models, the published one, used the way it is published;
+`reading` does nothing but bring the file's bytes into memory of its own.
 """
 
 import json
@@ -113,7 +114,35 @@ def soma_models(config: dict[str, int]) -> Load:
     return load
 
 
-PEERS: dict[str, Callable[[dict[str, int]], Load]] = {"soma-eval": soma_eval, "soma-models": soma_models}
+def reading(config: dict[str, int]) -> Load:
+    """The file's bytes, as they are, into one block of memory: two mebibytes at a time, a thread for each core."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    piece_bytes = 2 << 20
+
+    def load(path: str, key: bytes | None) -> Evaluate:
+        block = np.empty(os.path.getsize(path), dtype=np.uint8).data
+        with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(os.cpu_count()) as threads:
+
+            def read(start: int) -> None:
+                end = min(start + piece_bytes, len(block))
+                while start < end:
+                    start += os.preadv(file.fileno(), [block[start:end]], start)
+
+            list(threads.map(read, range(0, len(block), piece_bytes)))
+        return lambda data: float(block[-1])
+
+    return load
+
+
+PEERS: dict[str, Callable[[dict[str, int]], Load]] = {
+    "soma-eval": soma_eval,
+    "soma-models": soma_models,
+    "reading": reading,
+}
 
 
 def matrix_rate(config: dict[str, int], num_rows: int) -> float:
