@@ -122,7 +122,7 @@ ROWS: dict[str, Row] = {
 }
 """What is taken from one run each."""
 DECRYPTION = "decryption"
-"""What an encrypted cold start takes beyond a plain one and reading the file: taken from three runs."""
+"""What encrypted weights take beyond plain ones and reading the file: taken from three runs."""
 
 
 def main() -> int:
@@ -284,23 +284,17 @@ def cells(row: Row, work: Workload, runs: list[Run]) -> list[str]:
 
 
 def decryption_cells(runs: list[Run]) -> list[str]:
-    """A line: how much later the first loss comes from an encrypted file, less the time of reading it."""
+    """A line: how much later encrypted weights are ready than plain ones, less the time of reading the file."""
 
-    def cold(peer: str, encrypted: bool) -> list[float]:
-        return [run.cold_seconds for run in runs if run.peer == peer and run.encrypted == encrypted]
+    def ready(peer: str, encrypted: bool) -> list[float]:
+        return [run.ready_seconds for run in runs if run.peer == peer and run.encrypted == encrypted]
 
-    reading = [run.ready_seconds for run in runs if run.peer == READING]
+    reading = ready(READING, True)
     texts = []
     for peer in PEERS:
-        both = zip(cold(peer, True), cold(peer, False), reading, strict=True)
-        texts.append(
-            f"{statistics.median(encrypted - plain - read for encrypted, plain, read in both):.2f} s"
-        )
-    return [
-        f"  decryption: encrypted less plain, less {statistics.median(reading):.2f} s of reading",
-        *texts,
-        "",
-    ]
+        both = zip(ready(peer, True), ready(peer, False), reading, strict=True)
+        texts.append(seconds(statistics.median(encrypted - plain - read for encrypted, plain, read in both)))
+    return [f"  decryption alone ({seconds(statistics.median(reading))} of reading taken off)", *texts, ""]
 
 
 def document(results: list[tuple[Workload, list[Run]]]) -> dict[str, Any]:
