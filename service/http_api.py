@@ -11,7 +11,6 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -205,7 +204,7 @@ async def metrics(parts: PartsOfApp) -> Response:
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _answer(model: BaseModel) -> Response:
+def _answer(model: EvalResponse | ScoreResponse) -> Response:
     """The model as JSON, as it is: handed to the framework, it would be validated and taken apart once more."""
     return Response(model.model_dump_json(), media_type="application/json")
 
