@@ -260,11 +260,11 @@ class ModelRunner:
         """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
-        per_token = torch.cat(
-            [self._sig_reg.per_token(tile) for tile in torch.split(z, rows_per_tile)]
-        )  # (N)
-        checkpoint()
-        return per_token.double().sum()
+        per_tile = []
+        for tile in torch.split(z, rows_per_tile):
+            checkpoint()  # the longest step of a small model
+            per_tile.append(self._sig_reg.per_token(tile))
+        return torch.cat(per_tile).double().sum()  # of (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
         """The weights of the last call if these are the same, else loaded in their place."""
