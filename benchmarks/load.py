@@ -118,10 +118,12 @@ def main() -> None:
         with service.client() as client:
             batch_seconds = client.post("/eval", json=long_body).json()["timings"]["eval_seconds"]
         before = memory_mib(service)
-        answers, wrong = [], 0
+        answers, wrong, slowest_of_burst = [], 0, []
         for _ in range(given.bursts):
             some, some_wrong = asyncio.run(overflow(service, long_body, given.clients))
             answers, wrong = answers + some, wrong + some_wrong
+            refused = [seconds for status, seconds in some if status == 429]
+            slowest_of_burst.append(statistics.quantiles(refused, n=100, method="inclusive")[98])
         counts = Counter(status for status, _ in answers)
         table = Table(
             "answer",
@@ -136,6 +138,9 @@ def main() -> None:
                 str(status), str(counts[status]), *milliseconds([s for c, s in answers if c == status])
             )
         console.print(table)
+        console.print(
+            f"99th percentile of the 429s of one burst: median {statistics.median(slowest_of_burst) * 1000:.0f} ms"
+        )
         console.print(
             f"wrong or missing answers: {wrong}; server memory {before:.0f} -> {memory_mib(service):.0f} MiB"
         )
