@@ -11,7 +11,7 @@ _MAX_TEXT_LENGTH = 44  # 58**43 < 2**256 <= 58**44
 class Hasher:
     """The checksum of bytes as they come. `update` may run in a thread: it keeps the GIL for a copy only.
 
-    libsodium hashes a third faster than hashlib where two cores are at work, and takes nothing but `bytes`.
+    libsodium is faster than hashlib where several cores are at work, and takes nothing but `bytes`.
     """
 
     def __init__(self) -> None:

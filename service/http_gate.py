@@ -81,9 +81,8 @@ class Gate:
             return
         if body is None:  # the client has left
             return
-        with contextlib.suppress(
-            Exception
-        ):  # answered and logged already; the server would log its words too
+        # A bug is answered and logged by its place already; the server would log its words too.
+        with contextlib.suppress(Exception):
             await self._app(scope, _replayed(body, receive), send)
 
     def _check_key(self, scope: Scope) -> None:

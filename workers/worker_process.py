@@ -19,16 +19,14 @@ ENTRY_MODULE = "workers.worker_main"
 _REAP_INTERVAL_SECONDS = 0.01
 _KILL_SECONDS = 10.0
 """A process that lives longer than this after SIGKILL sits in the kernel for good."""
+_KEPT_WHEN_FREED_BYTES = 32 << 20
+"""The most glibc takes. By default it gives a batch's memory back to the system, and the next faults it in again."""
 _STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PipeClosed:
     """The worker's end of the pipe is closed: it died, or is about to."""
-
-
-_KEPT_WHEN_FREED_BYTES = 32 << 20
-"""The most glibc allows. By default it gives a megabyte back to the system at once, and each batch faults it in."""
 
 
 class WorkerProcess:

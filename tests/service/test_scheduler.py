@@ -1,6 +1,7 @@
 """Admission, fair order, deadlines, draining."""
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 
@@ -26,12 +27,14 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert policy.num_admitted == 1
 
 
-async def test_turns_go_round_between_requests() -> None:
+@pytest.mark.parametrize("with_weights", [False, True], ids=["turns", "weights, then turns"])
+async def test_places_go_round_between_requests(with_weights: bool) -> None:
     policy = scheduler()
     order: list[str] = []
 
     async def evaluate(name: str, ticket: Ticket) -> None:
-        async with policy.turn(ticket):
+        room = policy.room_for_weights(ticket) if with_weights else nullcontext()
+        async with room, policy.turn(ticket):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -39,22 +42,6 @@ async def test_turns_go_round_between_requests() -> None:
         for _ in range(3):
             group.create_task(evaluate("large", large))
         group.create_task(evaluate("small", small))
-    assert order == ["large", "small", "large", "large"]
-
-
-async def test_weights_are_fetched_as_room_allows_and_in_fair_order() -> None:
-    policy = scheduler()
-    order: list[str] = []
-
-    async def fetch(name: str, ticket: Ticket) -> None:
-        async with policy.room_for_weights(ticket), policy.turn(ticket):
-            order.append(name)
-            await asyncio.sleep(0)
-
-    async with policy.admit(3) as large, policy.admit(1) as small, asyncio.TaskGroup() as group:
-        for _ in range(3):
-            group.create_task(fetch("large", large))
-        group.create_task(fetch("small", small))
     assert order == ["large", "small", "large", "large"]
 
 
