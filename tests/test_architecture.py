@@ -14,6 +14,7 @@ DOWNLOAD = {"service.download", "service.address_guard", "service.body_stream", 
 
 ONLY_IN = {
     "fastapi": {"service.http_api"},
+    "fastapi_offline": {"service.http_api"},
     "starlette": {"service.http_api", "service.http_gate"},
     "uvicorn": {"service.server", "service.http_protocol"},
     "grpc": {"service.grpc_api"},

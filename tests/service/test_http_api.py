@@ -1,6 +1,7 @@
 """The HTTP door itself: shapes, limits, keys, operations, long work; and that it never tells a secret."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -126,8 +127,16 @@ def test_operations(client: httpx.Client) -> None:
     assert info["architecture"]["embedding_dim"] == 16
     assert info["limits"]["max_data_bytes"] == 1 << 20
     assert "soma_eval_workers_ready 1.0" in client.get("/metrics").text
-    assert client.get("/docs").status_code == 200
     assert {"/eval", "/score", "/jobs/{job_id}"} <= set(client.get("/openapi.json").json()["paths"])
+
+
+def test_docs_load_nothing_from_another_host(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert any(reference.endswith(".js") for reference in references)
+    for reference in references:
+        assert client.get(reference).status_code == 200, reference
 
 
 def test_long_work_ends_with_the_same_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
