@@ -18,7 +18,16 @@ from tests.recipe import (
     small_weights_bytes,
     write_weights,
 )
-from workers.v1 import BatchScore, EmptyData, ModelConfig, ModelRunner, NonFiniteResult, running_mean
+from workers.v1 import (
+    BatchScore,
+    EmptyData,
+    Model,
+    ModelConfig,
+    ModelRunner,
+    NonFiniteResult,
+    SIGRegConfig,
+    running_mean,
+)
 from workers.v1 import forward as v1_forward
 from workers.v1.model_runner import hold_linear_weights_in_bf16
 
@@ -259,6 +268,20 @@ def test_float32_is_ieee() -> None:
     torch.set_float32_matmul_precision("high")
     ModelRunner(ModelConfig.small())
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@torch.inference_mode()
+def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
+    """The meta device takes no tensors of another one, and has no numbers to bring back."""
+    runner = ModelRunner(ModelConfig.small(), "meta")
+    with torch.device("meta"):
+        model = Model(runner.config)
+        directions = torch.empty(runner.config.embedding_dim, SIGRegConfig().slices)
+    with pytest.raises(NotImplementedError, match="no data") as refusal:
+        runner._run(model, DATA, 0, directions, lambda: None, False, reference=reference)
+    frames = [frame.name for frame in refusal.traceback]
+    assert frames[-1] == "_run"  # where the sums of all micro-batches are fetched, at once
 
 
 @pytest.mark.gpu
