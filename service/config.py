@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1 << 20
@@ -21,7 +21,12 @@ class Settings(BaseSettings):
     """Every setting of the service. The environment twin of `max_data_bytes` is SOMA_EVAL_MAX_DATA_BYTES."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SOMA_EVAL_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+        env_prefix="SOMA_EVAL_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        validate_default=True,
+        populate_by_name=True,
     )
 
     host: str = "127.0.0.1"
@@ -51,8 +56,10 @@ class Settings(BaseSettings):
     drain_timeout_seconds: float = Field(default=60.0, ge=0)
     """How long running work may go on after SIGTERM."""
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """With any, HTTP needs `Authorization: Bearer`. In the environment a comma list."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), validation_alias=AliasChoices("SOMA_EVAL_API_KEYS", "SOMA_EVAL_API_KEY")
+    )
+    """With any, HTTP needs `Authorization: Bearer`; gRPC asks for none. In the environment a comma list."""
     max_data_bytes: int = Field(default=1 * MIB, ge=1)
     """Data of one evaluation; 1 MiB on the network."""
     max_model_bytes: int = Field(default=16 * GIB, ge=1)

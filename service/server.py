@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import structlog
 import uvicorn
@@ -75,6 +76,8 @@ async def run_service(settings: Settings) -> AsyncIterator[tuple[Parts, Addresse
                 is_ready=lambda: parts.readiness() == "ready",
                 metrics=parts.metrics,
             ) as grpc_port:
+                if settings.api_keys and not _is_loopback(settings.host):
+                    log.warning("gRPC asks for no API key", address=_url(settings.host, grpc_port))
                 yield parts, Addresses(http, _url(settings.host, grpc_port))
 
 
@@ -116,6 +119,13 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _url(host: str, port: int) -> str:

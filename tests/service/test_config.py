@@ -32,6 +32,15 @@ def test_lists_come_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "canary" not in repr(settings)
 
 
+def test_one_api_key_has_its_own_name_and_no_name_goes_without_the_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("API_KEYS", "not ours")
+    assert Settings().api_keys == ()
+    monkeypatch.setenv("SOMA_EVAL_API_KEY", "canary-1")
+    assert [key.get_secret_value() for key in Settings().api_keys] == ["canary-1"]
+
+
 @pytest.mark.parametrize(
     "contradiction",
     [

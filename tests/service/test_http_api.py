@@ -238,6 +238,14 @@ def test_api_key(guarded: LiveService) -> None:
         assert client.get("/info", headers={"Authorization": f"Bearer {CANARY_API_KEY}"}).status_code == 200
 
 
+def test_an_open_grpc_door_beside_api_keys_is_warned_of(tmp_path: Path, guarded: LiveService) -> None:
+    warning = "gRPC asks for no API key"
+    keys = {"SOMA_EVAL_API_KEYS": CANARY_API_KEY}
+    with live_service(tmp_path / "open", "--host", "0.0.0.0", environment=keys) as running:
+        assert warning in running.output()
+    assert warning not in guarded.output()  # it listens on loopback
+
+
 def test_a_full_queue_is_told_at_once(
     guarded: LiveService, plain: dict[str, Any], endless_server: str
 ) -> None:
@@ -269,9 +277,14 @@ def test_no_secret_is_ever_told(guarded: LiveService, plain: dict[str, Any], fil
     told = []
     with guarded.client(headers={"Authorization": f"Bearer {CANARY_API_KEY}"}) as client:
         for body in bodies:
-            told.append(client.post("/eval", json=body).text)
+            waited = client.post("/eval", json=body)
+            assert waited.status_code in (200, 422, 502)
             job = client.post("/eval", json=body, headers={"Prefer": "respond-async"})
-            told.append(job.text)
+            assert job.status_code in (202, 422)
+            told += [waited.text, job.text]
+            if job.status_code == 202:
+                told.append(client.get(f"{job.headers['location']}/events").text)  # to the job's end
+                told.append(client.get(job.headers["location"]).text)
         told.append(client.get("/metrics").text)
         told.append(client.get("/info").text)
     command_lines = [
