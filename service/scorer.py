@@ -255,7 +255,10 @@ class Scorer:
                 try:
                     result = await self._pool.evaluate(job, _report_batches(request.on_progress, index))
                 except worker_errors.WorkerError as error:
-                    raise translate(error, request.competition) from error
+                    data_fault: Fault = (
+                        "client" if isinstance(request.competition.data, bytes) else "data_submitter"
+                    )
+                    raise translate(error, data_fault) from error
         timings = Timings(
             queue_seconds=queue_seconds,
             download_seconds=max(weights.download_seconds, data_blob.download_seconds),
@@ -321,9 +324,8 @@ class Scorer:
             raise ZeroEmbedding("the target embedding is the zero vector", fault="client", blob=None)
 
 
-def translate(error: worker_errors.WorkerError, competition: Competition) -> ScoringError:
+def translate(error: worker_errors.WorkerError, data_fault: Fault) -> ScoringError:
     """What a failure of the pool means to a caller. The most specific class first."""
-    data_fault: Fault = "client" if isinstance(competition.data, bytes) else "data_submitter"
     match error:
         case worker_errors.DecryptionFailed():
             return DecryptionFailed(error.detail)
@@ -339,8 +341,9 @@ def translate(error: worker_errors.WorkerError, competition: Competition) -> Sco
             return OutOfMemory(error.detail)
         case worker_errors.NoWorker():
             return NoWorker(error.detail, retry_after_seconds=5.0)
-        case _:
+        case worker_errors.WorkerCrashed() | worker_errors.FileUnreadable():
             return WorkerCrashed(error.detail)
+    raise TypeError(f"no row for {type(error).__name__}")
 
 
 def _verdict(outcomes: list[ModelOutcome]) -> Verdict:

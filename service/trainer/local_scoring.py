@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from service.cache import BlobCache, CacheInUse
-from service.competition import BlobRef, Competition, cosine_distance
+from service.competition import BlobRef, cosine_distance
 from service.config import Settings
 from service.download import Downloader, DownloadProgress
 from service.errors import ScoringError, WeightsInvalid
@@ -17,7 +17,7 @@ from service.scorer import translate
 from service.trainer.question import Candidate, HeldOut, Question
 from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.errors import WorkerError
+from workers.errors import FileUnreadable, WorkerError
 from workers.pool import WorkerPool, create_pool
 from workers.types import EvalJob, EvalProgress, EvalResult
 
@@ -115,8 +115,10 @@ class _Scoring:
     async def _evaluate(self, job: EvalJob, on_progress: Callable[[EvalProgress], None]) -> EvalResult:
         try:
             return await self._pool.evaluate(job, on_progress)
+        except FileUnreadable as error:  # a cache has nothing to do with it: it is the file that was named
+            raise WeightsInvalid(error.detail) from error
         except WorkerError as error:
-            raise translate(error, Competition(b"", (), job.seed)) from error
+            raise translate(error, "client") from error
 
     def _run(self, data: HeldOut, seed: int, result: EvalResult) -> Run:
         target = self._question.target

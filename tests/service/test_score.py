@@ -1,6 +1,7 @@
 """POST /score on the real service: whole competitions, and what one bad model costs the others (nothing)."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import base58
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.encryption import commitment_of
+from service.scorer import translate
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -21,6 +23,7 @@ from tests.recipe import (
     safetensors_bytes,
 )
 from tests.service.test_eval import assert_problem
+from workers.errors import WorkerError, WorkerTrouble
 
 KEY = base58.b58encode(TEST_KEY).decode()
 GOLDEN = golden_competitions()["competition-three"]
@@ -67,6 +70,13 @@ def post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
+
+
+def _leaves(kind: type[WorkerError]) -> Iterator[type[WorkerError]]:
+    if not kind.__subclasses__():
+        yield kind
+    for child in kind.__subclasses__():
+        yield from _leaves(child)
 
 
 @pytest.mark.parametrize("name", sorted(golden_competitions()))
@@ -168,6 +178,14 @@ def test_a_bad_key_names_its_model(client: httpx.Client, files: FileServer) -> N
     body = competition(files, GOLDEN)
     body["model_manifests"][2]["decryption_key"] = "short"
     assert assert_problem(client.post("/score", json=body), "invalid-key")["model_index"] == 2
+
+
+@pytest.mark.parametrize("kind", list(_leaves(WorkerError)), ids=lambda kind: kind.__name__)
+def test_every_failure_of_the_pool_has_its_meaning(kind: type[WorkerError]) -> None:
+    error = translate(kind("why"), data_fault="data_submitter")
+    assert error.detail == "why"
+    assert error.retryable is issubclass(kind, WorkerTrouble)
+    assert (error.fault == "service") is error.retryable
 
 
 def test_eval_and_score_agree(client: httpx.Client, files: FileServer) -> None:
