@@ -97,7 +97,7 @@ def _help_command(error: BaseException) -> str:
 
 
 @contextmanager
-def _said_in_one_line() -> Iterator[None]:
+def _said_in_one_line(beginning: str = "") -> Iterator[None]:
     """Ends the command with the right code and one line for every error that was foreseen."""
     from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
     from service.trainer.question import BadUsage
@@ -112,12 +112,12 @@ def _said_in_one_line() -> Iterator[None]:
         usage = isinstance(error, InvalidUrl | InvalidRequest)
         trouble = error.retryable or isinstance(error, ServiceTrouble)
         code = EXIT_USAGE if usage else EXIT_MACHINE if trouble else EXIT_AT_FAULT
-        fail(f"{error.detail}. {remedy(error)}", code)
+        fail(f"{beginning}{error.detail}. {remedy(error)}", code)
     except WorkerError as error:
-        fail(f"{error.detail}. --device cpu works everywhere.", EXIT_MACHINE)
+        fail(f"{beginning}{error.detail}. --device cpu works everywhere.", EXIT_MACHINE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        fail(f"{name}{error.strerror or error}.", EXIT_MACHINE)
+        fail(f"{beginning}{name}{error.strerror or error}.", EXIT_MACHINE)
 
 
 def settings_from(flags: dict[str, Any]) -> "Settings":
@@ -355,10 +355,8 @@ def serve(
 def _serve(settings: "Settings") -> None:
     import asyncio
 
-    from service.errors import ScoringError
     from service.log import configure_log
     from service.server import Addresses, serve
-    from workers.errors import WorkerError
 
     def print_addresses(addresses: Addresses) -> None:
         typer.echo(f"HTTP  {addresses.http}  (docs: {addresses.http}/docs)")
@@ -367,13 +365,8 @@ def _serve(settings: "Settings") -> None:
         sys.stdout.flush()
 
     configure_log(settings.log_format, settings.log_level)
-    try:
+    with _said_in_one_line("cannot serve: "):
         asyncio.run(serve(settings, print_addresses))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        fail(f"cannot serve: {where}{error.strerror or error}", EXIT_MACHINE)
-    except (ScoringError, WorkerError) as error:
-        fail(f"cannot serve: {error.detail}", EXIT_MACHINE)
 
 
 @app.command()
@@ -387,10 +380,11 @@ def demo(
     from service.log import configure_log
 
     configure_log("console", "warning")
-    try:
-        asyncio.run(run_demo(seconds))
-    except DemoFailed as error:
-        fail(str(error), EXIT_MACHINE)
+    with _said_in_one_line("the demo failed: "):
+        try:
+            asyncio.run(run_demo(seconds))
+        except DemoFailed as error:
+            fail(str(error), EXIT_MACHINE)
 
 
 if __name__ == "__main__":

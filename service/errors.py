@@ -153,7 +153,7 @@ class SizeMismatch(BlobError):
     """The number of bytes served is not the one promised."""
 
     code = "{blob}-size-mismatch"
-    title = "A file has not the size that was promised"
+    title = "A file does not have the promised size"
 
 
 class BlobUnavailable(BlobError):

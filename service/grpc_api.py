@@ -73,14 +73,13 @@ ANSWERS: dict[type[ScoringError], Answer] = {
         "the weights are larger than this service takes",
         "the data is larger than this service takes",
     ),
-    # Bytes of another length are other bytes: a single one added must not hide that.
     errors.ChecksumMismatch: Answer(
         StatusCode.INTERNAL, "the weights are not the bytes that were promised", HASH_MISMATCH
     ),
     errors.SizeMismatch: Answer(
         StatusCode.INTERNAL,
-        "the weights have not the size that was promised",
-        "the data has not the size that was promised",
+        "the weights do not have the promised size",
+        "the data does not have the promised size",
     ),
     errors.DecryptionFailed: Answer(StatusCode.INTERNAL, "the weights could not be decrypted"),
     errors.WeightsInvalid: Answer(StatusCode.INTERNAL, "the weights are not valid"),

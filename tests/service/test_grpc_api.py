@@ -221,7 +221,7 @@ def test_only_data_faults_carry_the_words_of_fraud(cls: type[ScoringError], deta
         (errors.ForbiddenUrl("x", blob="data"), "INTERNAL", "data not available"),
         (errors.InvalidUrl("x", blob="data"), "INVALID_ARGUMENT", "data not available"),
         (errors.ChecksumMismatch("x", blob="data"), "INTERNAL", "data hash mismatch"),
-        (errors.SizeMismatch("x", blob="data"), "INTERNAL", "the data has not the size that was promised"),
+        (errors.SizeMismatch("x", blob="data"), "INTERNAL", "the data does not have the promised size"),
         (errors.BlobTooLarge("x", blob="data"), "INTERNAL", "the data is larger than this service takes"),
         (errors.EmptyData("x", blob="data"), "INTERNAL", "the data is empty"),
         (

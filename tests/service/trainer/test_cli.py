@@ -332,6 +332,7 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (["check", "http://127.0.0.1:9/x", "--allow-http", "--allow-private-addresses"], 3, "Open the URL"),
         (["encrypt", "nowhere", "-o", "x"], 2, "nowhere: there is no such file"),
         (["encrypt", "text", "-o", "no-such-folder/x"], 2, "no-such-folder: there is no such folder"),
+        (["serve", "--data-dir", "text"], 3, "cannot serve: "),
         (["what"], 2, "No such command 'what'. See `soma-eval --help`."),
     ],
     ids=lambda value: " ".join(value[:6]) if isinstance(value, list) else "",
@@ -356,6 +357,12 @@ def test_an_error_is_one_line_with_a_code(
     assert err.startswith("soma-eval: ")
     assert len(err.splitlines()) == 1
     assert "secret0" not in err
+
+
+def test_the_demo_works(shell: Shell) -> None:
+    ran = shell.run("demo", "--seconds", "0.5")
+    assert (ran.code, ran.err) == (0, "")
+    assert "winner" in ran.out
 
 
 def test_version_and_help_load_nothing_heavy(shell: Shell) -> None:
