@@ -22,7 +22,7 @@ from service.competition import BlobRef, Competition, ModelManifest, parse_decry
 from service.errors import InternalError, InvalidRequest, ScoringError
 from service.log import log_bug
 from service.metrics import Metrics
-from service.scorer import Verdict
+from service.verdict import Verdict
 
 SERVICE = "scoring.Scoring"
 MAX_MESSAGE_BYTES = 1 << 20

@@ -36,7 +36,7 @@ from service.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from service.scorer import Evaluation, OnProgress, Progress, Verdict, ignore_progress
+from service.verdict import Evaluation, OnProgress, Progress, Verdict, ignore_progress
 
 STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from service.errors import InternalError, JobNotFound, ScoringError
 from service.log import log_bug
-from service.scorer import Evaluation, OnProgress, Progress, Verdict
+from service.verdict import Evaluation, OnProgress, Progress, Verdict
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Work = Callable[[OnProgress], Awaitable[Evaluation | Verdict]]

@@ -44,8 +44,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
 
     Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
     """
-    package = load_architecture(CURRENT_VERSION)
-    config = package.ModelConfig.small() if settings.small_model else package.ModelConfig()
+    architecture = load_architecture(CURRENT_VERSION)
+    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
         downloader = Downloader.from_settings(settings)
         stack.push_async_callback(downloader.aclose)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr
 from service.checksum import is_checksum
 from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
 from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
-from service.scorer import Evaluation, Verdict
+from service.verdict import Evaluation, Verdict
 
 MAX_URL_LENGTH = 8192
 

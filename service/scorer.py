@@ -13,12 +13,10 @@ door ──► Scorer.score ──► Scheduler.admit      queue-full is said no
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.cache import BlobCache, CachedBlob
 from service.competition import (
@@ -34,114 +32,29 @@ from service.download import DownloadProgress
 from service.errors import (
     BlobKind,
     BlobTooLarge,
-    DecryptionFailed,
     EmptyData,
-    EvaluationCrashesWorker,
     Fault,
     InvalidRequest,
-    NonFiniteResult,
-    NoWorker,
-    OutOfMemory,
     ScoringError,
-    WeightsInvalid,
-    WorkerCrashed,
     ZeroEmbedding,
 )
 from service.metrics import Metrics
+from service.pool_errors import to_scoring_error
 from service.scheduler import Scheduler, Ticket
-from workers import errors as worker_errors
+from service.verdict import (
+    Evaluation,
+    ModelOutcome,
+    OnProgress,
+    Progress,
+    Provenance,
+    Timings,
+    Verdict,
+    WeightsCached,
+    ignore_progress,
+)
+from workers.errors import WorkerError
 from workers.pool import WorkerPool
-from workers.types import EvalJob, EvalProgress, EvalResult, Precision
-
-WeightsCached = Literal["disk", "device", "no"]
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time of one evaluation went, in seconds."""
-
-    queue_seconds: float
-    download_seconds: float
-    load_seconds: float
-    eval_seconds: float
-    total_seconds: float
-    weights_cached: WeightsCached
-    """Where the weights were found: on the device, on disk, or nowhere yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """What the numbers were made from and with."""
-
-    weights_checksum: str
-    """As computed from the bytes that came, not as promised."""
-    data_checksum: str
-    seed: int
-    architecture_version: str
-    precision: Precision
-    device: str
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What one model is worth on the data."""
-
-    loss: float
-    cross_entropy: float
-    sig_reg: float
-    embedding: NDArray[np.float32]
-    """[embedding_dim]"""
-    distance: float | None
-    attends_to_future: bool
-    num_sequences: int
-    num_batches: int
-    provenance: Provenance
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOutcome:
-    """One model's evaluation, or why there is none."""
-
-    evaluation: Evaluation | None = None
-    error: ScoringError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer to a competition."""
-
-    winner: int
-    outcomes: tuple[ModelOutcome, ...]
-    """One per model, in the order of the request."""
-    margin: float | None
-    """Loss of the second best less the winner's."""
-    near_tie: bool
-
-    @property
-    def winning(self) -> Evaluation:
-        """The winner's evaluation."""
-        evaluation = self.outcomes[self.winner].evaluation
-        assert evaluation is not None
-        return evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far one part of a request has come."""
-
-    phase: Literal["admitted", "downloading", "queued", "loading", "evaluating", "done", "failed"]
-    blob: BlobKind | None = None
-    model_index: int | None = None
-    bytes_done: int | None = None
-    bytes_total: int | None = None
-    bytes_per_second: float | None = None
-    batches_done: int | None = None
-    num_batches: int | None = None
-
-
-OnProgress = Callable[[Progress], None]
+from workers.types import EvalJob, EvalProgress, EvalResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +66,7 @@ class Limits:
     max_data_bytes: int
     max_model_bytes: int
     max_models: int
-    architecture_version: str = "1"
+    architecture_version: str
 
 
 @dataclass(eq=False, slots=True)
@@ -165,9 +78,10 @@ class _Request:
     on_progress: OnProgress
     started: float = field(default_factory=time.monotonic)
 
-
-def ignore_progress(progress: Progress) -> None:
-    """For callers that only want the answer."""
+    @property
+    def data_fault(self) -> Fault:
+        """Who is at fault when the data is."""
+        return "client" if isinstance(self.competition.data, bytes) else "data_submitter"
 
 
 class Scorer:
@@ -201,6 +115,28 @@ class Scorer:
     ) -> Evaluation:
         """Score a competition of one model; its error is raised."""
         return (await self.score(competition, on_progress)).winning
+
+    def _check(self, competition: Competition) -> None:
+        """What can be told before anything is fetched."""
+        limits = self._limits
+        if not 1 <= len(competition.models) <= limits.max_models:
+            raise InvalidRequest(f"a competition must have 1 to {limits.max_models} models")
+        if isinstance(competition.data, bytes):
+            if not competition.data:
+                raise EmptyData("the data is empty", fault="client", blob="data")
+            if len(competition.data) > limits.max_data_bytes:
+                raise BlobTooLarge(f"the data has more than {limits.max_data_bytes} bytes", blob="data")
+        target = competition.target_embedding
+        if target is None:
+            return
+        if len(target) != limits.embedding_dim:
+            raise InvalidRequest(
+                f"the target embedding must have {limits.embedding_dim} numbers, not {len(target)}"
+            )
+        if not np.isfinite(target).all():
+            raise InvalidRequest("the target embedding holds a number that is not finite")
+        if not np.any(target):
+            raise ZeroEmbedding("the target embedding is the zero vector", fault="client", blob=None)
 
     async def _evaluate_all(self, request: _Request) -> list[ModelOutcome]:
         """Fetch the data and all weights at once; evaluate each model as soon as its weights are there."""
@@ -254,11 +190,8 @@ class Scorer:
                 queue_seconds = time.monotonic() - waiting_since
                 try:
                     result = await self._pool.evaluate(job, _report_batches(request.on_progress, index))
-                except worker_errors.WorkerError as error:
-                    data_fault: Fault = (
-                        "client" if isinstance(request.competition.data, bytes) else "data_submitter"
-                    )
-                    raise translate(error, data_fault) from error
+                except WorkerError as error:
+                    raise to_scoring_error(error, request.data_fault) from error
         timings = Timings(
             queue_seconds=queue_seconds,
             download_seconds=max(weights.download_seconds, data_blob.download_seconds),
@@ -269,10 +202,6 @@ class Scorer:
         )
         self._observe(timings)
         return _evaluation(request.competition, job, data_blob, result, timings)
-
-    def _observe(self, timings: Timings) -> None:
-        for phase in ("queue", "download", "load", "eval"):
-            self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
 
     @asynccontextmanager
     async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:
@@ -291,59 +220,19 @@ class Scorer:
                 raise EmptyData("the data is empty", fault="data_submitter", blob="data")
             yield blob
 
-    @asynccontextmanager
-    async def _weights(self, request: _Request, index: int, weights: BlobRef) -> AsyncIterator[CachedBlob]:
-        async with self._cache.fetch(
+    def _weights(
+        self, request: _Request, index: int, weights: BlobRef
+    ) -> AbstractAsyncContextManager[CachedBlob]:
+        return self._cache.fetch(
             weights,
             kind="model",
             max_bytes=self._limits.max_model_bytes,
             on_progress=_report_bytes(request.on_progress, "model", index),
-        ) as blob:
-            yield blob
+        )
 
-    def _check(self, competition: Competition) -> None:
-        """What can be told before anything is fetched."""
-        limits = self._limits
-        if not 1 <= len(competition.models) <= limits.max_models:
-            raise InvalidRequest(f"a competition has 1 to {limits.max_models} models")
-        if isinstance(competition.data, bytes):
-            if not competition.data:
-                raise EmptyData("the data is empty", fault="client", blob="data")
-            if len(competition.data) > limits.max_data_bytes:
-                raise BlobTooLarge(f"the data has more than {limits.max_data_bytes} bytes", blob="data")
-        target = competition.target_embedding
-        if target is None:
-            return
-        if len(target) != limits.embedding_dim:
-            raise InvalidRequest(
-                f"the target embedding has {len(target)} numbers; it takes {limits.embedding_dim}"
-            )
-        if not np.isfinite(target).all():
-            raise InvalidRequest("the target embedding holds a number that is not finite")
-        if not np.any(target):
-            raise ZeroEmbedding("the target embedding is the zero vector", fault="client", blob=None)
-
-
-def translate(error: worker_errors.WorkerError, data_fault: Fault) -> ScoringError:
-    """What a failure of the pool means to a caller. The most specific class first."""
-    match error:
-        case worker_errors.DecryptionFailed():
-            return DecryptionFailed(error.detail)
-        case worker_errors.WeightsInvalid():
-            return WeightsInvalid(error.detail)
-        case worker_errors.NonFiniteResult():
-            return NonFiniteResult(error.detail)
-        case worker_errors.EmptyData():
-            return EmptyData(error.detail, fault=data_fault, blob="data")
-        case worker_errors.EvaluationCrashesWorker():
-            return EvaluationCrashesWorker(error.detail)
-        case worker_errors.OutOfMemory():
-            return OutOfMemory(error.detail)
-        case worker_errors.NoWorker():
-            return NoWorker(error.detail, retry_after_seconds=5.0)
-        case worker_errors.WorkerCrashed() | worker_errors.FileUnreadable():
-            return WorkerCrashed(error.detail)
-    raise TypeError(f"no row for {type(error).__name__}")
+    def _observe(self, timings: Timings) -> None:
+        for phase in ("queue", "download", "load", "eval"):
+            self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
 
 
 def _verdict(outcomes: list[ModelOutcome]) -> Verdict:
@@ -389,7 +278,7 @@ def _evaluation(
 
 
 def _where_cached(weights: CachedBlob, result: EvalResult) -> WeightsCached:
-    if result.weights_cached == "device":
+    if result.load_seconds == 0.0:
         return "device"
     return "disk" if weights.was_cached else "no"
 

@@ -1,7 +1,9 @@
 """From the network's architecture version to the package that evaluates it, imported when it is asked for."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 _PACKAGES = {"1": "workers.v1"}
 
@@ -10,6 +12,38 @@ CURRENT_VERSION = "1"
 
 ARCHITECTURE_VERSIONS: tuple[str, ...] = tuple(_PACKAGES)
 """The versions there are packages for."""
+
+
+class Architecture(Protocol):
+    """What the package of every version offers, and all that is used of one outside it."""
+
+    ModelConfig: Any
+    """The shape of a model: `ModelConfig()` is the network's, `ModelConfig.small()` the one for tests."""
+    ModelRunner: Any
+    """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device."""
+    SelfTest: Any
+    """(device, precision) -> whose `run()` says what a device computes wrongly, None if nothing."""
+
+    EvaluationRefused: Any
+    """Base of the verdicts, exceptions with a `detail` whose names are those in `workers.errors`."""
+    DecryptionFailed: Any
+    WeightsInvalid: Any
+    NonFiniteResult: Any
+
+    weights_header: ModuleType
+    """Judges weights by their header; needs no torch."""
+
+    def num_sequences(self, data_size: int) -> int:
+        """Sequences that so many bytes make."""
+
+    def num_batches(self, data_size: int) -> int:
+        """Batches that so many bytes make: the units in which an evaluation is handed out."""
+
+    def count_targets(self, data_size: int) -> tuple[int, int]:
+        """Targets that so many bytes make, and how many of them are not padding."""
+
+    def running_mean(self, scores: Sequence[Any]) -> Any:
+        """The result of an evaluation from its batches in order. Raises NonFiniteResult."""
 
 
 class UnknownArchitecture(KeyError):
@@ -24,8 +58,14 @@ class UnknownArchitecture(KeyError):
         return f"architecture version {self.version!r:.40} is unknown; known: {known}"
 
 
-def load_architecture(version: str) -> ModuleType:
+def load_architecture(version: str) -> Architecture:
     """The package of an architecture version. Importing it takes no torch. Raises UnknownArchitecture."""
     if version not in _PACKAGES:
         raise UnknownArchitecture(version)
-    return importlib.import_module(_PACKAGES[version])
+    return cast(Architecture, importlib.import_module(_PACKAGES[version]))
+
+
+if TYPE_CHECKING:
+    import workers.v1
+
+    _keeps_the_contract: Architecture = workers.v1

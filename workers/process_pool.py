@@ -203,10 +203,10 @@ class ProcessPool:
 
     def _result(self, evaluation: Evaluation, scores: list[BatchScore]) -> EvalResult:
         """Raises NonFiniteResult."""
-        job, package = evaluation.job, load_architecture(evaluation.job.architecture_version)
+        job, architecture = evaluation.job, load_architecture(evaluation.job.architecture_version)
         try:
-            mean = package.running_mean(scores)
-        except package.NonFiniteResult as error:
+            mean = architecture.running_mean(scores)
+        except architecture.NonFiniteResult as error:
             raise NonFiniteResult(error.detail) from error
         return EvalResult(
             loss=mean.loss,
@@ -214,13 +214,12 @@ class ProcessPool:
             sig_reg=mean.sig_reg,
             embedding=mean.embedding,
             attends_to_future=mean.attends_to_future,
-            num_sequences=package.num_sequences(job.data_size),
+            num_sequences=architecture.num_sequences(job.data_size),
             num_batches=len(scores),
             precision=self._precision,
             device=evaluation.devices,
             load_seconds=evaluation.load_seconds,
             eval_seconds=evaluation.eval_seconds(),
-            weights_cached="no" if evaluation.load_seconds else "device",
             versions=evaluation.versions,
             token_cross_entropy=_token_cross_entropy(scores) if job.detail else None,
         )
@@ -239,11 +238,10 @@ class ProcessPool:
 
 def _num_batches(job: EvalJob) -> int:
     try:
-        package = load_architecture(job.architecture_version)
+        architecture = load_architecture(job.architecture_version)
     except UnknownArchitecture as error:
         raise WeightsInvalid(str(error)) from None
-    num_batches: int = package.num_batches(job.data_size)
-    return num_batches
+    return architecture.num_batches(job.data_size)
 
 
 def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:

@@ -7,16 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 
 from workers import errors
-from workers.architectures import load_architecture
+from workers.architectures import CURRENT_VERSION, Architecture, load_architecture
 from workers.resident_weights import ResidentWeights
-from workers.self_test import SelfTest
 from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ class Runner:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         _prepare_device(config)
-        self._self_test = SelfTest(config.device, config.precision)
+        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(config.device, config.precision)
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
         self._in_use: WeightsId | None = None
         self._loading = threading.Lock()
@@ -44,12 +42,13 @@ class Runner:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the packages that make the numbers."""
+        """Of the architectures that make the numbers."""
         return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
 
     def self_test(self) -> str | None:
         """None when known numbers come out right; else what came out."""
-        return self._self_test.run()
+        wrong: str | None = self._self_test.run()
+        return wrong
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
@@ -106,10 +105,10 @@ class Runner:
     def _scores(
         self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
     ) -> Iterator[BatchScore]:
-        package = load_architecture(job.architecture_version)
-        runner = self._model_runner(package)
+        architecture = load_architecture(job.architecture_version)
+        runner = self._model_runner(architecture)
         if shrink:
-            runner = self._model_runner(package, micro_batch_size=max(1, runner.micro_batch_size // 4))
+            runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
         model = self._weights.use(job.weights_id)
         try:
             for score in runner.eval_batches(model, data, job.seed, batches, checkpoint, detail=job.detail):
@@ -121,7 +120,7 @@ class Runner:
                     score.attends_to_future,
                     score.token_cross_entropy,
                 )
-        except package.EvaluationRefused as verdict:
+        except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
 
     def _load_or_make_room(self, job: EvalJob) -> None:
@@ -140,10 +139,10 @@ class Runner:
             raise errors.OutOfMemory("the device has too little memory to hold these weights") from None
 
     def _load(self, job: EvalJob) -> None:
-        package = load_architecture(job.architecture_version)
+        architecture = load_architecture(job.architecture_version)
         try:
-            model = self._model_runner(package).load(job.weights_path, job.decryption_key)
-        except package.EvaluationRefused as verdict:
+            model = self._model_runner(architecture).load(job.weights_path, job.decryption_key)
+        except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
         except OSError as error:
             raise _unreadable(error, "weights") from None
@@ -160,9 +159,9 @@ class Runner:
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
 
-    def _model_runner(self, package: ModuleType, micro_batch_size: int | None = None) -> Any:
-        config = package.ModelConfig.small() if self._config.small_model else package.ModelConfig()
-        return package.ModelRunner(
+    def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
+        config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
+        return architecture.ModelRunner(
             config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
         )
 

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.architectures import CURRENT_VERSION
+
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
-WeightsCached = Literal["device", "no"]
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
@@ -53,7 +54,7 @@ class EvalJob:
     """0 .. 2**64 - 1."""
     decryption_key: bytes | None = field(default=None, repr=False)
     """32 bytes, or None for weights that are not encrypted."""
-    architecture_version: str = "1"
+    architecture_version: str = CURRENT_VERSION
     detail: bool = False
     """Whether the cross-entropy of every token is wanted too."""
 
@@ -109,8 +110,6 @@ class EvalResult:
     load_seconds: float
     """0.0 when the weights were resident."""
     eval_seconds: float
-    weights_cached: WeightsCached
-    """"device" when no worker had to load them."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that made the numbers: torch, soma-arrgen."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)

@@ -4,7 +4,6 @@ The verdict is that of the architecture's own judge of headers, the one that wor
 """
 
 import asyncio
-import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,7 +149,7 @@ class _Check:
         self._source = source
         self._promise = promise
         architecture = load_architecture(CURRENT_VERSION)
-        self._judge: Any = importlib.import_module(f"{architecture.__name__}.weights_header")
+        self._judge = architecture.weights_header
         small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
         self._config, other = (small, full) if settings.small_model else (full, small)
         other_flag = "--full-model" if settings.small_model else "--small-model"

@@ -6,6 +6,7 @@ Only explanations: the verdict itself is the architecture's own, see `check`.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from service.competition import parse_decryption_key
@@ -51,7 +52,7 @@ class Diagnosis:
     def __init__(
         self,
         promise: Promise,
-        judge: Any,
+        judge: ModuleType,
         refusals: tuple[type[Exception], ...],
         config: object,
         other_config: object,

@@ -6,14 +6,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import ModuleType
 
 from service.cache import BlobCache, CacheInUse
 from service.competition import BlobRef, cosine_distance
 from service.config import Settings
 from service.download import Downloader, DownloadProgress
 from service.errors import ScoringError, WeightsInvalid
-from service.scorer import translate
+from service.pool_errors import to_scoring_error
 from service.trainer.question import Candidate, HeldOut, Question
 from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from workers.architectures import CURRENT_VERSION, load_architecture
@@ -118,11 +117,11 @@ class _Scoring:
         except FileUnreadable as error:  # a cache has nothing to do with it: it is the file that was named
             raise WeightsInvalid(error.detail) from error
         except WorkerError as error:
-            raise translate(error, "client") from error
+            raise to_scoring_error(error, "client") from error
 
     def _run(self, data: HeldOut, seed: int, result: EvalResult) -> Run:
         target = self._question.target
-        num_tokens, num_predicted = count_targets(self._architecture, data.size)
+        num_tokens, num_predicted = self._architecture.count_targets(data.size)
         return Run(
             data=data.name,
             seed=seed,
@@ -168,16 +167,6 @@ class _Scoring:
             )
 
         return report
-
-
-def count_targets(architecture: ModuleType, data_size: int) -> tuple[int, int]:
-    """How many targets the data makes, and how many of them are not padding.
-
-    The last target of a sequence is padding, unless EOS follows the last byte of a sequence with room.
-    """
-    max_seq_len: int = architecture.V1_MAX_SEQ_LEN
-    num_full, rest = divmod(data_size, max_seq_len)
-    return (num_full + bool(rest)) * max_seq_len, num_full * (max_seq_len - 1) + rest
 
 
 def _identity(path: Path) -> str:

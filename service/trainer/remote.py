@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 
 from service.errors import ScoringError
-from service.trainer.local_scoring import count_targets, score_all
+from service.trainer.local_scoring import score_all
 from service.trainer.question import BadUsage, HeldOut, Question, is_url
 from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
 from workers.architectures import CURRENT_VERSION, load_architecture
@@ -133,7 +133,7 @@ class _Scoring:
         raise RemoteTrouble(answer) if answer.get("retryable") else RemoteError(answer)
 
     def _run(self, data: HeldOut, seed: int, answer: dict[str, Any]) -> Run:
-        num_tokens, num_predicted = count_targets(self._architecture, data.size)
+        num_tokens, num_predicted = self._architecture.count_targets(data.size)
         return Run(
             data=data.name,
             seed=seed,

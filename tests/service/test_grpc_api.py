@@ -20,7 +20,7 @@ from service.competition import BlobRef, Competition, ModelManifest
 from service.errors import BlobKind, ScoringError
 from service.grpc_api import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
 from service.metrics import Metrics
-from service.scorer import Evaluation, ModelOutcome, Provenance, Timings, Verdict
+from service.verdict import Evaluation, ModelOutcome, Provenance, Timings, Verdict
 
 DIGEST = SomaClient.commitment(b"some bytes")
 KEY = bytes(range(32))
@@ -248,7 +248,7 @@ def test_the_network_reads_data_faults_only_in_the_two_sentences() -> None:
 
 
 def test_a_harmless_detail_of_a_bad_request_is_told() -> None:
-    detail = "the target embedding has 3 numbers; it takes 2048"
+    detail = "the target embedding must have 2048 numbers, not 3"
     assert status_and_words(errors.InvalidRequest(detail))[1] == f"the request is not valid: {detail}"
 
 

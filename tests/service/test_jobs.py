@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import JobNotFound, NoWorker, QueueFull
 from service.jobs import Job, JobStore
-from service.scorer import Evaluation, OnProgress, Progress
+from service.verdict import Evaluation, OnProgress, Progress
 
 
 async def endless(on_progress: OnProgress) -> Evaluation:

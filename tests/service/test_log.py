@@ -19,7 +19,7 @@ from service.jobs import JobStore
 from service.lifespan import Parts
 from service.metrics import Metrics
 from service.scheduler import Scheduler
-from service.scorer import Evaluation, OnProgress, Progress
+from service.verdict import Evaluation, OnProgress, Progress
 from tests.recipe import TEST_KEY
 
 SECRET = "-".join(["secret", "canary"])  # its source line is not what is looked for

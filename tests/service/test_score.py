@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.encryption import commitment_of
-from service.scorer import translate
+from service.pool_errors import to_scoring_error
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -182,7 +182,7 @@ def test_a_bad_key_names_its_model(client: httpx.Client, files: FileServer) -> N
 
 @pytest.mark.parametrize("kind", list(_leaves(WorkerError)), ids=lambda kind: kind.__name__)
 def test_every_failure_of_the_pool_has_its_meaning(kind: type[WorkerError]) -> None:
-    error = translate(kind("why"), data_fault="data_submitter")
+    error = to_scoring_error(kind("why"), data_fault="data_submitter")
     assert error.detail == "why"
     assert error.retryable is issubclass(kind, WorkerTrouble)
     assert (error.fault == "service") is error.retryable

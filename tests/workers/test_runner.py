@@ -78,7 +78,10 @@ def fake_architecture(device: Device) -> SimpleNamespace:
                 yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
 
     return SimpleNamespace(
-        ModelRunner=ModelRunner, ModelConfig=SimpleNamespace, EvaluationRefused=NonFiniteResult
+        ModelRunner=ModelRunner,
+        ModelConfig=SimpleNamespace,
+        SelfTest=lambda device, precision: None,
+        EvaluationRefused=NonFiniteResult,
     )
 
 
@@ -86,9 +89,8 @@ def fake_architecture(device: Device) -> SimpleNamespace:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """The device behind a fake architecture that every job of the test is evaluated with."""
     device = Device()
-    package = fake_architecture(device)
-    monkeypatch.setattr(runner_module, "load_architecture", lambda version: package)
-    monkeypatch.setattr(runner_module, "SelfTest", lambda device, precision: None)
+    architecture = fake_architecture(device)
+    monkeypatch.setattr(runner_module, "load_architecture", lambda version: architecture)
     return device
 
 

@@ -10,6 +10,7 @@ Names are imported when they are first used, so that importing this package is c
 import importlib
 from typing import TYPE_CHECKING
 
+from . import weights_header
 from .config import (
     ARCHITECTURE_VERSION,
     V1_BATCH_SIZE,
@@ -32,12 +33,13 @@ from .config import (
 )
 from .errors import DecryptionFailed, EmptyData, EvaluationRefused, NonFiniteResult, WeightsInvalid
 from .running_mean import BatchScore, MeanScore, running_mean
-from .tokenizer import TokenizedSequence, num_batches, num_sequences, tokenize
+from .tokenizer import TokenizedSequence, count_targets, num_batches, num_sequences, tokenize
 
 if TYPE_CHECKING:
     from .loss import compute_loss
     from .model import Model
     from .model_runner import EvalOutput, LoadedModel, ModelRunner
+    from .self_test import SelfTest
     from .sig_reg import SIGReg
 
 _NEED_TORCH = {
@@ -46,6 +48,7 @@ _NEED_TORCH = {
     "Model": "model",
     "ModelRunner": "model_runner",
     "SIGReg": "sig_reg",
+    "SelfTest": "self_test",
     "compute_loss": "loss",
 }
 
@@ -79,13 +82,16 @@ __all__ = [
     "NonFiniteResult",
     "SIGReg",
     "SIGRegConfig",
+    "SelfTest",
     "TokenizedSequence",
     "WeightsInvalid",
     "compute_loss",
+    "count_targets",
     "num_batches",
     "num_sequences",
     "running_mean",
     "tokenize",
+    "weights_header",
 ]
 
 

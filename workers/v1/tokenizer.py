@@ -42,6 +42,15 @@ def num_batches(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN, batch_size: i
     return -(-num_sequences(data_size, max_seq_len) // batch_size)
 
 
+def count_targets(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN) -> tuple[int, int]:
+    """How many targets this many bytes make, and how many of them are not padding.
+
+    The last target of a sequence is padding, unless EOS follows the last byte of a sequence with room.
+    """
+    num_full, rest = divmod(data_size, max_seq_len)
+    return (num_full + bool(rest)) * max_seq_len, num_full * (max_seq_len - 1) + rest
+
+
 def tokenize_range(
     data: bytes | bytearray | memoryview, sequences: range, max_seq_len: int = V1_MAX_SEQ_LEN
 ) -> TokenizedBatch:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.recipe import golden_cases, make_data, make_weights, safetensors_bytes
-from workers import self_test
-from workers.self_test import SelfTest, golden_weights
+from workers.v1 import self_test
 from workers.v1.config import ModelConfig
+from workers.v1.self_test import SelfTest, golden_weights
 from workers.v1.weights import load_tensors
 
 CASE = golden_cases()["small-short"]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from workers.architectures import load_architecture
-from workers.types import Precision
+from .config import ModelConfig
+from .model_runner import ModelRunner, Precision
 
 DATA = b"the quick brown fox jumps over a lazy dog while seven wizards mix black quartz potions. the quick brown "[
     :100
@@ -37,8 +37,7 @@ class SelfTest:
     """The test of one device, ready to be run again and again. Raises what a broken device raises."""
 
     def __init__(self, device: str, precision: Precision) -> None:
-        v1 = load_architecture("1")
-        self._runner = v1.ModelRunner(v1.ModelConfig.small(), device, precision)
+        self._runner = ModelRunner(ModelConfig.small(), device, precision)
         self._tolerance = TOLERANCE[precision]
         self._weights = golden_weights()
 
@@ -61,7 +60,7 @@ def golden_weights() -> bytes:
 
 def _tensors() -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Name and value of every tensor; each is a draw whose seed follows from its place in the model."""
-    config = load_architecture("1").ModelConfig.small()
+    config = ModelConfig.small()
     D, hidden, V = config.embedding_dim, config.pwff_hidden_dim, config.vocab_size
     for layer in range(config.num_layers):
         seed, prefix = WEIGHTS_SEED + layer, f"encoder.layers.{layer}."

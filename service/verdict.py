@@ -1,0 +1,105 @@
+"""What a request is answered with, and what is told on the way: values, nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BlobKind, ScoringError
+from workers.types import Precision
+
+WeightsCached = Literal["disk", "device", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one evaluation went, in seconds."""
+
+    queue_seconds: float
+    download_seconds: float
+    load_seconds: float
+    eval_seconds: float
+    total_seconds: float
+    weights_cached: WeightsCached
+    """Where the weights were found: on the device, on disk, or nowhere yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the numbers were made from and with."""
+
+    weights_checksum: str
+    """As computed from the bytes that came, not as promised."""
+    data_checksum: str
+    seed: int
+    architecture_version: str
+    precision: Precision
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one model is worth on the data."""
+
+    loss: float
+    cross_entropy: float
+    sig_reg: float
+    embedding: NDArray[np.float32]
+    """[embedding_dim]"""
+    distance: float | None
+    attends_to_future: bool
+    num_sequences: int
+    num_batches: int
+    provenance: Provenance
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutcome:
+    """One model's evaluation, or why there is none."""
+
+    evaluation: Evaluation | None = None
+    error: ScoringError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a competition."""
+
+    winner: int
+    outcomes: tuple[ModelOutcome, ...]
+    """One per model, in the order of the request."""
+    margin: float | None
+    """Loss of the second best less the winner's."""
+    near_tie: bool
+
+    @property
+    def winning(self) -> Evaluation:
+        """The winner's evaluation."""
+        evaluation = self.outcomes[self.winner].evaluation
+        assert evaluation is not None
+        return evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one part of a request has come."""
+
+    phase: Literal["admitted", "downloading", "queued", "loading", "evaluating", "done", "failed"]
+    blob: BlobKind | None = None
+    model_index: int | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    bytes_per_second: float | None = None
+    batches_done: int | None = None
+    num_batches: int | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """For callers that only want the answer."""
