@@ -1,4 +1,4 @@
-.PHONY: demo test check format bench clean help
+.PHONY: demo test lint check format bench clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,11 +13,12 @@ demo: $(VENV)/.installed   ## the main job end to end on this machine
 test: $(VENV)/.installed-dev   ## the whole test suite
 	@$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev   ## every gate: format, lint, types, tests
+lint: $(VENV)/.installed-dev   ## form, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test   ## every gate
 
 format: $(VENV)/.installed-dev   ## put the code in its form
 	$(BIN)/ruff format .

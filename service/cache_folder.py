@@ -38,7 +38,7 @@ def lock(directory: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise CacheInUse("another service uses this data directory") from None
+        raise CacheInUse("another soma-eval uses this data folder: give --data-dir another one") from None
     return fd
 
 

@@ -42,10 +42,16 @@ def checksum_of(data: bytes) -> str:
 
 def is_checksum(text: str) -> bool:
     """Whether a text is 32 bytes in Base58, in the one way of writing them."""
-    if not text.isascii() or not text.isalnum() or len(text) > _MAX_TEXT_LENGTH:
-        return False
+    digest = decode_32_bytes(text)
+    return digest is not None and encode_checksum(digest) == text
+
+
+def decode_32_bytes(text: str) -> bytes | None:
+    """What a text in Base58 stands for, a checksum or a key; None unless it is 32 bytes."""
+    if len(text) > _MAX_TEXT_LENGTH:
+        return None
     try:
-        digest = base58.b58decode(text)
+        decoded = base58.b58decode(text)
     except ValueError:
-        return False
-    return len(digest) == CHECKSUM_BYTES and encode_checksum(digest) == text
+        return None
+    return decoded if len(decoded) == CHECKSUM_BYTES else None

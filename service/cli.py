@@ -1,7 +1,4 @@
-"""The command line: typer's declarations and nothing else, so that a command imports only what it needs.
-
-Exit codes: 0 good, 1 weights or data at fault, 2 usage, 3 machine or network at fault, 130 Ctrl-C.
-"""
+"""The command line: typer's declarations and nothing else, so that a command imports only what it needs."""
 
 import sys
 from collections.abc import Iterator
@@ -12,13 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from service.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     from service.config import Settings
-
-EXIT_AT_FAULT = 1
-EXIT_USAGE = 2
-EXIT_MACHINE = 3
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="soma-eval",
@@ -31,6 +25,7 @@ app = typer.Typer(
 )
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's UsageError, of the click that typer was built on: it may have one of its own, which nothing exports."""
 
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, or a comma list: one worker each.")
@@ -62,21 +57,21 @@ def main() -> None:
     except _UsageError as error:
         if len(sys.argv) > 1:
             _complain(f"{_message(error)} See `{_help_command(error)}`.")
-        code = EXIT_USAGE
+        code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
-        code = EXIT_INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
-        code = EXIT_MACHINE
+        code = ExitCode.MACHINE
     except Exception as error:
         _complain(f"a bug of soma-eval: {type(error).__name__}: {error}. Please report it with the command.")
-        code = EXIT_MACHINE
-    if code == EXIT_INTERRUPTED:
+        code = ExitCode.MACHINE
+    if code == ExitCode.INTERRUPTED:
         _complain("interrupted; nothing is left running.")
     sys.exit(code)
 
 
-def fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: ExitCode) -> NoReturn:
     """Say what is wrong in one line on stderr, and end."""
     _complain(message)
     raise typer.Exit(code)
@@ -99,25 +94,25 @@ def _help_command(error: BaseException) -> str:
 @contextmanager
 def _said_in_one_line(beginning: str = "") -> Iterator[None]:
     """Ends the command with the right code and one line for every error that was foreseen."""
+    from service.commands.question import BadUsage
+    from service.commands.remedies import remedy
     from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
-    from service.trainer.question import BadUsage
-    from service.trainer.remedies import remedy
     from workers.errors import WorkerError
 
     try:
         yield
     except BadUsage as error:
-        fail(str(error), EXIT_USAGE)
+        fail(str(error), ExitCode.USAGE)
     except ScoringError as error:
         usage = isinstance(error, InvalidUrl | InvalidRequest)
         trouble = error.retryable or isinstance(error, ServiceTrouble)
-        code = EXIT_USAGE if usage else EXIT_MACHINE if trouble else EXIT_AT_FAULT
+        code = ExitCode.USAGE if usage else ExitCode.MACHINE if trouble else ExitCode.AT_FAULT
         fail(f"{beginning}{error.detail}. {remedy(error)}", code)
     except WorkerError as error:
-        fail(f"{beginning}{error.detail}. --device cpu works everywhere.", EXIT_MACHINE)
+        fail(f"{beginning}{error.detail}. --device cpu works everywhere.", ExitCode.MACHINE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        fail(f"{beginning}{name}{error.strerror or error}.", EXIT_MACHINE)
+        fail(f"{beginning}{name}{error.strerror or error}.", ExitCode.MACHINE)
 
 
 def settings_from(flags: dict[str, Any]) -> "Settings":
@@ -133,7 +128,7 @@ def settings_from(flags: dict[str, Any]) -> "Settings":
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"][:1])
         reason = first["msg"].removeprefix("Value error, ")
-        fail(f"{name.replace('_', '-')}: {reason}" if name else reason, EXIT_USAGE)
+        fail(f"{name.replace('_', '-')}: {reason}" if name else reason, ExitCode.USAGE)
 
 
 def _print_version(wanted: bool) -> None:
@@ -211,10 +206,12 @@ def score(
     ours = ("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
     given = {name: flags.pop(name) for name in ours}
     if url is not None and any(value is not None for value in given.values()):
-        fail("--url leaves device, model and data folder to the service: leave out their flags", EXIT_USAGE)
+        fail(
+            "--url leaves device, model and data folder to the service: leave out their flags", ExitCode.USAGE
+        )
     settings = settings_from(given)
     with _said_in_one_line():
-        from service.trainer.score_command import run_score
+        from service.commands.score_command import run_score
 
         code = run_score(settings=settings, **flags)
     raise typer.Exit(code)
@@ -249,7 +246,7 @@ def encrypt(
     """
     settings = settings_from({"small_model": small_model})
     with _said_in_one_line():
-        from service.trainer.encrypt_command import run_encrypt
+        from service.commands.encrypt_command import run_encrypt
 
         code = run_encrypt(weights, output, key, key_file, json=json, settings=settings)
     raise typer.Exit(code)
@@ -294,7 +291,7 @@ def check(
         }
     )
     with _said_in_one_line():
-        from service.trainer.check_command import run_check
+        from service.commands.check_command import run_check
 
         code = run_check(place, key, key_file, checksum, size, full=full, json=json, settings=settings)
     raise typer.Exit(code)
@@ -384,7 +381,7 @@ def demo(
         try:
             asyncio.run(run_demo(seconds))
         except DemoFailed as error:
-            fail(str(error), EXIT_MACHINE)
+            fail(str(error), ExitCode.MACHINE)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import base58
 import numpy as np
 from numpy.typing import ArrayLike
 
+from service.checksum import decode_32_bytes
 from service.errors import InvalidKey, ZeroEmbedding
-
-MAX_BASE58_OF_32_BYTES = 44
 
 NEAR_TIE_RELATIVE = 0.01
 NEAR_TIE_ABSOLUTE = 0.01
@@ -85,19 +83,9 @@ def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:
 
 def parse_decryption_key(text: str, *, model_index: int | None = None) -> bytes:
     """The 32 bytes of a key in Base58. Raises InvalidKey, which does not say what the key was."""
-    key = _base58_of_32_bytes(text)
+    key = decode_32_bytes(text)
     if key is None:
         raise InvalidKey(
             "the decryption key is not 32 bytes in Base58", blob="model", model_index=model_index
         )
     return key
-
-
-def _base58_of_32_bytes(text: str) -> bytes | None:
-    if len(text) > MAX_BASE58_OF_32_BYTES:
-        return None
-    try:
-        decoded = base58.b58decode(text)
-    except ValueError:
-        return None
-    return decoded if len(decoded) == 32 else None

@@ -47,19 +47,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
     architecture = load_architecture(CURRENT_VERSION)
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
-        downloader = Downloader.from_settings(settings)
-        stack.push_async_callback(downloader.aclose)
-        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
-        stack.push_async_callback(cache.close)
-        await cache.start()
-        pool = create_pool(
-            devices=settings.device,
-            small_model=settings.small_model,
-            precision=settings.precision,
-            memory_budget_bytes=settings.device_memory_bytes,
-        )
-        stack.push_async_callback(pool.close)
-        await pool.start()
+        cache = await stack.enter_async_context(open_cache(settings))
+        pool = await stack.enter_async_context(open_pool(settings))
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             num_turns=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
@@ -88,6 +77,33 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
             architecture=asdict(config),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )
+
+
+@asynccontextmanager
+async def open_cache(settings: Settings) -> AsyncIterator[BlobCache]:
+    """The cache of blobs. Raises CacheInUse where another process has it, or OSError."""
+    async with AsyncExitStack() as stack:
+        downloader = Downloader.from_settings(settings)
+        stack.push_async_callback(downloader.aclose)
+        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
+        stack.push_async_callback(cache.close)
+        await cache.start()
+        yield cache
+
+
+@asynccontextmanager
+async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
+    """The workers, tested. Raises a WorkerError where none can start."""
+    pool = create_pool(
+        devices=settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(pool.close)
+        await pool.start()
+        yield pool
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:

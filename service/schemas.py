@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr
 from service.checksum import is_checksum
 from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
 from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
+from service.url_policy import MAX_URL_LENGTH
 from service.verdict import Evaluation, Verdict
-
-MAX_URL_LENGTH = 8192
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64, description="Of the SIGReg noise: 0 to 2^64 - 1.")]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]

@@ -19,7 +19,7 @@ ONLY_IN = {
     "uvicorn": {"service.server", "service.http_protocol"},
     "grpc": {"service.grpc_api"},
     "ray": {"workers.ray_pool"},
-    "httpx": {*DOWNLOAD, "service.demo", "service.trainer.remote"},
+    "httpx": {*DOWNLOAD, "service.demo", "service.commands.remote"},
     "httpcore": DOWNLOAD,
     "pydantic": {"service.schemas", "service.config", "service.cli"},
     "typer": {"service.cli"},

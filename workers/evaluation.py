@@ -8,12 +8,10 @@ from typing import Literal
 import numpy as np
 
 from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed, WorkerError
+from workers.quarantine import MAX_DEATHS
 from workers.types import BatchScore, DeviceKind, EvalJob, EvalProgress, OnEvalProgress
 
 logger = logging.getLogger(__name__)
-
-MAX_DEATHS = 2
-"""Workers one evaluation may lose: the first is made good silently, the second ends it."""
 
 
 class Evaluation:

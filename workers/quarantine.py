@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from workers.types import EvalJob
 
-DEATHS_ALLOWED = 2
+MAX_DEATHS = 2
 """Workers that one evaluation may end before it is kept from the rest."""
 
 _Culprit = tuple[str, str, str]
@@ -46,7 +46,7 @@ class Quarantine:
         """Whether the job has lately ended as many workers as it may."""
         since = self._clock() - self._remember_seconds
         deaths = [at for at in self._deaths.get(_culprit(job), ()) if at > since]
-        return len(deaths) >= DEATHS_ALLOWED
+        return len(deaths) >= MAX_DEATHS
 
 
 def _culprit(job: EvalJob) -> _Culprit:

@@ -20,10 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from service.trainer.diagnosis import Finding
-from service.trainer.question import Question
-from service.trainer.remedies import remedy
-from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, ScoreSheet
+from service.commands.diagnosis import Finding
+from service.commands.question import Question
+from service.commands.remedies import remedy
+from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, ScoreSheet
 
 _WIDTH_IN_A_PIPE = 200
 _DROPPED_FIRST = ("seconds", "SIGReg", "bits/byte", "cross-entropy", "± spread")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.commands.question import Candidate, Question
 from service.competition import is_near_tie, margin, pick_winner
 from service.errors import ScoringError
-from service.trainer.question import Candidate, Question
 
 Phase = Literal["waiting", "downloading", "loading", "evaluating", "done", "failed"]
 

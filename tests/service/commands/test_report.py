@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.trainer.charts import nice_ticks
-from service.trainer.question import Candidate, HeldOut, Question
-from service.trainer.report import bits_of_bytes, bits_of_tokens, render_report, write_report
-from service.trainer.score_sheet import Outcome, Run, ScoreSheet
+from service.commands.charts import nice_ticks
+from service.commands.question import Candidate, HeldOut, Question
+from service.commands.report import bits_of_bytes, bits_of_tokens, render_report, write_report
+from service.commands.score_sheet import Outcome, Run, ScoreSheet
 from tests.recipe import golden_cases, make_data, small_weights_bytes
 from workers.v1 import ModelConfig, ModelRunner
 

@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from service.config import Settings
-from service.errors import ScoringError
-from service.trainer.local_scoring import score_locally
-from service.trainer.question import (
+from service.commands.local_scoring import score_locally
+from service.commands.question import (
     BadUsage,
     Question,
     find_data,
@@ -20,13 +18,12 @@ from service.trainer.question import (
     parse_seeds,
     read_target,
 )
-from service.trainer.score_sheet import OnProgress, ScoreSheet, all_errors
-from service.trainer.terminal import candidate_bars, print_sheet
+from service.commands.score_sheet import OnProgress, ScoreSheet, all_errors
+from service.commands.terminal import candidate_bars, print_sheet
+from service.config import Settings
+from service.errors import ScoringError
+from service.exit_codes import ExitCode
 from workers.architectures import CURRENT_VERSION, load_architecture
-
-EXIT_GOOD = 0
-EXIT_AT_FAULT = 1
-EXIT_MACHINE = 3
 
 
 def run_score(
@@ -61,7 +58,7 @@ def run_score(
             sheet = asyncio.run(_answer(question, settings, url, api_key, on_progress))
         _print(sheet, json)
         if report is not None:
-            from service.trainer.report import write_report
+            from service.commands.report import write_report
 
             write_report(sheet, report)
     return _exit_code(sheet)
@@ -72,7 +69,7 @@ async def _answer(
 ) -> ScoreSheet:
     if url is None:
         return await score_locally(question, settings, on_progress)
-    from service.trainer.remote import score_remotely
+    from service.commands.remote import score_remotely
 
     return await score_remotely(question, url, api_key, on_progress)
 
@@ -86,8 +83,8 @@ def _print(sheet: ScoreSheet, json: bool) -> None:
 
 def _exit_code(sheet: ScoreSheet) -> int:
     if sheet.winner is not None:
-        return EXIT_GOOD
-    return EXIT_MACHINE if any(map(_is_trouble, all_errors(sheet.outcomes))) else EXIT_AT_FAULT
+        return ExitCode.GOOD
+    return ExitCode.MACHINE if any(map(_is_trouble, all_errors(sheet.outcomes))) else ExitCode.AT_FAULT
 
 
 def _is_trouble(error: ScoringError) -> bool:

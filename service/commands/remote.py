@@ -22,10 +22,10 @@ import base58
 import httpx
 import numpy as np
 
+from service.commands.local_scoring import score_all
+from service.commands.question import BadUsage, HeldOut, Question, is_url
+from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
 from service.errors import ScoringError
-from service.trainer.local_scoring import score_all
-from service.trainer.question import BadUsage, HeldOut, Question, is_url
-from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _AT_ONCE = 4

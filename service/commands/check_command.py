@@ -5,13 +5,11 @@ import json as json_format
 import sys
 from pathlib import Path
 
+from service.commands.check import Checked, check, parse_promise
+from service.commands.question import BadUsage, is_url, parse_keys
+from service.commands.terminal import byte_bar, print_findings
 from service.config import Settings
-from service.trainer.check import Checked, check, parse_promise
-from service.trainer.question import BadUsage, is_url, parse_keys
-from service.trainer.terminal import byte_bar, print_findings
-
-EXIT_GOOD = 0
-EXIT_AT_FAULT = 1
+from service.exit_codes import ExitCode
 
 
 def run_check(
@@ -36,7 +34,7 @@ def run_check(
         sys.stdout.write(json_format.dumps(checked.to_json()) + "\n")
     else:
         _print(checked)
-    return EXIT_AT_FAULT if checked.findings else EXIT_GOOD
+    return ExitCode.AT_FAULT if checked.findings else ExitCode.GOOD
 
 
 def _print(checked: Checked) -> None:

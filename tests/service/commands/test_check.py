@@ -8,11 +8,11 @@ import base58
 import pytest
 
 from service.checksum import checksum_of
+from service.commands.check import Checked, check, parse_promise
+from service.commands.diagnosis import Promise
+from service.commands.question import BadUsage
 from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
-from service.trainer.check import Checked, check, parse_promise
-from service.trainer.diagnosis import Promise
-from service.trainer.question import BadUsage
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,

@@ -7,17 +7,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from service.cache import BlobCache, CacheInUse
+from service.cache import BlobCache
+from service.commands.question import Candidate, HeldOut, Question
+from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from service.competition import BlobRef, cosine_distance
 from service.config import Settings
-from service.download import Downloader, DownloadProgress
+from service.download import DownloadProgress
 from service.errors import ScoringError, WeightsInvalid
+from service.lifespan import open_cache, open_pool
 from service.pool_errors import to_scoring_error
-from service.trainer.question import Candidate, HeldOut, Question
-from service.trainer.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.errors import FileUnreadable, WorkerError
-from workers.pool import WorkerPool, create_pool
+from workers.pool import WorkerPool
 from workers.types import EvalJob, EvalProgress, EvalResult
 
 
@@ -29,14 +30,7 @@ async def score_locally(question: Question, settings: Settings, on_progress: OnP
     """
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(_cache_for(question, settings))
-        pool = create_pool(
-            devices=settings.device,
-            small_model=settings.small_model,
-            precision=settings.precision,
-            memory_budget_bytes=settings.device_memory_bytes,
-        )
-        stack.push_async_callback(pool.close)
-        await pool.start()
+        pool = await stack.enter_async_context(open_pool(settings))
         scoring = _Scoring(question, settings, pool, cache, on_progress)
         return ScoreSheet(question, await score_all(question, scoring.score))
 
@@ -186,21 +180,4 @@ async def _cache_for(question: Question, settings: Settings) -> AsyncIterator[Bl
         yield None
         return
     async with open_cache(settings) as cache:
-        yield cache
-
-
-@asynccontextmanager
-async def open_cache(settings: Settings) -> AsyncIterator[BlobCache]:
-    """The cache that the settings describe. Raises CacheInUse if another process uses it, or OSError."""
-    async with AsyncExitStack() as stack:
-        downloader = Downloader.from_settings(settings)
-        stack.push_async_callback(downloader.aclose)
-        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
-        stack.push_async_callback(cache.close)
-        try:
-            await cache.start()
-        except CacheInUse:
-            raise CacheInUse(
-                "a running soma-eval uses this data folder: give --data-dir another one"
-            ) from None
         yield cache

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import base58
 
+from service.commands.check import check
+from service.commands.diagnosis import Finding, Promise
+from service.commands.question import BadUsage, parse_key
+from service.commands.terminal import byte_bar, print_findings
 from service.config import Settings
 from service.encryption import Commitment, encrypt_file, new_key
-from service.trainer.check import check
-from service.trainer.diagnosis import Finding, Promise
-from service.trainer.question import BadUsage, parse_key
-from service.trainer.terminal import byte_bar, print_findings
-
-EXIT_GOOD = 0
-EXIT_AT_FAULT = 1
+from service.exit_codes import ExitCode
 
 
 def run_encrypt(
@@ -29,7 +27,7 @@ def run_encrypt(
     if checked.findings:
         print_findings([_before_encryption(finding) for finding in checked.findings], sys.stderr)
         sys.stderr.write(f"soma-eval: the network would refuse {weights}: nothing was written.\n")
-        return EXIT_AT_FAULT
+        return ExitCode.AT_FAULT
     secret = new_key() if key is None else parse_key(key)
     text = base58.b58encode(secret).decode()
     if key_file is not None:
@@ -52,7 +50,7 @@ def run_encrypt(
         sys.stdout.write(json_format.dumps(answer) + "\n")
     else:
         sys.stdout.write(_account(commitment, output, text, key_file, settings))
-    return EXIT_GOOD
+    return ExitCode.GOOD
 
 
 def _before_encryption(finding: Finding) -> Finding:

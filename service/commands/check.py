@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.checksum import is_checksum
+from service.commands.diagnosis import Diagnosis, Finding, Promise, declared_size, header_end
+from service.commands.question import BadUsage, is_url
 from service.competition import BlobRef
 from service.config import Settings
 from service.download import Downloader
 from service.encryption import commitment_of, commitment_of_plain, decrypt_start
-from service.trainer.diagnosis import Diagnosis, Finding, Promise, declared_size, header_end
-from service.trainer.local_scoring import open_cache
-from service.trainer.question import BadUsage, is_url
+from service.lifespan import open_cache
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _FIRST_BYTES = 256 << 10

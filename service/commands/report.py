@@ -17,11 +17,11 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from service.commands.charts import NUM_COLOURS, Line, gap_chart, line_chart
+from service.commands.score_sheet import Outcome, ScoreSheet
+from service.commands.terminal import remarks, title_of
 from service.competition import cosine_distance
 from service.errors import ZeroEmbedding
-from service.trainer.charts import NUM_COLOURS, Line, gap_chart, line_chart
-from service.trainer.score_sheet import Outcome, ScoreSheet
-from service.trainer.terminal import remarks, title_of
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def render_report(sheet: ScoreSheet) -> str:
         sections.append(_embeddings(sheet, shown))
     sections.append(_foot(sheet))
     colours = "\n".join(f".s{i} {{ --col:var(--c{i % NUM_COLOURS}); }}" for i in range(_MAX_SHOWN))
-    page = Template(files("service.trainer").joinpath("report_page.html").read_text(encoding="utf-8"))
+    page = Template(files("service.commands").joinpath("report_page.html").read_text(encoding="utf-8"))
     return page.substitute(title="soma-eval: scores", colours=colours, body="\n".join(sections))
 
 
