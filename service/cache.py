@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from service.cache_folder import CacheInUse, Entry, lock, sweep, touch, write_blob
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
-from service.download import Downloader, DownloadProgress, OnDownloadProgress
+from service.download import Downloader
 from service.errors import (
     BlobError,
     BlobKind,
@@ -29,6 +29,7 @@ from service.errors import (
     SizeMismatch,
 )
 from service.file_threads import FileThreads
+from service.pace import DownloadProgress, OnDownloadProgress
 from service.partial_file import OUT_OF_SPACE, PartialFile
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob"]

@@ -28,7 +28,6 @@ from service.competition import (
     margin,
     pick_winner,
 )
-from service.download import DownloadProgress
 from service.errors import (
     BlobKind,
     BlobTooLarge,
@@ -39,6 +38,7 @@ from service.errors import (
     ZeroEmbedding,
 )
 from service.metrics import Metrics
+from service.pace import DownloadProgress
 from service.pool_errors import to_scoring_error
 from service.scheduler import Scheduler, Ticket
 from service.verdict import (

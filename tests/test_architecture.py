@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-DOWNLOAD = {"service.download", "service.address_guard", "service.body_stream", "service.asyncio_network"}
+DOWNLOAD = {
+    *("service.download", "service.ranged_download", "service.replies"),
+    *("service.address_guard", "service.body_stream", "service.asyncio_network"),
+}
 """The downloader and what it dials and reads with."""
 
 ONLY_IN = {

@@ -12,9 +12,9 @@ from service.commands.question import Candidate, HeldOut, Question
 from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from service.competition import BlobRef, cosine_distance
 from service.config import Settings
-from service.download import DownloadProgress
 from service.errors import ScoringError, WeightsInvalid
 from service.lifespan import open_cache, open_pool
+from service.pace import DownloadProgress
 from service.pool_errors import to_scoring_error
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.errors import FileUnreadable, WorkerError

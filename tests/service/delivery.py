@@ -14,8 +14,9 @@ from service.asyncio_network import AsyncioNetwork, AsyncioStream
 from service.cache import BlobCache, CachedBlob
 from service.checksum import checksum_of
 from service.competition import BlobRef
-from service.download import Downloader, DownloadLimits, OnDownloadProgress
+from service.download import Downloader
 from service.errors import BlobKind, ScoringError
+from service.pace import DownloadLimits, OnDownloadProgress
 from service.url_policy import UrlPolicy
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 

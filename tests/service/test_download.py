@@ -10,7 +10,8 @@ import pytest
 
 from service.checksum import checksum_of
 from service.competition import BlobRef
-from service.download import Downloader, DownloadProgress
+from service.download import Downloader
+from service.pace import DownloadProgress
 from service.url_policy import UrlPolicy
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import NAME, MisbehavingServer, Reply, Request, random_bytes
