@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from service.cache_folder import CacheInUse, Entry, lock, sweep, touch, write_blob
+from service.cache_folder import CacheInUse, Entry, lock, note_url, sweep, touch, write_blob
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
 from service.download import Downloader
@@ -75,7 +75,7 @@ class _Flight:
     num_waiters: int = 0
     is_abandoned: bool = False
     is_publishing: bool = False
-    has_let_go: bool = False
+    is_released: bool = False
 
     def abandon(self) -> None:
         """End it, unless only the name is missing."""
@@ -89,10 +89,6 @@ class _Flight:
             asyncio.get_running_loop().call_soon(listener, progress)
 
 
-_FlightKey = tuple[str, str]
-"""The checksum (something random where none is known) and the server."""
-
-
 class BlobCache:
     """Content-addressed blobs under one directory. `start` before use, `close` after; one event loop.
 
@@ -103,11 +99,12 @@ class BlobCache:
         self._directory = directory
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
+        self._urls = directory / "urls"
         self._downloader = downloader
         self._max_bytes = max_bytes
         self._entries: dict[str, Entry] = {}
         self._leftovers: dict[str, Entry] = {}
-        self._flights: dict[_FlightKey, _Flight] = {}
+        self._flights: dict[str, _Flight] = {}
         self._claims: dict[Path, int] = {}
         self._threads = FileThreads()
         self._lock_fd = -1
@@ -121,7 +118,7 @@ class BlobCache:
         Raises CacheInUse if another service has the lock, OSError if the directory cannot be used.
         """
         self._lock_fd = await self._run(lock, self._directory)
-        self._entries, self._leftovers = await self._run(sweep, self._blobs, self._partials)
+        self._entries, self._leftovers = await self._run(sweep, self._blobs, self._partials, self._urls)
         with contextlib.suppress(InsufficientStorage):
             await self._make_room(0)
 
@@ -150,9 +147,9 @@ class BlobCache:
     ) -> AsyncIterator[CachedBlob]:
         """The blob's file, from the cache or downloaded; it stays while inside the with-block.
 
-        Whoever asks for a checksum that is being downloaded waits for that download. With a known checksum
-        that is here already nothing goes over the network. `on_progress` is called on the event loop.
-        Raises what Downloader.download raises.
+        A file is taken from the cache for a URL that has delivered these very bytes before. Any other URL
+        must deliver them first: whether the cache happens to hold them must not change a verdict.
+        `on_progress` is called on the event loop. Raises what Downloader.download raises.
         """
         self._check(blob, kind, max_bytes)
         self._check_open()
@@ -199,34 +196,28 @@ class BlobCache:
 
     async def _obtain(self, terms: _Terms, on_progress: OnDownloadProgress | None) -> tuple[Entry, bool]:
         """A pinned entry, and whether it was here."""
-        key = (terms.blob.checksum or secrets.token_hex(8), self._downloader.server_of(terms.blob.url))
-        impatient = terms.blob.checksum is None
+        blob = terms.blob
+        name = _download_name(blob)
         while True:
-            if (
-                terms.blob.checksum is not None
-                and (entry := await self._find(terms.blob.checksum)) is not None
-            ):
+            if (entry := await self._find_delivered(blob)) is not None:
                 return entry, True
-            flight = self._flights.get(key)
-            if flight is not None and flight.is_abandoned:
+            flight = self._flights.get(name)
+            if flight is None:
+                return await self._wait(self._start_download(terms, name), on_progress), False
+            if flight.is_abandoned:
                 await asyncio.wait([flight.task])
-            elif flight is not None and flight.terms == terms:
+            elif flight.terms == terms:
                 return await self._wait(flight, on_progress), False
-            elif flight is not None:  # somebody else's URL for the same bytes: their failure is not ours
+            else:  # the same URL with another promise: their failure is not ours
                 with contextlib.suppress(BlobError):
                     return await self._wait(flight, on_progress), False
-            elif not impatient and (other := self._flight_elsewhere(key)) is not None:
-                impatient = True  # nor is their server's slowness
-                with contextlib.suppress(BlobError, TimeoutError):
-                    async with asyncio.timeout(self._downloader.limits.floor_seconds):
-                        return await self._wait(other, on_progress), False
-            else:
-                return await self._wait(self._take_off(terms, key), on_progress), False
 
-    def _flight_elsewhere(self, key: _FlightKey) -> _Flight | None:
-        """A download of the same bytes from another server."""
-        flights = (flight for (checksum, _), flight in self._flights.items() if checksum == key[0])
-        return next((flight for flight in flights if not flight.is_abandoned), None)
+    async def _find_delivered(self, blob: BlobRef) -> Entry | None:
+        """The entry, pinned, if it is here and this URL has delivered it."""
+        entry = self._entries.get(blob.checksum or "")
+        if entry is None or checksum_of(blob.url.encode()) not in entry.urls:
+            return None
+        return await self._find(entry.path.name)
 
     async def _find(self, checksum: str) -> Entry | None:
         """The entry, pinned, if it is here and its file still is what it was."""
@@ -247,24 +238,24 @@ class BlobCache:
             del self._entries[checksum]
         return None
 
-    def _take_off(self, terms: _Terms, key: _FlightKey) -> _Flight:
+    def _start_download(self, terms: _Terms, name: str) -> _Flight:
         self._check_open()
         flight = _Flight(terms)
-        flight.task = asyncio.create_task(self._fly(flight, key[0]))
-        self._flights[key] = flight
-        flight.task.add_done_callback(lambda task: self._land(key, flight))
+        flight.task = asyncio.create_task(self._download(flight, name))
+        self._flights[name] = flight
+        flight.task.add_done_callback(lambda task: self._end_download(name, flight))
         return flight
 
-    def _land(self, key: _FlightKey, flight: _Flight) -> None:
-        del self._flights[key]
+    def _end_download(self, name: str, flight: _Flight) -> None:
+        del self._flights[name]
         if flight.num_waiters == 0:
-            self._let_go(flight)
+            self._release(flight)
 
-    def _let_go(self, flight: _Flight) -> None:
+    def _release(self, flight: _Flight) -> None:
         """The last has left a flight that is over: drop its own pin, once."""
-        if flight.has_let_go:
+        if flight.is_released:
             return
-        flight.has_let_go = True
+        flight.is_released = True
         if not flight.task.cancelled() and flight.task.exception() is None:
             self._unpin(flight.task.result())
 
@@ -287,16 +278,14 @@ class BlobCache:
             if on_progress is not None:
                 flight.listeners.discard(on_progress)
             if flight.num_waiters == 0 and flight.task.done():
-                self._let_go(flight)
+                self._release(flight)
             elif flight.num_waiters == 0:
                 flight.abandon()
 
-    async def _fly(self, flight: _Flight, name: str) -> Entry:
-        """Download, verify, publish: a new entry, pinned once."""
+    async def _download(self, flight: _Flight, name: str) -> Entry:
+        """Download, verify, publish: an entry, pinned once."""
         path = self._partials / f"{name}.part"
-        is_named = flight.terms.blob.checksum is not None and path not in self._claims
-        if not is_named:
-            path = self._partials / f"{secrets.token_hex(8)}.part"
+        is_resumable = flight.terms.blob.checksum is not None
         leftover = self._leftovers.pop(path.stem, None)
         self._claims[path] = leftover.size if leftover is not None else 0
         limits = self._downloader.limits
@@ -304,7 +293,7 @@ class BlobCache:
             path,
             _Room(self, path),
             self._threads,
-            is_resumable=is_named,
+            is_resumable=is_resumable,
             checkpoint_bytes=limits.checkpoint_bytes,
             write_bytes=limits.write_bytes,
         )
@@ -312,7 +301,7 @@ class BlobCache:
         try:
             return await self._fill_and_publish(flight, partial)
         except (BlobUnavailable, DownloadTimeout, asyncio.CancelledError):
-            keep = is_named
+            keep = is_resumable
             raise
         finally:
             try:
@@ -329,10 +318,14 @@ class BlobCache:
             terms.blob, partial, kind=terms.kind, max_bytes=terms.max_bytes, on_progress=flight.tell
         )
         flight.is_publishing = True
-        destination = self._blobs / found.checksum
-        await partial.publish(destination, found.size)
-        self._claims[partial.path] = 0
-        return self._admit(destination, found.size)
+        entry = await self._find(found.checksum)  # the same bytes came from elsewhere: one file is enough
+        if entry is None:
+            destination = self._blobs / found.checksum
+            await partial.publish(destination, found.size)
+            self._claims[partial.path] = 0
+            entry = self._admit(destination, found.size)
+        await self._run(note_url, self._urls, entry, checksum_of(terms.blob.url.encode()))
+        return entry
 
     def _remember_leftover(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -410,6 +403,7 @@ class BlobCache:
         with contextlib.suppress(FileNotFoundError):
             entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
             await self._run(doomed.unlink)
+        await self._run((self._urls / name).unlink, True)
         return True
 
     def _unpin(self, entry: Entry) -> None:
@@ -440,6 +434,13 @@ class _Room:
 
     async def free_some(self) -> bool:
         return await self._cache.evict_one()
+
+
+def _download_name(blob: BlobRef) -> str:
+    """One for each URL and promised checksum, so that another attempt finds what is left of the last."""
+    if blob.checksum is None:
+        return secrets.token_hex(8)
+    return checksum_of(f"{blob.checksum} {blob.url}".encode())
 
 
 def _check_entry(entry: Entry, terms: _Terms) -> None:

@@ -3,9 +3,11 @@
 directory/
 ├── lock                  held by the one service that uses the directory
 ├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
+├── urls/<checksum>       digests of the URLs that have delivered it
 └── partial/              on their way in; a note beside a file lets another attempt go on
 """
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -14,6 +16,9 @@ from pathlib import Path
 
 from service.checksum import is_checksum
 from service.partial_file import read_note, sync_folder
+
+MAX_URLS = 64
+"""URLs remembered of one file; beyond that the oldest must deliver it once more."""
 
 
 class CacheInUse(OSError):
@@ -28,6 +33,8 @@ class Entry:
     size: int
     last_used: float
     num_pins: int = 0
+    urls: tuple[str, ...] = ()
+    """Digests of the URLs that have delivered these very bytes, the latest last."""
 
 
 def lock(directory: Path) -> int:
@@ -42,9 +49,9 @@ def lock(directory: Path) -> int:
     return fd
 
 
-def sweep(blobs: Path, partials: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
+def sweep(blobs: Path, partials: Path, urls: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """Delete what nobody can use any more; what stays, by name."""
-    for folder in (blobs, partials):
+    for folder in (blobs, partials, urls):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
     entries = {
@@ -58,10 +65,12 @@ def sweep(blobs: Path, partials: Path) -> tuple[dict[str, Entry], dict[str, Entr
         if path.suffix == ".part" and _can_be_gone_on_with(path)
     }
     kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
-    kept |= {entry.path for entry in entries.values()}
-    for path in (*_files_of(blobs), *_files_of(partials)):
+    kept |= {entry.path for entry in entries.values()} | {urls / name for name in entries}
+    for path in (*_files_of(blobs), *_files_of(partials), *_files_of(urls)):
         if path not in kept:
             path.unlink()
+    for name, entry in entries.items():
+        entry.urls = _read_urls(urls / name)
     return entries, leftovers
 
 
@@ -78,6 +87,25 @@ def _files_of(folder: Path) -> list[Path]:
 def _entry_of(path: Path) -> Entry:
     found = path.lstat()
     return Entry(path, found.st_size, found.st_mtime)
+
+
+def _read_urls(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text().split())
+    except (OSError, ValueError):  # then the file is downloaded once more
+        return ()
+
+
+def note_url(folder: Path, entry: Entry, digest: str) -> None:
+    """Remember that this URL has delivered the file, also for after a restart where that can be written."""
+    if digest in entry.urls:
+        return
+    entry.urls = (*entry.urls, digest)[-MAX_URLS:]
+    draft = folder / f"{entry.path.name}.draft"
+    with contextlib.suppress(OSError):
+        draft.touch(mode=0o600)
+        draft.write_text("\n".join(entry.urls))
+        draft.rename(folder / entry.path.name)
 
 
 def touch(path: Path, size: int) -> bool:

@@ -77,11 +77,6 @@ class Downloader:
         with _refusals_of(kind):
             self.policy.parse(url)
 
-    def server_of(self, url: str) -> str:
-        """Scheme, host and port of a URL that `check_url` has passed."""
-        parsed = self.policy.parse(url)
-        return f"{parsed.scheme}://{parsed.host}:{parsed.port}"
-
     async def download(
         self,
         blob: BlobRef,

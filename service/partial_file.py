@@ -42,7 +42,6 @@ class Space(Protocol):
 class Origin:
     """Where the bytes of a partial file come from, as far as it tells whether more may be added to them."""
 
-    url_digest: str
     total: int | None = None
     etag: str | None = None
 
@@ -219,9 +218,7 @@ class PartialFile:
         if self.origin is None or self.origin.total is None:
             return None
         origin = self.origin
-        return json.dumps(
-            {"url": origin.url_digest, "total": origin.total, "etag": origin.etag, "done": self.done}
-        )
+        return json.dumps({"total": origin.total, "etag": origin.etag, "done": self.done})
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -273,7 +270,7 @@ def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
     """What an earlier attempt noted, or None where it is missing or makes no sense."""
     try:
         note = json.loads(sidecar.read_text())
-        origin = Origin(str(note["url"]), int(note["total"]), note["etag"])
+        origin = Origin(int(note["total"]), note["etag"])
         done = [(int(start), int(end)) for start, end in note["done"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None

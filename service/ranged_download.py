@@ -12,7 +12,6 @@ from typing import NoReturn, Self
 import httpx
 
 from service.body_stream import body_of
-from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.errors import BlobKind, BlobTooLarge, BlobUnavailable, ChecksumMismatch, SizeMismatch
 from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress, Pace, Ramp
@@ -113,16 +112,11 @@ class RangedDownload:
             return
         self._check_size(origin.total)
         self._total = origin.total
-        if origin.url_digest == self._url_digest:
-            self._etag = origin.etag
+        self._etag = origin.etag
 
     async def _forget(self) -> None:
         await self._partial.reset()
         self._total, self._etag = self._blob.size, None
-
-    @property
-    def _url_digest(self) -> str:
-        return checksum_of(self._blob.url.encode())
 
     # -- the parts -------------------------------------------------------------------------------------
 
@@ -287,7 +281,7 @@ class RangedDownload:
             etag = response.headers.get("etag")
             self._etag = etag if etag is not None and len(etag) <= _MAX_ETAG_LENGTH else None
         if self._partial.origin is None:
-            self._partial.origin = Origin(self._url_digest, self._total, self._etag)
+            self._partial.origin = Origin(self._total, self._etag)
 
     async def _copy(self, response: httpx.Response, part: _Part) -> None:
         """Write a body to its place, counting. What came before a connection broke is written too."""

@@ -121,14 +121,18 @@ class Delivery:
             assert not cached.was_cached
 
     def files(self) -> list[str]:
-        """Everything on the disk, but the lock."""
-        return sorted(p.name for p in self.folder.rglob("*") if p.is_file() and p.name != "lock")
+        """Every file of somebody's bytes, and every note on an unfinished one."""
+        own = ("lock", "urls")
+        return sorted(
+            path.name
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.relative_to(self.folder).parts[0] not in own
+        )
 
-    def bytes_sent(self) -> int:
+    def bytes_sent(self, server: MisbehavingServer | None = None) -> int:
         """Bytes of body that the ranges asked for have in all."""
-        spans = [
-            request.span(len(self.content)) or (0, len(self.content)) for request in self.server.requests
-        ]
+        requests = (server or self.server).requests
+        spans = [request.span(len(self.content)) or (0, len(self.content)) for request in requests]
         return sum(end - start for start, end in spans)
 
 

@@ -38,14 +38,34 @@ async def _until_asked(server: MisbehavingServer) -> None:
 # -- hits ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_known_checksum_is_answered_without_the_network(tmp_path: Path) -> None:
+async def test_what_a_url_has_delivered_is_answered_without_the_network(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
         first = await d.fetch()
         num_requests, num_dialled = len(d.server.requests), len(d.network.dialled)
-        second = await d.fetch(BlobRef("https://elsewhere.example/", first.checksum, first.size))
+        second = await d.fetch()
         assert (first.was_cached, second.was_cached) == (False, True)
         assert (second.path, second.size, second.download_seconds) == (first.path, first.size, 0.0)
         assert (len(d.server.requests), len(d.network.dialled)) == (num_requests, num_dialled)
+
+
+async def test_another_url_must_deliver_the_same_bytes_before_the_cache_answers_for_it(
+    tmp_path: Path,
+) -> None:
+    """A verdict must not depend on what the cache happens to hold."""
+
+    async def behave(request: Request, reply: Reply) -> None:
+        if request.target == "/absent":
+            await reply.head(404, content_length=0)
+        else:
+            await servers.honest(CONTENT if request.target != "/other" else bytes(300_000))(request, reply)
+
+    async with delivery(tmp_path, behave) as d:
+        await d.fetch()
+        assert (await d.refused(d.blob(path="/other"))).full_code == "model-checksum-mismatch"
+        assert (await d.refused(d.blob(path="/absent"))).full_code == "model-unavailable"
+        assert not (await d.fetch(d.blob(path="/mirror"))).was_cached
+        assert (await d.fetch(d.blob(path="/mirror"))).was_cached
+        assert d.files() == [checksum_of(CONTENT)]
 
 
 async def test_a_cached_blob_gets_the_same_verdicts_as_a_downloaded_one(tmp_path: Path) -> None:
@@ -83,8 +103,8 @@ async def test_data_is_put_once(tmp_path: Path) -> None:
         async with d.cache.put(CONTENT) as first, d.cache.put(CONTENT) as second:
             assert (first.was_cached, second.was_cached) == (False, True)
             assert first.path.read_bytes() == CONTENT
-        assert (await d.fetch()).was_cached
-        assert d.network.dialled == []
+        assert not (await d.fetch()).was_cached
+        assert d.files() == [checksum_of(CONTENT)]
 
 
 async def test_a_file_that_somebody_deleted_or_cut_is_downloaded_again(tmp_path: Path) -> None:
@@ -113,13 +133,6 @@ async def test_only_the_owner_may_read_what_lies_there(tmp_path: Path) -> None:
 async def test_fifty_requests_for_a_blob_are_one_download(tmp_path: Path) -> None:
     async with delivery(tmp_path, SLOW) as d:
         results = await _fetch_all(d, *[d.blob()] * 50)
-        assert {type(result) for result in results} == {CachedBlob}
-        assert d.bytes_sent() == len(CONTENT)
-
-
-async def test_fifty_requests_with_urls_of_their_own_on_one_server_are_one_download(tmp_path: Path) -> None:
-    async with delivery(tmp_path, SLOW) as d:
-        results = await _fetch_all(d, *[d.blob(path=f"/file?signature={i}") for i in range(50)])
         assert {type(result) for result in results} == {CachedBlob}
         assert d.bytes_sent() == len(CONTENT)
 
@@ -285,10 +298,23 @@ async def test_after_many_failures_nothing_is_reserved(tmp_path: Path) -> None:
 
 async def test_what_is_there_is_found_again_after_a_restart(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
-        await d.fetch()
+        blob = d.blob()
+        await d.fetch(blob)
     async with delivery(tmp_path) as d:
-        assert (await d.fetch()).was_cached
+        assert (await d.fetch(blob)).was_cached
         assert d.network.dialled == []
+
+
+async def test_of_many_urls_the_latest_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cache_folder.MAX_URLS", 2)
+    async with delivery(tmp_path) as d:
+        for i in range(3):
+            await d.fetch(d.blob(path=f"/{i}"))
+        cached = [(await d.fetch(d.blob(path=f"/{i}"))).was_cached for i in (2, 1, 0)]
+        assert cached == [True, True, False]
+        assert len((tmp_path / "urls" / checksum_of(CONTENT)).read_text().split()) == 2
 
 
 async def test_the_order_of_use_outlives_a_restart(tmp_path: Path) -> None:
@@ -303,7 +329,8 @@ async def test_the_order_of_use_outlives_a_restart(tmp_path: Path) -> None:
 
 async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
-        await d.fetch()
+        blob = d.blob()
+        await d.fetch(blob)
     good = tmp_path / "blobs" / checksum_of(CONTENT)
     rest = [
         tmp_path / "blobs" / "not-a-checksum",
@@ -311,6 +338,8 @@ async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> No
         tmp_path / "partial" / f"{checksum_of(b'')}.part",
         tmp_path / "partial" / f"{checksum_of(b'a')}.json",
         tmp_path / "partial" / "something.evicted",
+        tmp_path / "urls" / checksum_of(b"c"),
+        tmp_path / "urls" / f"{checksum_of(CONTENT)}.draft",
     ]
     for path in rest:
         path.write_bytes(b"rest")
@@ -319,7 +348,8 @@ async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "blobs" / checksum_of(b"b")).symlink_to(outside)
     async with delivery(tmp_path) as d:
         assert d.files() == sorted([good.name, "outside"])
-        assert (await d.fetch()).was_cached
+        assert [path.name for path in (tmp_path / "urls").iterdir()] == [good.name]
+        assert (await d.fetch(blob)).was_cached
     assert outside.read_bytes() == b"not ours"
 
 
@@ -329,9 +359,10 @@ async def test_a_directory_serves_one_service(tmp_path: Path) -> None:
         with pytest.raises(CacheInUse):
             await second.start()
         await second.close()
-        assert not (await d.fetch()).was_cached
+        blob = d.blob()
+        assert not (await d.fetch(blob)).was_cached
     async with delivery(tmp_path) as d:
-        assert (await d.fetch()).was_cached
+        assert (await d.fetch(blob)).was_cached
 
 
 async def test_closing_ends_downloads_and_tells_who_waits(tmp_path: Path) -> None:
@@ -352,7 +383,7 @@ async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_pat
         d.downloader.limits = replace(d.downloader.limits, part_bytes=1 << 20)
         with pytest.raises(ScoringError):
             await d.fetch()
-        assert d.files() == sorted(f"{checksum_of(CONTENT)}.{suffix}" for suffix in ("part", "json"))
+        assert [Path(name).suffix for name in d.files()] == [".json", ".part"]
         d.server.behave = servers.honest(CONTENT)
         d.server.requests.clear()
         await d.fetch()
@@ -360,17 +391,20 @@ async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_pat
 
 
 async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
-    async with delivery(tmp_path, SLOW, limits=ONE_CONNECTION) as d:
-        task = asyncio.create_task(d.fetch())
-        await asyncio.sleep(0.4)
-        await d.cache.close()
-        await asyncio.gather(task, return_exceptions=True)
-        assert len(d.files()) == 2
-    async with delivery(tmp_path) as d:
-        assert d.cache.bytes_used == len(CONTENT)
-        await d.fetch()
-        assert 0 < d.bytes_sent() < len(CONTENT) * 0.9
-        assert d.files() == [checksum_of(CONTENT)]
+    async with MisbehavingServer(SLOW) as server:
+        blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
+        async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
+            task = asyncio.create_task(d.fetch(blob))
+            await asyncio.sleep(0.4)
+            await d.cache.close()
+            await asyncio.gather(task, return_exceptions=True)
+            assert len(d.files()) == 2
+        server.requests.clear()
+        async with delivery(tmp_path) as d:
+            assert d.cache.bytes_used == len(CONTENT)
+            await d.fetch(blob)
+            assert 0 < d.bytes_sent(server) < len(CONTENT) * 0.9
+            assert d.files() == [checksum_of(CONTENT)]
 
 
 async def test_a_download_without_a_checksum_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
@@ -394,15 +428,21 @@ async def test_wrong_bytes_of_an_earlier_attempt_are_not_held_against_the_file(t
         assert not (await d.fetch()).was_cached
 
 
-@pytest.mark.parametrize("note", ["", "{}", "[]", '{"url": "", "total": 9, "etag": null, "done": [[0, 99]]}'])
+@pytest.mark.parametrize("note", ["", "{}", "[]", '{"total": 9, "etag": null, "done": [[0, 99]]}'])
 async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: str) -> None:
-    async with delivery(tmp_path):
-        pass
-    (tmp_path / "partial" / f"{checksum_of(CONTENT)}.part").write_bytes(bytes(len(CONTENT)))
-    (tmp_path / "partial" / f"{checksum_of(CONTENT)}.json").write_text(note)
-    async with delivery(tmp_path) as d:
-        await d.fetch()
-        assert d.bytes_sent() == len(CONTENT)
+    async with MisbehavingServer(SLOW) as server:
+        blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
+        async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
+            task = asyncio.create_task(d.fetch(blob))
+            await asyncio.sleep(0.4)
+            await d.cache.close()
+            await asyncio.gather(task, return_exceptions=True)
+        (spoilt,) = (tmp_path / "partial").glob("*.json")
+        spoilt.write_text(note)
+        server.requests.clear()
+        async with delivery(tmp_path) as d:
+            await d.fetch(blob)
+            assert d.bytes_sent(server) == len(CONTENT)
 
 
 async def test_leftovers_are_evicted_like_anything_else(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_any_order_of_writes_and_a_restart_give_the_same_checksum(
                 assert partial.num_done == (
                     sum(len(data) for _, data in pieces[:num_before]) if is_last else 0
                 )
-                partial.origin = Origin("", size)
+                partial.origin = Origin(size)
                 await partial.reserve(size)
                 await asyncio.gather(*(_write(partial, offset, data) for offset, data in some))
                 if is_last:
