@@ -5,13 +5,15 @@ B batch, T tokens, D embedding, H heads, K head width, F hidden, V vocabulary. N
 Upstream fills the scores of future keys with -1e4, not minus infinity. A causal kernel that never looks at
 the future gives the same result exactly when every masked weight, exp(-1e4 - max), is 0 in float32; that is
 so when the row's largest score lies more than 104 above -1e4, for exp(-104) rounds to 0. The fast path uses
-such a kernel and keeps, on the device, the one number that proves it right: `score_bound`, the largest
-|q| |k| / sqrt(K) of any head and layer, below which no score's magnitude can go beyond. The caller looks at
-it once per batch. A batch whose bound is above `MAX_SAFE_SCORE`, or NaN, is done again on the reference path,
-which follows upstream operation by operation.
+such a kernel and keeps, on the device, the numbers that prove it right: `score_bound`, the largest
+|q| |k| / sqrt(K) of any head and layer, below which no score's magnitude can go beyond, and `offset`, the
+largest |mean| / deviation of any row that was normalised, on which depends how far two orders of summation
+can lead apart. The caller looks at them once per batch. A batch with `score_bound` above `MAX_SAFE_SCORE`,
+`offset` above `MAX_SAFE_OFFSET`, or NaN, is done again on the reference path, which follows upstream operation
+by operation, the order of the sums in a layer norm included.
 
-What the guard does not cover: weights that float32 itself cannot carry (embeddings with a common offset of
-1e4 and more), for which any two orders of summation disagree, upstream's own backends among them.
+What that does not cover: weights that float32 itself cannot carry (embeddings with a common offset of 1e4 and
+more), where the order of the sums within a product decides too.
 """
 
 from collections.abc import Callable
@@ -23,11 +25,15 @@ from torch import Tensor
 
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
+from .runner_order import mean_of_rows
 from .split_matmul import add_split_product, is_stacked
 
 MAX_SAFE_SCORE = 9_800.0
 """-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is room for rounding, of the bound
 and of scores, whose error near 1e4 stays below 1."""
+
+MAX_SAFE_OFFSET = 100.0
+"""A mean is off by about 6e-8 of its size: at this offset by 6e-6 of a deviation."""
 
 ROWS_PER_TILE = 1024
 """Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small."""
@@ -39,7 +45,7 @@ Checkpoint = Callable[[], None]
 
 
 class Evaluation:
-    """One pass over one micro-batch. After `representations`, `score_bound` or `attends_to_future` hold."""
+    """One pass over one micro-batch. After `representations` the numbers that a guard looks at hold."""
 
     def __init__(self, model: Model, *, reference: bool, checkpoint: Checkpoint) -> None:
         self.model = model
@@ -48,8 +54,14 @@ class Evaluation:
         device = model.embedding.weight.device
         self.score_bound = torch.zeros((), device=device)
         """Fast path: no score of this pass is larger in magnitude. A scalar on the device."""
+        self.offset = torch.zeros((), device=device)
+        """Fast path: no row had a larger |mean| / deviation before a norm. A scalar on the device."""
         self.attends_to_future = torch.zeros((), dtype=torch.bool, device=device)
         """Reference path: a masked key got a softmax weight above 0. A scalar on the device."""
+
+    def guard(self) -> Tensor:
+        """`score_bound`, `offset` and `attends_to_future`: [3] on the device."""
+        return torch.stack([self.score_bound, self.offset, self.attends_to_future])
 
     def representations(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """r, the final norm's output: token ids and positions, both int64 [B, T] -> float32 [B, T, D]."""
@@ -71,7 +83,11 @@ class Evaluation:
     def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
         """[N, D]. Two passes on both paths: torch's one kernel takes away what rounding leaves of a large
         common offset, which upstream does not, and at an offset of 1e3 the embedding would differ by 7e-5."""
-        return (reference_layer_norm if self.reference else layer_norm)(x, norm, out=self.normed)
+        if self.reference:
+            return reference_layer_norm(x, norm, out=self.normed)
+        normed, offset = layer_norm(x, norm, out=self.normed)
+        self.offset = torch.maximum(self.offset, offset)
+        return normed
 
     def _add_attention(
         self,
@@ -97,7 +113,7 @@ class Evaluation:
             mixed = self._filled_attention(q, k, v)
         else:
             mixed = causal_attention(q, k, v, product_dtype(attention.output, x.shape[-1]))
-        add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output)
+        add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output, scratch=normed)
 
     def _filled_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention with future scores filled with -1e4, a block of query rows at a time: [B, H, T, K]."""
@@ -144,16 +160,19 @@ def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, *, scratch: Tensor) -> 
 
 def reference_layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> Tensor:
     """d / sqrt(mean(d^2) + eps) * gamma + beta with d = x - mean(x), operation by operation: [N, D]."""
-    d = torch.sub(x, x.mean(-1, keepdim=True), out=out)
-    variance = d.square().mean(-1, keepdim=True)  # (N, 1)
+    d = torch.sub(x, mean_of_rows(x), out=out)
+    variance = mean_of_rows(d.square())  # (N, 1)
     return d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()).mul_(norm.gamma).add_(norm.beta)
 
 
-def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> Tensor:
-    """The same with fewer trips through memory: [N, D]."""
-    d = torch.sub(x, x.mean(-1, keepdim=True), out=out)
+def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with fewer trips through memory: [N, D], and the largest |mean| / deviation of a row, a scalar."""
+    mean = x.mean(-1, keepdim=True)  # (N, 1)
+    d = torch.sub(x, mean, out=out)
     variance = torch.linalg.vector_norm(d, dim=-1, keepdim=True).square_().div_(x.shape[-1])  # (N, 1)
-    return torch.addcmul(norm.beta, d.div_(variance.add_(V1_LAYER_NORM_EPS).sqrt_()), norm.gamma, out=out)
+    deviation = variance.add_(V1_LAYER_NORM_EPS).sqrt_()
+    normed = torch.addcmul(norm.beta, d.div_(deviation), norm.gamma, out=out)
+    return normed, mean.abs_().div_(deviation).amax()
 
 
 def product_dtype(layer: Linear, num_in: int) -> torch.dtype:
@@ -172,21 +191,23 @@ def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
     return y.float() if out is None else out.copy_(y)
 
 
-def add_linear(x: Tensor, y: Tensor, layer: Linear) -> None:
-    """x += y @ W + b, in place: x [N, out], y [N, in]."""
-    if layer.weight.dtype == x.dtype:
-        x.add_(layer.bias).addmm_(y, layer.weight)
-    elif is_stacked(layer.weight, y.shape[-1]):
-        add_split_product(x.add_(layer.bias), y, layer.weight)
-    else:
-        x.add_(linear(y, layer))
+def add_linear(x: Tensor, y: Tensor, layer: Linear, *, scratch: Tensor) -> None:
+    """x += y @ W + b, in place: x and scratch [N, out], y [N, in].
+
+    The product and b come first: added to x one after the other, a b that the product cancels would take
+    x's last digits with it.
+    """
+    x.add_(linear(y, layer, out=scratch))
 
 
 def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward, hidden: Tensor) -> None:
-    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]; hidden [R, F] is scratch."""
+    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]; hidden [R, F] is scratch.
+
+    normed is used up.
+    """
     for start in range(0, x.shape[0], ROWS_PER_TILE):
         rows = slice(start, start + ROWS_PER_TILE)
         tile = hidden[: x[rows].shape[0]]
         linear(normed[rows], pwff.linear_inner, out=tile)  # (R, F)
         torch.ops.aten.gelu_(tile)
-        add_linear(x[rows], tile, pwff.linear_outer)
+        add_linear(x[rows], tile, pwff.linear_outer, scratch=normed[rows])

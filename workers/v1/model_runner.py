@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from . import tokenizer
+from . import runner_order, tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_SCORE, Checkpoint, Evaluation, linear
+from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, Checkpoint, Evaluation, linear
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
@@ -185,8 +185,8 @@ class ModelRunner:
         self._set_matmul_precision()
         noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
         directions = unit_columns(torch.from_numpy(noise).to(self.device))  # (D, S)
-        score, score_bound = self._run(model, data, index, directions, checkpoint, detail, reference=False)
-        if score_bound <= MAX_SAFE_SCORE and _is_finite(score):
+        score, is_proven = self._run(model, data, index, directions, checkpoint, detail, reference=False)
+        if is_proven and _is_finite(score):
             return score
         score, _ = self._run(model, data, index, directions, checkpoint, detail, reference=True)
         return score
@@ -201,46 +201,39 @@ class ModelRunner:
         detail: bool,
         *,
         reference: bool,
-    ) -> tuple[BatchScore, float]:
-        """One batch by one path: its score, and the bound on its attention scores (0 on the reference path).
+    ) -> tuple[BatchScore, bool]:
+        """One batch by one path: its score, and whether the guard proves it (always so on the reference path).
 
-        Sums stay on the device, in float64, until all micro-batches are through: there is one transfer.
+        What the means are taken of stays on the device until all micro-batches are through: one transfer.
         """
         first = index * self.batch_size
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
-        sums = torch.zeros(2 + self.config.embedding_dim, dtype=torch.float64, device=self.device)
-        flags = torch.zeros(2, dtype=torch.float64, device=self.device)
-        token_losses: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        guard = torch.zeros(3, device=self.device)
         for start in range(first, last, self.micro_batch_size):
             sequences = range(start, min(start + self.micro_batch_size, last))
             evaluation = Evaluation(model, reference=reference, checkpoint=checkpoint)
-            sums += self._micro_batch_sums(evaluation, data, sequences, directions, token_losses)
-            if not detail:
-                token_losses.clear()
-            flags = torch.maximum(flags, torch.stack([evaluation.score_bound, evaluation.attends_to_future]))
-        numbers = torch.cat([sums / (last - first), flags]).cpu().numpy()
+            parts.append(self._score_sequences(evaluation, data, sequences, directions))
+            guard = torch.maximum(guard, evaluation.guard())
+        B, T = last - first, self.max_seq_len
+        numbers = torch.cat([*(part.flatten() for kind in zip(*parts, strict=True) for part in kind), guard])
+        cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
+            numbers.cpu().numpy(), np.cumsum([B * T, B * T, B * self.config.embedding_dim])
+        )
         score = BatchScore(
             index=index,
-            cross_entropy=float(numbers[0]),
-            sig_reg=float(numbers[1]),
-            embedding=numbers[2:-2].astype(np.float32),
-            attends_to_future=bool(numbers[-1]),
-            token_cross_entropy=torch.cat(token_losses).float().cpu().numpy() if detail else None,
+            cross_entropy=runner_order.mean(cross_entropy),
+            sig_reg=runner_order.mean(sig_reg),
+            embedding=runner_order.mean_over_sequences(embeddings.reshape(B, -1)),
+            attends_to_future=bool(leaks),
+            token_cross_entropy=cross_entropy.reshape(B, T) if detail else None,
         )
-        return score, float(numbers[-2])
+        return score, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
-    def _micro_batch_sums(
-        self,
-        evaluation: Evaluation,
-        data: bytes,
-        sequences: range,
-        directions: Tensor,
-        token_losses: list[Tensor],
-    ) -> Tensor:
-        """Sums over sequences of each one's mean cross-entropy, SIGReg and representation: float64 [2 + D].
-
-        `token_losses` gets the cross-entropy of every token, [B, T].
-        """
+    def _score_sequences(
+        self, evaluation: Evaluation, data: bytes, sequences: range, directions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         batch = tokenizer.tokenize_range(data, sequences, self.max_seq_len)
         token_ids, targets, positions = (
             torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
@@ -248,23 +241,20 @@ class ModelRunner:
         r = evaluation.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, evaluation.model.predictor)  # (N, V)
-        per_token = token_cross_entropy(logits, targets.flatten())  # (N)
-        token_losses.append(per_token.view(targets.shape))
-        cross_entropy = per_token.double().sum()
-        sig_reg = self._summed_sig_reg(rows, directions, evaluation.checkpoint)
-        embedding = r.mean(dim=1).double().sum(dim=0)  # (D)
-        per_sequence = torch.stack([cross_entropy, sig_reg]) / self.max_seq_len
-        return torch.cat([per_sequence, embedding])
+        cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
+        sig_reg = self._token_sig_reg(rows, directions, evaluation.checkpoint)  # (N)
+        embeddings = runner_order.mean_over_tokens(r)
+        return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
-    def _summed_sig_reg(self, rows: Tensor, directions: Tensor, checkpoint: Checkpoint) -> Tensor:
-        """The sum over tokens of SIGReg without its coefficient: [N, D], [D, S] -> float64 scalar."""
+    def _token_sig_reg(self, rows: Tensor, directions: Tensor, checkpoint: Checkpoint) -> Tensor:
+        """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
         per_tile = []
         for tile in torch.split(z, rows_per_tile):
             checkpoint()  # the longest step of a small model
             per_tile.append(self._sig_reg.per_token(tile))
-        return torch.cat(per_tile).double().sum()  # of (N)
+        return torch.cat(per_tile)  # (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
         """The weights of the last call if these are the same, else loaded in their place."""

@@ -106,20 +106,20 @@ def test_a_layer_takes_few_operations(files: Path) -> None:
     assert of_layer["addmm"] + of_layer["addmm_"] == 4 + 2 * num_tiles
     assert of_layer["mean"] == 2  # one for each norm
     assert of_layer["gelu_"] == num_tiles
-    assert of_layer.total() <= 78
+    assert of_layer.total() <= 88
 
 
 def test_layers_write_into_the_same_memory(files: Path) -> None:
-    """A layer makes the result of its attention, and small things for its norms and the guard on scores."""
+    """A layer makes the result of its attention, and small things for its norms and the guard."""
     two, three = count_evaluation(files, num_layers=2), count_evaluation(files, num_layers=3)
     assert three.made - two.made == {
         "scaled_dot_product_attention": 1,
         "mean": 2,  # [N, 1] for each norm
         "linalg_vector_norm": 2 + 2,  # [N, 1] for each norm, [B, T, H] for queries and keys
         "mul": 1,  # the bound on scores, [H]
-        "amax": 3,
+        "amax": 3 + 2,  # lengths of queries and keys, their product; the offset at each norm
         "div": 1,
-        "maximum": 1,
+        "maximum": 1 + 2,
     }
 
 
