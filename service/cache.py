@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from service.cache_folder import CacheInUse, Entry, lock, note_url, sweep, touch, write_blob
+from service.cache_folder import CacheInUse, Entry, forget_urls, lock, note_url, sweep, touch, write_blob
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
 from service.download import Downloader
@@ -403,7 +403,7 @@ class BlobCache:
         with contextlib.suppress(FileNotFoundError):
             entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
             await self._run(doomed.unlink)
-        await self._run((self._urls / name).unlink, True)
+        await self._run(forget_urls, self._urls, name)
         return True
 
     def _unpin(self, entry: Entry) -> None:

@@ -3,7 +3,7 @@
 directory/
 ├── lock                  held by the one service that uses the directory
 ├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
-├── urls/<checksum>       digests of the URLs that have delivered it
+├── urls/<checksum>.urls  digests of the URLs that have delivered it
 └── partial/              on their way in; a note beside a file lets another attempt go on
 """
 
@@ -65,12 +65,12 @@ def sweep(blobs: Path, partials: Path, urls: Path) -> tuple[dict[str, Entry], di
         if path.suffix == ".part" and _can_be_gone_on_with(path)
     }
     kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
-    kept |= {entry.path for entry in entries.values()} | {urls / name for name in entries}
+    kept |= {entry.path for entry in entries.values()} | {_urls_file(urls, name) for name in entries}
     for path in (*_files_of(blobs), *_files_of(partials), *_files_of(urls)):
         if path not in kept:
             path.unlink()
     for name, entry in entries.items():
-        entry.urls = _read_urls(urls / name)
+        entry.urls = _read_urls(_urls_file(urls, name))
     return entries, leftovers
 
 
@@ -89,6 +89,15 @@ def _entry_of(path: Path) -> Entry:
     return Entry(path, found.st_size, found.st_mtime)
 
 
+def _urls_file(folder: Path, checksum: str) -> Path:
+    return folder / f"{checksum}.urls"
+
+
+def forget_urls(folder: Path, checksum: str) -> None:
+    """The file itself is gone."""
+    _urls_file(folder, checksum).unlink(missing_ok=True)
+
+
 def _read_urls(path: Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text().split())
@@ -105,7 +114,7 @@ def note_url(folder: Path, entry: Entry, digest: str) -> None:
     with contextlib.suppress(OSError):
         draft.touch(mode=0o600)
         draft.write_text("\n".join(entry.urls))
-        draft.rename(folder / entry.path.name)
+        draft.rename(_urls_file(folder, entry.path.name))
 
 
 def touch(path: Path, size: int) -> bool:

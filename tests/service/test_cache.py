@@ -314,7 +314,7 @@ async def test_of_many_urls_the_latest_are_remembered(
             await d.fetch(d.blob(path=f"/{i}"))
         cached = [(await d.fetch(d.blob(path=f"/{i}"))).was_cached for i in (2, 1, 0)]
         assert cached == [True, True, False]
-        assert len((tmp_path / "urls" / checksum_of(CONTENT)).read_text().split()) == 2
+        assert len((tmp_path / "urls" / f"{checksum_of(CONTENT)}.urls").read_text().split()) == 2
 
 
 async def test_the_order_of_use_outlives_a_restart(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> No
         tmp_path / "partial" / f"{checksum_of(b'')}.part",
         tmp_path / "partial" / f"{checksum_of(b'a')}.json",
         tmp_path / "partial" / "something.evicted",
-        tmp_path / "urls" / checksum_of(b"c"),
+        tmp_path / "urls" / f"{checksum_of(b'c')}.urls",
         tmp_path / "urls" / f"{checksum_of(CONTENT)}.draft",
     ]
     for path in rest:
@@ -348,7 +348,7 @@ async def test_what_a_crash_left_is_swept_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "blobs" / checksum_of(b"b")).symlink_to(outside)
     async with delivery(tmp_path) as d:
         assert d.files() == sorted([good.name, "outside"])
-        assert [path.name for path in (tmp_path / "urls").iterdir()] == [good.name]
+        assert [path.stem for path in (tmp_path / "urls").iterdir()] == [good.name]
         assert (await d.fetch(blob)).was_cached
     assert outside.read_bytes() == b"not ours"
 
