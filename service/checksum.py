@@ -48,7 +48,7 @@ def is_checksum(text: str) -> bool:
 
 def decode_32_bytes(text: str) -> bytes | None:
     """What a text in Base58 stands for, a checksum or a key; None unless it is 32 bytes."""
-    if len(text) > _MAX_TEXT_LENGTH:
+    if not text.isascii() or not text.isalnum() or len(text) > _MAX_TEXT_LENGTH:
         return None
     try:
         decoded = base58.b58decode(text)

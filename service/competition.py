@@ -1,18 +1,22 @@
 """What is asked (a competition of models on one data set), and the pure arithmetic that decides it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from service.checksum import decode_32_bytes
-from service.errors import InvalidKey, ZeroEmbedding
+from service.checksum import decode_32_bytes, is_checksum
+from service.errors import Fault, InvalidKey, InvalidRequest, ScoringError, ZeroEmbedding
 
 NEAR_TIE_RELATIVE = 0.01
 NEAR_TIE_ABSOLUTE = 0.01
 """What the network allows two validators to differ by (numerics: relative, or absolute in units of loss)."""
+
+
+MAX_MANIFESTS = 1 << 12
+"""Before a request's parts are looked at; how many models a competition may have is the scorer's to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Competition:
     """Several models (or one) on one data set with one seed."""
 
     data: bytes | BlobRef = field(repr=False)
-    models: tuple[ModelManifest, ...]
+    models: tuple[ModelManifest | ScoringError, ...]
+    """A manifest that makes no sense is the error its model has: it costs the others nothing."""
     seed: int
     """0 .. 2**64 - 1."""
     target_embedding: tuple[float, ...] | None = field(default=None, repr=False)
@@ -81,11 +86,31 @@ def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:
     return float(1.0 - np.dot(a / np.linalg.norm(a), b / np.linalg.norm(b)))
 
 
-def parse_decryption_key(text: str, *, model_index: int | None = None) -> bytes:
+def parse_decryption_key(text: str, *, fault: Fault = "client") -> bytes:
     """The 32 bytes of a key in Base58. Raises InvalidKey, which does not say what the key was."""
     key = decode_32_bytes(text)
     if key is None:
-        raise InvalidKey(
-            "the decryption key is not 32 bytes in Base58", blob="model", model_index=model_index
-        )
+        raise InvalidKey("the decryption key is not 32 bytes in Base58", fault=fault, blob="model")
     return key
+
+
+def competitors(manifests: Iterable[tuple[BlobRef, str | None]]) -> tuple[ModelManifest | ScoringError, ...]:
+    """The models of a competition, from where their weights are and their keys in Base58.
+
+    Raises the first model's InvalidRequest or InvalidKey when no manifest makes sense.
+    """
+    models = tuple(_competitor(weights, key) for weights, key in manifests)
+    errors = [model for model in models if isinstance(model, ScoringError)]
+    if errors and len(errors) == len(models):
+        raise errors[0].of_model(0)
+    return models
+
+
+def _competitor(weights: BlobRef, key: str | None) -> ModelManifest | ScoringError:
+    if weights.checksum is not None and not is_checksum(weights.checksum):
+        detail = "the checksum of the weights is not a Blake2b-256 digest in Base58"
+        return InvalidRequest(detail, fault="model_owner", blob="model")
+    try:
+        return ModelManifest(weights, None if key is None else parse_decryption_key(key, fault="model_owner"))
+    except InvalidKey as error:
+        return error

@@ -6,7 +6,7 @@ ScoringError
 ├── Unauthorized                 unauthorized                client
 ├── BodyTooLarge                 body-too-large              client
 ├── JobNotFound                  job-not-found               client
-├── BlobError                    of the data or of one model's weights; fault: the party who published it
+├── BlobError                    of the data or of one model's weights; fault: who published it, or sent it
 │   ├── InvalidUrl               invalid-url
 │   ├── ForbiddenUrl             url-forbidden
 │   ├── BlobTooLarge             {data,model}-too-large
@@ -116,9 +116,11 @@ class JobNotFound(ScoringError):
 class BlobError(ScoringError):
     """Something is wrong with a published file; the party who published it is at fault."""
 
-    def __init__(self, detail: str, *, blob: BlobKind, model_index: int | None = None) -> None:
-        fault: Fault = "data_submitter" if blob == "data" else "model_owner"
-        super().__init__(detail, fault=fault, blob=blob, model_index=model_index)
+    def __init__(
+        self, detail: str, *, blob: BlobKind, model_index: int | None = None, fault: Fault | None = None
+    ) -> None:
+        publisher: Fault = "data_submitter" if blob == "data" else "model_owner"
+        super().__init__(detail, fault=fault or publisher, blob=blob, model_index=model_index)
 
 
 class InvalidUrl(BlobError):

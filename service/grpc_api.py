@@ -16,9 +16,9 @@ import grpc
 from grpc import StatusCode
 
 from service import errors
-from service.bcs import BcsError, HealthRequest, HealthResponse, ManifestInput, ScoreRequest, ScoreResponse
+from service.bcs import BcsError, HealthRequest, HealthResponse, ScoreRequest, ScoreResponse
 from service.checksum import is_checksum
-from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
+from service.competition import MAX_MANIFESTS, BlobRef, Competition, competitors
 from service.errors import InternalError, InvalidRequest, ScoringError
 from service.log import log_bug
 from service.metrics import Metrics
@@ -26,8 +26,6 @@ from service.verdict import Verdict
 
 SERVICE = "scoring.Scoring"
 MAX_MESSAGE_BYTES = 1 << 20
-MAX_MANIFESTS = 1 << 12
-"""Before a request's parts are looked at; how many models a competition may have is the scorer's to say."""
 NOT_AVAILABLE = "data not available"
 HASH_MISMATCH = "data hash mismatch"
 
@@ -223,24 +221,17 @@ def competition_of(request: ScoreRequest) -> Competition:
     """What the request asks. Raises InvalidRequest or InvalidKey."""
     if len(request.model_manifests) > MAX_MANIFESTS:
         raise InvalidRequest("model_manifests has too many models")
+    if not is_checksum(request.data_checksum):
+        raise InvalidRequest("the data needs a Blake2b-256 digest in Base58")
     return Competition(
-        data=_blob_ref("the data", request.data_url, request.data_checksum, request.data_size),
-        models=tuple(_model(index, manifest) for index, manifest in enumerate(request.model_manifests)),
+        data=BlobRef(request.data_url, request.data_checksum, request.data_size),
+        models=competitors(
+            (BlobRef(model.url, model.checksum, model.size), model.decryption_key)
+            for model in request.model_manifests
+        ),
         seed=request.seed,
         target_embedding=request.target_embedding,
     )
-
-
-def _model(index: int, manifest: ManifestInput) -> ModelManifest:
-    weights = _blob_ref(f"model_manifests[{index}]", manifest.url, manifest.checksum, manifest.size)
-    key = manifest.decryption_key
-    return ModelManifest(weights, None if key is None else parse_decryption_key(key, model_index=index))
-
-
-def _blob_ref(name: str, url: str, checksum: str, size: int) -> BlobRef:
-    if not is_checksum(checksum):
-        raise InvalidRequest(f"{name} needs a Blake2b-256 digest in Base58")
-    return BlobRef(url, checksum, size)
 
 
 def response_of(verdict: Verdict) -> ScoreResponse:

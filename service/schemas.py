@@ -4,13 +4,22 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, model_validator
 
 from service.checksum import is_checksum
-from service.competition import BlobRef, Competition, ModelManifest, parse_decryption_key
+from service.competition import (
+    MAX_MANIFESTS,
+    BlobRef,
+    Competition,
+    ModelManifest,
+    competitors,
+    parse_decryption_key,
+)
 from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
 from service.url_policy import MAX_URL_LENGTH
 from service.verdict import Evaluation, Verdict
+
+_MAX_MEMBERS = 32
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64, description="Of the SIGReg noise: 0 to 2^64 - 1.")]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]
@@ -26,7 +35,17 @@ class _Wire(BaseModel):
     )
 
 
-class EvalRequest(_Wire):
+class _Request(_Wire):
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_a_flood(cls, body: object) -> object:
+        """A body of a million unknown members would be a million errors, each put into words."""
+        if isinstance(body, dict) and len(body) > _MAX_MEMBERS:
+            raise ValueError("too many members")
+        return body
+
+
+class EvalRequest(_Request):
     """One model on one data set. The data comes inline or by URL."""
 
     data: Annotated[str | None, Field(repr=False, description="The bytes, Base64.")] = None
@@ -43,9 +62,10 @@ class EvalRequest(_Wire):
     def to_competition(self) -> Competition:
         """Raises InvalidRequest, or InvalidKey."""
         weights = _blob_ref("weights", self.weights_url, self.weights_checksum, self.weights_size)
+        key = _text(self.decryption_key)
         return Competition(
             data=self._data(),
-            models=(ModelManifest(weights, _key(self.decryption_key)),),
+            models=(ModelManifest(weights, None if key is None else parse_decryption_key(key)),),
             seed=self.seed,
             target_embedding=_target(self.target_embedding),
         )
@@ -63,22 +83,22 @@ class EvalRequest(_Wire):
             raise InvalidRequest("data is not Base64") from None
 
 
-class Manifest(_Wire):
-    """One competitor of a competition, as the network describes it."""
+class Manifest(_Request):
+    """One competitor of a competition, as the network describes it. What makes no sense is its own error."""
 
-    url: Url
-    checksum: Checksum
-    size: Size
+    url: str
+    checksum: str
+    size: Annotated[int, Field(ge=0, lt=1 << 64, description="Bytes as published.")]
     decryption_key: Key | None = None
 
 
-class ScoreRequest(_Wire):
+class ScoreRequest(_Request):
     """A competition: the network's own ScoreRequest."""
 
     data_url: Url
     data_checksum: Checksum
     data_size: Size
-    model_manifests: Annotated[list[Manifest], Field(min_length=1)]
+    model_manifests: Annotated[list[Manifest], Field(min_length=1, max_length=MAX_MANIFESTS)]
     target_embedding: Embedding
     seed: Seed
 
@@ -86,12 +106,9 @@ class ScoreRequest(_Wire):
         """Raises InvalidRequest, or InvalidKey."""
         return Competition(
             data=_blob_ref("data", self.data_url, self.data_checksum, self.data_size),
-            models=tuple(
-                ModelManifest(
-                    _blob_ref(f"model_manifests[{i}]", model.url, model.checksum, model.size),
-                    _key(model.decryption_key, i),
-                )
-                for i, model in enumerate(self.model_manifests)
+            models=competitors(
+                (BlobRef(model.url, model.checksum, model.size), _text(model.decryption_key))
+                for model in self.model_manifests
             ),
             seed=self.seed,
             target_embedding=_target(self.target_embedding),
@@ -104,8 +121,8 @@ def _blob_ref(name: str, url: str, checksum: str | None, size: int | None) -> Bl
     return BlobRef(url, checksum, size)
 
 
-def _key(key: SecretStr | None, model_index: int | None = None) -> bytes | None:
-    return None if key is None else parse_decryption_key(key.get_secret_value(), model_index=model_index)
+def _text(key: SecretStr | None) -> str | None:
+    return None if key is None else key.get_secret_value()
 
 
 def _target(embedding: list[float] | None) -> tuple[float, ...] | None:
@@ -258,14 +275,16 @@ class ScoreResponse(_Wire):
 
 
 def _model_result(evaluation: Evaluation | None, error: ScoringError | None) -> ModelResult:
+    told = None if error is None else ModelError.of(error)
     if evaluation is None:
-        return ModelResult(error=None if error is None else ModelError.of(error))
+        return ModelResult(error=told)
     return ModelResult(
         loss=evaluation.loss,
         cross_entropy=evaluation.cross_entropy,
         sig_reg=evaluation.sig_reg,
         distance=evaluation.distance,
         attends_to_future=evaluation.attends_to_future,
+        error=told,
         provenance=_provenance(evaluation),
         timings=_timings(evaluation),
     )

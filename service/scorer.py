@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from service.errors import (
     Fault,
     InvalidRequest,
     ScoringError,
+    SizeMismatch,
     ZeroEmbedding,
 )
 from service.metrics import Metrics
@@ -100,8 +101,9 @@ class Scorer:
         """Evaluate every model on the data with the seed, and name the winner.
 
         A model that cannot be fetched or judged has its error in its outcome. Raises that error when no
-        model is valid; any error of the data or of this service itself is raised, for a winner named
-        without a model that we failed to judge would be a lie. Cancelling the task stops all its work.
+        model is valid, or when the winner's distance is undefined. Any error of the data or of this service
+        itself is raised: a winner named without a model that we failed to judge would be misleading.
+        Cancelling the task stops all its work.
         """
         self._check(competition)
         async with self._scheduler.admit(len(competition.models)) as ticket:
@@ -125,7 +127,8 @@ class Scorer:
             if not competition.data:
                 raise EmptyData("the data is empty", fault="client", blob="data")
             if len(competition.data) > limits.max_data_bytes:
-                raise BlobTooLarge(f"the data has more than {limits.max_data_bytes} bytes", blob="data")
+                detail = f"the data has more than {limits.max_data_bytes} bytes"
+                raise BlobTooLarge(detail, blob="data", fault="client")
         target = competition.target_embedding
         if target is None:
             return
@@ -154,10 +157,16 @@ class Scorer:
             return [outcome.result() for outcome in outcomes]
 
     async def _outcome(
-        self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
+        self,
+        request: _Request,
+        index: int,
+        model: ModelManifest | ScoringError,
+        data: asyncio.Task[CachedBlob],
     ) -> ModelOutcome:
         """One model's evaluation, or the error that is its own."""
         try:
+            if isinstance(model, ScoringError):
+                raise model
             evaluation = await self._evaluate(request, index, model, data)
         except ScoringError as error:
             if error.fault != "model_owner":
@@ -165,7 +174,7 @@ class Scorer:
             request.on_progress(Progress("failed", model_index=index))
             return ModelOutcome(error=error.of_model(index))
         request.on_progress(Progress("done", model_index=index))
-        return ModelOutcome(evaluation)
+        return _with_distance(evaluation, request.competition.target_embedding, index)
 
     async def _evaluate(
         self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
@@ -201,7 +210,7 @@ class Scorer:
             weights_cached=_where_cached(weights, result),
         )
         self._observe(timings)
-        return _evaluation(request.competition, job, data_blob, result, timings)
+        return _evaluation(job, data_blob, result, timings)
 
     @asynccontextmanager
     async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:
@@ -210,12 +219,16 @@ class Scorer:
             async with self._cache.put(data) as blob:
                 yield blob
             return
+        # Bytes of another length are other bytes, and are told as such: so the checksum is looked at first.
+        promised = data if data.checksum is None else replace(data, size=None)
         async with self._cache.fetch(
-            data,
+            promised,
             kind="data",
             max_bytes=self._limits.max_data_bytes,
             on_progress=_report_bytes(request.on_progress, "data", None),
         ) as blob:
+            if data.size not in (None, blob.size):
+                raise SizeMismatch(f"the data has {blob.size} bytes, not the number promised", blob="data")
             if blob.size == 0:
                 raise EmptyData("the data is empty", fault="data_submitter", blob="data")
             yield blob
@@ -240,6 +253,9 @@ def _verdict(outcomes: list[ModelOutcome]) -> Verdict:
     winner = pick_winner(losses)
     if winner is None:
         raise _most_telling([outcome.error for outcome in outcomes if outcome.error])
+    error = outcomes[winner].error
+    if error is not None:
+        raise error
     lead = margin(losses)
     winner_loss = losses[winner]
     assert winner_loss is not None
@@ -251,16 +267,26 @@ def _most_telling(errors: list[ScoringError]) -> ScoringError:
     return next((error for error in errors if error.retryable), errors[0])
 
 
-def _evaluation(
-    competition: Competition, job: EvalJob, data: CachedBlob, result: EvalResult, timings: Timings
-) -> Evaluation:
-    target = competition.target_embedding
+def _with_distance(
+    evaluation: Evaluation, target: tuple[float, ...] | None, model_index: int
+) -> ModelOutcome:
+    """The distance decides nothing: without one the model still competes."""
+    if target is None:
+        return ModelOutcome(evaluation)
+    try:
+        distance = cosine_distance(evaluation.embedding, target)
+    except ZeroEmbedding as error:
+        return ModelOutcome(evaluation, error.of_model(model_index))
+    return ModelOutcome(replace(evaluation, distance=distance))
+
+
+def _evaluation(job: EvalJob, data: CachedBlob, result: EvalResult, timings: Timings) -> Evaluation:
     return Evaluation(
         loss=result.loss,
         cross_entropy=result.cross_entropy,
         sig_reg=result.sig_reg,
         embedding=result.embedding,
-        distance=None if target is None else cosine_distance(result.embedding, target),
+        distance=None,
         attends_to_future=result.attends_to_future,
         num_sequences=result.num_sequences,
         num_batches=result.num_batches,

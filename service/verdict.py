@@ -59,7 +59,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutcome:
-    """One model's evaluation, or why there is none."""
+    """One model's evaluation, or why there is none. With both, the evaluation has a loss and no distance."""
 
     evaluation: Evaluation | None = None
     error: ScoringError | None = None

@@ -123,7 +123,7 @@ class _Scoring:
             cross_entropy=result.cross_entropy,
             sig_reg=result.sig_reg,
             embedding=result.embedding,
-            distance=None if target is None else cosine_distance(result.embedding, target),
+            distance=cosine_distance(result.embedding, target) if target and result.embedding.any() else None,
             attends_to_future=result.attends_to_future,
             num_tokens=num_tokens,
             num_predicted=num_predicted,

@@ -87,7 +87,11 @@ async def test_only_the_datas_faults_have_the_words_that_punish(
     unknown_data = {**body, "data_url": f"{files.base_url}/absent", "data_checksum": "1" * 32}
     assert "data not available" in await message_of(client, unknown_data)
     assert "data hash mismatch" in await message_of(client, {**body, "data_checksum": "1" * 32})
+    longer = {**body, "data_url": files.publish("longer.bin", bytes(body["data_size"] + 1))}
+    assert "data hash mismatch" in await message_of(client, longer)
     first, *_ = body["model_manifests"]
+    promised_wrongly = await message_of(client, {**body, "data_size": body["data_size"] + 1})
+    assert "the data does not have the promised size" in promised_wrongly
     for broken in (
         absent(files),
         weights_that_give_nan(files),

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from benchmarks.fuzz_bcs import STRATEGIES, seeds
 from service import errors, grpc_api
 from service.bcs import ManifestInput, ScoreRequest, ScoreResponse
-from service.competition import BlobRef, Competition, ModelManifest
+from service.competition import MAX_MANIFESTS, BlobRef, Competition, ModelManifest
 from service.errors import BlobKind, ScoringError
 from service.grpc_api import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
 from service.metrics import Metrics
@@ -298,7 +298,7 @@ async def test_what_is_no_message_is_an_invalid_argument(door: Door, method: str
         replace(REQUEST, model_manifests=(ManifestInput("u", DIGEST, 1, "no key"),)),
         replace(REQUEST, model_manifests=(ManifestInput("u", DIGEST, 1, ""),)),
         replace(REQUEST, model_manifests=(ManifestInput("u", DIGEST, 1, "1" * 500_000),)),
-        replace(REQUEST, model_manifests=(ManifestInput("u", DIGEST, 1),) * (grpc_api.MAX_MANIFESTS + 1)),
+        replace(REQUEST, model_manifests=(ManifestInput("u", DIGEST, 1),) * (MAX_MANIFESTS + 1)),
     ],
     ids=["checksum", "empty checksum", "model's checksum", "key", "empty key", "endless key", "models"],
 )

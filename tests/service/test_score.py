@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import base58
@@ -12,6 +13,7 @@ import pytest
 from service.encryption import commitment_of
 from service.pool_errors import to_scoring_error
 from tests.file_server import FileServer
+from tests.live_service import LiveService
 from tests.recipe import (
     SMALL_CONFIG,
     TEST_KEY,
@@ -174,10 +176,70 @@ def test_bad_competition(name: str, client: httpx.Client, files: FileServer) -> 
     assert_problem(client.post("/score", json={**body, **change}), code)
 
 
-def test_a_bad_key_names_its_model(client: httpx.Client, files: FileServer) -> None:
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "key": ({"decryption_key": "short"}, "invalid-key"),
+    "checksum": ({"checksum": "0OIl"}, "invalid-request"),
+    "no URL": ({"url": ""}, "invalid-url"),
+    "endless URL": ({"url": "https://" + "x" * 9000}, "invalid-url"),
+    "size": ({"size": 1 << 63}, "model-too-large"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_manifest_costs_the_others_nothing(
+    name: str, client: httpx.Client, files: FileServer
+) -> None:
+    change, code = MALFORMED[name]
     body = competition(files, GOLDEN)
-    body["model_manifests"][2]["decryption_key"] = "short"
-    assert assert_problem(client.post("/score", json=body), "invalid-key")["model_index"] == 2
+    first, *others = body["model_manifests"]
+    body["model_manifests"] = [{**first, **change}, *others]
+    answer = post(client, body)
+    assert [model["loss"] is None for model in answer["models"]] == [True, False, False]
+    error = answer["models"][0]["error"]
+    assert (error["code"], error["fault"], error["model_index"]) == (code, "model_owner", 0)
+    body["model_manifests"] = [{**first, **change}] * 2
+    problem = assert_problem(client.post("/score", json=body), code)
+    assert (problem["fault"], problem["model_index"]) == ("model_owner", 0)
+
+
+def test_a_zero_embedding_keeps_its_loss_and_has_no_distance(client: httpx.Client, files: FileServer) -> None:
+    body = competition(files, GOLDEN)
+    tensors = make_weights(SMALL_CONFIG, {"scheme": "scaled", "seed": 7, "gain": 1.0})
+    tensors["final_norm.gamma"][:] = tensors["final_norm.beta"][:] = 0.0
+    tensors["predictor.bias"][:] = 0.0
+    nothing = manifest(files, "nothing.safetensors", safetensors_bytes(tensors))
+    good = body["model_manifests"][GOLDEN.winner]
+    alone = client.post("/eval", json={"data": "QUJD", "weights_url": nothing["url"]}).json()
+    assert alone["embedding"] == [0.0] * 16
+    body["model_manifests"] = [good, nothing]
+    answer = post(client, body)
+    losses = [model["loss"] for model in answer["models"]]
+    other = answer["models"][1]
+    if answer["winner"] == 0:
+        assert losses[0] < losses[1]
+    assert (other["distance"], other["error"]["code"]) == (None, "zero-embedding")
+    body["model_manifests"] = [nothing, weights_that_give_nan(files)]
+    problem = assert_problem(client.post("/score", json=body), "zero-embedding")
+    assert (problem["fault"], problem["model_index"]) == ("model_owner", 0)
+
+
+def test_millions_of_errors_in_one_body_cost_little(
+    client: httpx.Client, files: FileServer, service: LiveService
+) -> None:
+    before = peak_bytes(service)
+    body = competition(files, GOLDEN)
+    floods: list[dict[str, Any]] = [
+        {"model_manifests": [{}] * 1_000_000},
+        {f"member {i}": 0 for i in range(300_000)},
+    ]
+    for flood in floods:
+        assert_problem(client.post("/score", json={**body, **flood}), "invalid-request")
+    assert peak_bytes(service) - before < 500 << 20  # an error for each would be gigabytes
+
+
+def peak_bytes(service: LiveService) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 @pytest.mark.parametrize("kind", list(_leaves(WorkerError)), ids=lambda kind: kind.__name__)
