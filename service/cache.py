@@ -363,6 +363,11 @@ class BlobCache:
         entries = (*self._entries.values(), *self._leftovers.values())
         return sum(entry.size for entry in entries) + sum(self._claims.values())
 
+    async def room_bytes(self) -> int:
+        """What the cache can hold when nothing is in use: its limit, or less on a small disk."""
+        disk = await self._run(os.statvfs, self._partials)
+        return min(self._max_bytes, self.bytes_used + disk.f_bavail * disk.f_frsize)
+
     async def claim(self, path: Path, num_bytes: int) -> None:
         """Promise `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
         more = num_bytes - self._claims[path]

@@ -53,12 +53,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
             queue_size=settings.queue_size,
             num_turns=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
             num_kept=settings.max_weights_at_once,
+            kept_bytes=await cache.room_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(
             embedding_dim=config.embedding_dim,
             max_data_bytes=settings.max_data_bytes,
-            max_model_bytes=settings.max_model_bytes,
+            max_model_bytes=min(settings.max_model_bytes, settings.cache_max_bytes),
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )
@@ -116,6 +117,7 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
 def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
     metrics.watch("evaluations_waiting", "Evaluations that wait for a turn.", lambda: scheduler.num_waiting)
+    metrics.watch("weights_waiting", "Models that wait for room.", lambda: scheduler.num_waiting_for_room)
     metrics.watch("workers_ready", "Workers that passed a self-test lately.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))

@@ -31,13 +31,20 @@ class Ticket:
     num_finished: int = 0
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    ticket: Ticket
+    num_places: int
+    came: asyncio.Future[None]
+
+
 class _FairPlaces:
     """A number of places, handed out in fair order; a request holds at most so many at once."""
 
     def __init__(self, num_places: int, max_per_request: int) -> None:
         self._num_free = num_places
         self._max_per_request = max_per_request
-        self._waiters: list[tuple[Ticket, asyncio.Future[None]]] = []
+        self._waiters: list[_Waiter] = []
         self._num_served: Counter[Ticket] = Counter()
         self._num_held: Counter[Ticket] = Counter()
 
@@ -46,59 +53,68 @@ class _FairPlaces:
         return len(self._waiters)
 
     @asynccontextmanager
-    async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a place, and hold it for the length of the block."""
-        place = asyncio.get_running_loop().create_future()
-        self._waiters.append((ticket, place))
+    async def hold(self, ticket: Ticket, num_places: int = 1) -> AsyncIterator[None]:
+        """Wait for places, fewer if a request may not hold so many, and hold them for the length of the block."""
+        num_places = min(num_places, self._max_per_request)
+        waiter = _Waiter(ticket, num_places, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
         self._hand_out()
         try:
-            await place
+            await waiter.came
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the place came as its holder left
-                self._give_back(ticket)
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+                self._hand_out()  # it may have been all that others waited behind
+            else:  # the places came as their holder left
+                self._give_back(waiter)
             raise
-        finally:
-            self._waiters = [waiter for waiter in self._waiters if waiter[1] is not place]
         try:
             yield
         finally:
-            self._give_back(ticket)
+            self._give_back(waiter)
 
     def forget(self, ticket: Ticket) -> None:
         """The request has ended."""
         del self._num_served[ticket], self._num_held[ticket]
 
-    def _give_back(self, ticket: Ticket) -> None:
-        self._num_free += 1
-        self._num_held[ticket] -= 1
+    def _give_back(self, holder: _Waiter) -> None:
+        self._num_free += holder.num_places
+        self._num_held[holder.ticket] -= holder.num_places
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._num_free and (
-            eligible := [waiter for waiter in self._waiters if self._may_hold(waiter[0])]
-        ):
-            next_up = min(eligible, key=lambda waiter: (self._num_served[waiter[0]], waiter[0].number))
+        """Nobody overtakes one who waits for several places to be free at once."""
+        while eligible := [waiter for waiter in self._waiters if self._may_hold(waiter)]:
+            next_up = min(
+                eligible, key=lambda waiter: (self._num_served[waiter.ticket], waiter.ticket.number)
+            )
+            if next_up.num_places > self._num_free:
+                return
             self._waiters.remove(next_up)
-            ticket, place = next_up
-            if not place.cancelled():
-                self._num_free -= 1
-                self._num_served[ticket] += 1
-                self._num_held[ticket] += 1
-                place.set_result(None)
+            self._num_free -= next_up.num_places
+            self._num_served[next_up.ticket] += 1
+            self._num_held[next_up.ticket] += next_up.num_places
+            next_up.came.set_result(None)
 
-    def _may_hold(self, ticket: Ticket) -> bool:
-        return self._num_held[ticket] < self._max_per_request
+    def _may_hold(self, waiter: _Waiter) -> bool:
+        return self._num_held[waiter.ticket] + waiter.num_places <= self._max_per_request
 
 
 class Scheduler:
-    """Admits at most `queue_size` requests; lets at most `num_turns` evaluations run, `num_kept` weights be here."""
+    """Admits at most `queue_size` requests, and lets at most `num_turns` evaluations run.
 
-    def __init__(self, *, queue_size: int, num_turns: int, num_kept: int, timeout_seconds: float) -> None:
+    At most `num_kept` weights are fetched or here at once, fewer if they take more than `kept_bytes` in all.
+    """
+
+    def __init__(
+        self, *, queue_size: int, num_turns: int, num_kept: int, kept_bytes: int, timeout_seconds: float
+    ) -> None:
         self._queue_size = queue_size
         self._num_turns = num_turns
         self._turns = _FairPlaces(num_turns, max_per_request=num_turns)
         # One request of slow publishers leaves others half of the places.
         self._kept = _FairPlaces(num_kept, max_per_request=(num_kept + 1) // 2)
+        self._bytes_per_place = max(1, kept_bytes // num_kept)
         self._timeout_seconds = timeout_seconds
         self._tickets: set[Ticket] = set()
         self._numbers = itertools.count()
@@ -115,6 +131,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Evaluations that wait for a turn."""
         return self._turns.num_waiting
+
+    @property
+    def num_waiting_for_room(self) -> int:
+        """Models whose weights wait until they may be fetched."""
+        return self._kept.num_waiting
 
     @property
     def draining(self) -> bool:
@@ -157,9 +178,9 @@ class Scheduler:
                 self._drained.set()
 
     @asynccontextmanager
-    async def room_for_weights(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a place among the weights fetched or kept at once, and hold it for the length of the block."""
-        async with self._kept.hold(ticket):
+    async def room_for_weights(self, ticket: Ticket, num_bytes: int) -> AsyncIterator[None]:
+        """Wait for room among the weights fetched or kept at once, and hold it for the length of the block."""
+        async with self._kept.hold(ticket, max(1, math.ceil(num_bytes / self._bytes_per_place))):
             yield
 
     @asynccontextmanager

@@ -180,7 +180,7 @@ class Scorer:
         self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
     ) -> Evaluation:
         async with (
-            self._scheduler.room_for_weights(request.ticket),
+            self._scheduler.room_for_weights(request.ticket, self._most_bytes(model.weights)),
             self._weights(request, index, model.weights) as weights,
         ):
             data_blob = await data
@@ -242,6 +242,11 @@ class Scorer:
             max_bytes=self._limits.max_model_bytes,
             on_progress=_report_bytes(request.on_progress, "model", index),
         )
+
+    def _most_bytes(self, weights: BlobRef) -> int:
+        """How large the file is at most: what is promised, or else what is allowed."""
+        most = self._limits.max_model_bytes
+        return most if weights.size is None else min(weights.size, most)
 
     def _observe(self, timings: Timings) -> None:
         for phase in ("queue", "download", "load", "eval"):

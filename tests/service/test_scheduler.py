@@ -11,7 +11,11 @@ from service.scheduler import Scheduler, Ticket
 
 def scheduler(queue_size: int = 8, num_turns: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
     return Scheduler(
-        queue_size=queue_size, num_turns=num_turns, num_kept=num_turns, timeout_seconds=timeout_seconds
+        queue_size=queue_size,
+        num_turns=num_turns,
+        num_kept=num_turns,
+        kept_bytes=100 * num_turns,
+        timeout_seconds=timeout_seconds,
     )
 
 
@@ -33,7 +37,7 @@ async def test_places_go_round_between_requests(with_weights: bool) -> None:
     order: list[str] = []
 
     async def evaluate(name: str, ticket: Ticket) -> None:
-        room = policy.room_for_weights(ticket) if with_weights else nullcontext()
+        room = policy.room_for_weights(ticket, 100) if with_weights else nullcontext()
         async with room, policy.turn(ticket):
             order.append(name)
             await asyncio.sleep(0)
@@ -50,16 +54,56 @@ async def test_one_request_leaves_room_for_the_weights_of_others() -> None:
     async with policy.admit(4) as slow, policy.admit(1) as other:
         fetching = [asyncio.create_task(_keep_weights(policy, slow)) for _ in range(4)]
         await asyncio.sleep(0)
-        async with asyncio.timeout(1), policy.room_for_weights(other):
+        async with asyncio.timeout(1), policy.room_for_weights(other, 100):
             pass
         for task in fetching:
             task.cancel()
         await asyncio.wait(fetching)
 
 
-async def _keep_weights(policy: Scheduler, ticket: Ticket) -> None:
-    async with policy.room_for_weights(ticket):
+async def _keep_weights(policy: Scheduler, ticket: Ticket, num_bytes: int = 100) -> None:
+    async with policy.room_for_weights(ticket, num_bytes):
         await asyncio.sleep(60)
+
+
+async def test_large_weights_take_the_room_of_several() -> None:
+    policy = scheduler(num_turns=8)
+    async with policy.admit() as large, policy.admit(8) as small:
+        fetching = [asyncio.create_task(_keep_weights(policy, large, num_bytes=301))]
+        fetching += [asyncio.create_task(_keep_weights(policy, small, num_bytes=1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        async with policy.admit() as other:
+            waiting = asyncio.create_task(_keep_weights(policy, other, num_bytes=1))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            fetching[0].cancel()  # four places are free again
+            async with asyncio.timeout(1), policy.room_for_weights(other, 201):
+                pass
+            for task in (*fetching, waiting):
+                task.cancel()
+            await asyncio.wait([*fetching, waiting])
+
+
+async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_by_leaving() -> None:
+    policy = scheduler(num_turns=8)
+    async with (
+        policy.admit() as first,
+        policy.admit() as second,
+        policy.admit() as large,
+        policy.admit() as small,
+        policy.room_for_weights(first, 400),
+        policy.room_for_weights(second, 100),
+    ):
+        too_large = asyncio.create_task(_keep_weights(policy, large, num_bytes=400))
+        await asyncio.sleep(0)
+        fits = asyncio.create_task(_keep_weights(policy, small, num_bytes=100))
+        await asyncio.sleep(0.01)
+        assert policy.num_waiting_for_room == 2
+        too_large.cancel()
+        await asyncio.wait([too_large])
+        assert policy.num_waiting_for_room == 0
+        fits.cancel()
+        await asyncio.wait([fits])
 
 
 async def test_no_more_turns_than_there_are() -> None:

@@ -13,7 +13,7 @@ import pytest
 from service.encryption import commitment_of
 from service.pool_errors import to_scoring_error
 from tests.file_server import FileServer
-from tests.live_service import LiveService
+from tests.live_service import LiveService, live_service
 from tests.recipe import (
     SMALL_CONFIG,
     TEST_KEY,
@@ -267,3 +267,19 @@ def test_eval_and_score_agree(client: httpx.Client, files: FileServer) -> None:
             },
         ).json()
         assert (alone["loss"], alone["distance"]) == (result["loss"], result["distance"])
+
+
+def test_promises_of_huge_files_wait_for_room_and_cost_others_nothing(
+    tmp_path: Path, files: FileServer
+) -> None:
+    """Each file alone fits in the cache, all at once do not: one after the other is fetched, and refused."""
+    body = competition(files, GOLDEN)
+    huge = {**body["model_manifests"][0], "size": 60 << 20, "decryption_key": None}
+    flags = ("--cache-max-bytes", str(100 << 20), "--max-model-bytes", str(64 << 20))
+    with live_service(tmp_path, *flags) as small, small.client() as client:
+        answer = post(client, {**body, "model_manifests": [huge, huge, huge, *body["model_manifests"]]})
+    assert answer["winner"] == 3 + GOLDEN.winner
+    assert [model["error"] and model["error"]["code"] for model in answer["models"]] == [
+        *["model-size-mismatch"] * 3,
+        *[None] * len(body["model_manifests"]),
+    ]
