@@ -34,7 +34,8 @@ ScoringError
 Messages are for people and carry no key, no URL, no address and no path.
 """
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self, get_args
 
 Fault = Literal["client", "data_submitter", "model_owner", "service"]
 BlobKind = Literal["data", "model"]
@@ -298,3 +299,15 @@ class InternalError(ServiceTrouble):
     code = "internal-error"
     title = "The service has failed"
     retryable = False
+
+
+def all_codes() -> tuple[str, ...]:
+    """Every code there is on the wire, sorted."""
+    codes = {kind.code for kind in _descendants(ScoringError) if "code" in vars(kind)}
+    return tuple(sorted({code.format(blob=blob) for code in codes for blob in get_args(BlobKind)}))
+
+
+def _descendants(kind: type[ScoringError]) -> Iterator[type[ScoringError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _descendants(child)

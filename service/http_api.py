@@ -23,7 +23,6 @@ from service.lifespan import Parts
 from service.log import log_bug
 from service.metrics import CONTENT_TYPE
 from service.schemas import (
-    BlobProgress,
     Device,
     EvalRequest,
     EvalResponse,
@@ -31,6 +30,7 @@ from service.schemas import (
     Info,
     JobProgress,
     JobStatus,
+    PhaseProgress,
     Problem,
     Readiness,
     ScoreRequest,
@@ -261,8 +261,8 @@ def _job_status(job: Job, request: Request) -> JobStatus:
         created_at=job.created_at.isoformat(),
         finished_at=job.finished_at.isoformat() if job.finished_at else None,
         progress=JobProgress(
-            data=_blob_progress(job.data) if job.data else None,
-            models=[_blob_progress(progress) for progress in job.models],
+            data=_phase_progress(job.data) if job.data else None,
+            models=[_phase_progress(progress) for progress in job.models],
             estimated_seconds_left=job.estimated_seconds_left(),
         ),
         result=EvalResponse.of(result)
@@ -274,8 +274,8 @@ def _job_status(job: Job, request: Request) -> JobStatus:
     )
 
 
-def _blob_progress(progress: Progress) -> BlobProgress:
-    return BlobProgress.model_validate(progress, from_attributes=True, extra="ignore")
+def _phase_progress(progress: Progress) -> PhaseProgress:
+    return PhaseProgress.model_validate(progress, from_attributes=True, extra="ignore")
 
 
 def _devices(parts: Parts) -> list[Device]:

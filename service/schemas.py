@@ -15,11 +15,13 @@ from service.competition import (
     competitors,
     parse_decryption_key,
 )
-from service.errors import BlobKind, Fault, InvalidRequest, ScoringError
+from service.errors import BlobKind, Fault, InvalidRequest, ScoringError, all_codes
 from service.url_policy import MAX_URL_LENGTH
 from service.verdict import Evaluation, Verdict
 
 _MAX_MEMBERS = 32
+
+Code = Annotated[str, Field(description="Names the failure.", examples=list(all_codes()))]
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64, description="Of the SIGReg noise: 0 to 2^64 - 1.")]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]
@@ -31,7 +33,12 @@ Embedding = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 16)
 
 class _Wire(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -133,36 +140,55 @@ class Provenance(_Wire):
     """What the numbers were made from and with."""
 
     weights_checksum: str
+    """Blake2b-256 of the weights as published, Base58, computed from the bytes that came."""
     data_checksum: str
+    """Blake2b-256 of the data, Base58, computed from the bytes that came."""
     seed: int
     architecture_version: str
     precision: str
+    """float32 unless the service was started with another."""
     device: str
+    """The devices that took part: `cpu`, `cuda:0,cuda:1`."""
     versions: dict[str, str]
+    """Of the packages that make the numbers."""
 
 
 class Timings(_Wire):
     """Where the time went, in seconds."""
 
     queue_seconds: float
+    """Waiting for a device, once data and weights were here."""
     download_seconds: float
+    """The longer of data and weights; 0 for what was in the cache."""
     load_seconds: float
+    """Decrypting and bringing the weights to the device; 0 when they were there."""
     eval_seconds: float
+    """Computing."""
     total_seconds: float
+    """From admission to the result."""
     weights_cached: Literal["disk", "device", "no"]
+    """Where the weights were found."""
 
 
 class EvalResponse(_Wire):
     """What the model is worth: `loss = cross_entropy + 0.02 * sig_reg`."""
 
     loss: float
+    """Nats; the lowest wins."""
     embedding: list[float]
+    """The mean representation: `embedding_dim` numbers."""
     cross_entropy: float
+    """Nats, over all tokens, padding counted, as the network does."""
     sig_reg: float
+    """Before its coefficient 0.02."""
     distance: float | None
+    """Cosine distance of the embedding to the target, 0 to 2; null without a target."""
     num_sequences: int
+    """Of 1,024 tokens, the last one padded."""
     num_batches: int
+    """Of 16 sequences, the last one smaller."""
     attends_to_future: bool
+    """Such weights see the bytes they predict."""
     provenance: Provenance
     timings: Timings
 
@@ -195,22 +221,30 @@ class Problem(_Wire):
     """An error, as RFC 9457 has it, with this service's own members."""
 
     type: str
+    """A URN with the code in it."""
     title: str
+    """The same for every error of this code."""
     status: int
     detail: str
+    """What happened this time; never a key or a URL."""
     instance: str
-    code: str
+    """The path that was asked for."""
+    code: Code
     fault: Fault
     blob: BlobKind | None
+    """Whether the error is about the data or about a model's weights."""
     model_index: int | None
+    """Which model of the request."""
     retryable: bool
+    """False for a verdict, which every validator reaches; true for trouble that may pass."""
     request_id: str
+    """Also in the header `X-Request-Id` and in the service's log."""
 
 
 class ModelError(_Wire):
     """Why one model of a competition has no result."""
 
-    code: str
+    code: Code
     title: str
     detail: str
     fault: Fault
@@ -249,15 +283,19 @@ class ScoreResponse(_Wire):
     """The verdict; the first four members are the network's own ScoreResponse."""
 
     winner: int
+    """Index of the model with the lowest loss, the first on a tie."""
     loss_score: list[float]
-    """[winner's]"""
+    """One number: the winner's loss."""
     embedding: list[float]
     """The winner's."""
     distance: list[float]
-    """[winner's]"""
+    """One number: the winner's distance to the target."""
     margin: float | None
+    """Loss of the second best less the winner's; null with one valid model."""
     near_tie: bool
+    """The margin is within what the network allows between validators: 1 % or 0.01."""
     models: list[ModelResult]
+    """One for each manifest, in order."""
 
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
@@ -290,12 +328,14 @@ def _model_result(evaluation: Evaluation | None, error: ScoringError | None) -> 
     )
 
 
-class BlobProgress(_Wire):
-    """How far a download or an evaluation has come."""
+class PhaseProgress(_Wire):
+    """How far the data, or one model, has come: bytes of its download, then batches of its evaluation."""
 
     phase: str
+    """queued, downloading, loading, evaluating, done or failed."""
     bytes_done: int | None = None
     bytes_total: int | None = None
+    """Null where the server does not tell."""
     bytes_per_second: float | None = None
     batches_done: int | None = None
     num_batches: int | None = None
@@ -304,9 +344,12 @@ class BlobProgress(_Wire):
 class JobProgress(_Wire):
     """How far a job has come."""
 
-    data: BlobProgress | None
-    models: list[BlobProgress]
+    data: PhaseProgress | None
+    """Null for data that came with the request, or is here."""
+    models: list[PhaseProgress]
+    """One for each model, in order."""
     estimated_seconds_left: float | None
+    """Null while nothing is known of it."""
 
 
 class JobStatus(_Wire):
@@ -316,10 +359,13 @@ class JobStatus(_Wire):
     kind: Literal["eval", "score"]
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created_at: str
+    """UTC, ISO 8601."""
     finished_at: str | None
     progress: JobProgress
     result: EvalResponse | ScoreResponse | None
+    """What `kind` answers; null until `state` is succeeded."""
     error: Problem | None
+    """Null unless `state` is failed."""
 
 
 class Health(_Wire):
@@ -332,10 +378,14 @@ class Device(_Wire):
     """One worker."""
 
     device: str
+    """`cpu`, `cuda:0`."""
     device_name: str
+    """As its driver calls it."""
     ready: bool
+    """It has passed its self-test lately."""
     busy: bool
     restarts: int
+    """How often its process had to be started again."""
 
 
 class Readiness(_Wire):
@@ -351,7 +401,9 @@ class Info(_Wire):
     version: str
     architecture_version: str
     architecture: dict[str, Any]
+    """The shape of the models served."""
     precision: str
     limits: dict[str, float]
+    """Bytes, seconds and counts."""
     devices: list[Device]
     versions: dict[str, str]
