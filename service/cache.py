@@ -369,7 +369,7 @@ class BlobCache:
         return min(self._max_bytes, self.bytes_used + disk.f_bavail * disk.f_frsize)
 
     async def claim(self, path: Path, num_bytes: int) -> None:
-        """Promise `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
+        """Expected `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
         more = num_bytes - self._claims[path]
         if more <= 0:
             return

@@ -51,8 +51,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         pool = await stack.enter_async_context(open_pool(settings))
         scheduler = Scheduler(
             queue_size=settings.queue_size,
-            num_turns=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
-            num_kept=settings.max_weights_at_once,
+            max_running=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
+            max_weights_held=settings.max_weights_at_once,
             kept_bytes=await cache.room_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
         )

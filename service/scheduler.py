@@ -101,20 +101,26 @@ class _FairPlaces:
 
 
 class Scheduler:
-    """Admits at most `queue_size` requests, and lets at most `num_turns` evaluations run.
+    """Admits at most `queue_size` requests, and lets at most `max_running` evaluations run.
 
-    At most `num_kept` weights are fetched or here at once, fewer if they take more than `kept_bytes` in all.
+    At most `max_weights_held` weights are fetched or here at once, fewer if they take more than `kept_bytes` in all.
     """
 
     def __init__(
-        self, *, queue_size: int, num_turns: int, num_kept: int, kept_bytes: int, timeout_seconds: float
+        self,
+        *,
+        queue_size: int,
+        max_running: int,
+        max_weights_held: int,
+        kept_bytes: int,
+        timeout_seconds: float,
     ) -> None:
         self._queue_size = queue_size
-        self._num_turns = num_turns
-        self._turns = _FairPlaces(num_turns, max_per_request=num_turns)
+        self._max_running = max_running
+        self._turns = _FairPlaces(max_running, max_per_request=max_running)
         # One request of slow publishers leaves others half of the places.
-        self._kept = _FairPlaces(num_kept, max_per_request=(num_kept + 1) // 2)
-        self._bytes_per_place = max(1, kept_bytes // num_kept)
+        self._kept = _FairPlaces(max_weights_held, max_per_request=(max_weights_held + 1) // 2)
+        self._bytes_per_place = max(1, kept_bytes // max_weights_held)
         self._timeout_seconds = timeout_seconds
         self._tickets: set[Ticket] = set()
         self._numbers = itertools.count()
@@ -197,7 +203,7 @@ class Scheduler:
     def retry_after_seconds(self) -> float:
         """When a place may be free: what the requests ahead still have to evaluate, at the pace of late."""
         fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
-        return float(max(1, math.ceil(max(1, fewest_left) * self._turn_seconds / self._num_turns)))
+        return float(max(1, math.ceil(max(1, fewest_left) * self._turn_seconds / self._max_running)))
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Refuse new requests from now on; wait for those admitted. False when some are left at the end."""

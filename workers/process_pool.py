@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from workers.architectures import UnknownArchitecture, load_architecture
 from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker, WeightsInvalid
-from workers.evaluation import Evaluation
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.pending_evaluation import PendingEvaluation
 from workers.quarantine import Quarantine
 from workers.supervisor import Death, Patience, State, Supervisor
 from workers.types import (
@@ -45,9 +45,9 @@ class ProcessPool:
         self._precision = configs[0].precision
         self._workers = [Supervisor(config, self, patience, entry_module) for config in configs]
         self._lives: list[asyncio.Task[None]] = []
-        self._evaluations: list[Evaluation] = []
+        self._evaluations: list[PendingEvaluation] = []
         """Oldest first; each from its submission to its outcome."""
-        self._by_task: dict[int, Evaluation] = {}
+        self._by_task: dict[int, PendingEvaluation] = {}
         self._task_ids = itertools.count(1)
         self._quarantine = Quarantine()
         self._settled = asyncio.Event()
@@ -70,7 +70,7 @@ class ProcessPool:
         Raises a `workers.errors.WorkerError`, never anything else.
         """
         self._check(job)
-        evaluation = Evaluation(job, _num_batches(job), on_progress)
+        evaluation = PendingEvaluation(job, _num_batches(job), on_progress)
         self._evaluations.append(evaluation)
         self._dispatch()
         try:
@@ -150,7 +150,7 @@ class ProcessPool:
             self._assign(*chosen)
         self._load_ahead()
 
-    def _next_alone(self, idle: list[Supervisor]) -> tuple[Evaluation, Supervisor] | None:
+    def _next_alone(self, idle: list[Supervisor]) -> tuple[PendingEvaluation, Supervisor] | None:
         """The oldest evaluation that nobody works on, and the best worker for it."""
         for evaluation in self._evaluations:
             if evaluation.num_free and not evaluation.running:
@@ -159,7 +159,7 @@ class ProcessPool:
                     return evaluation, worker
         return None
 
-    def _next_to_help(self, idle: list[Supervisor]) -> tuple[Evaluation, Supervisor] | None:
+    def _next_to_help(self, idle: list[Supervisor]) -> tuple[PendingEvaluation, Supervisor] | None:
         """The evaluation with most left of those that a further worker makes faster, and that worker."""
         for evaluation in sorted(self._evaluations, key=lambda each: each.num_free, reverse=True):
             worker = _best_worker(idle, evaluation)
@@ -183,14 +183,14 @@ class ProcessPool:
         evaluation = self._by_task[worker.task.task_id] if worker.task else None
         return evaluation.num_left if evaluation else 0
 
-    def _assign(self, evaluation: Evaluation, worker: Supervisor) -> None:
+    def _assign(self, evaluation: PendingEvaluation, worker: Supervisor) -> None:
         task_id = next(self._task_ids)
         num_alike = sum(other.kind == worker.kind for other in self._workers)
         batches = evaluation.take(task_id, worker.kind, num_alike)
         self._by_task[task_id] = evaluation
         worker.assign(Evaluate(task_id, evaluation.job, batches.start, batches.stop))
 
-    def _retire(self, evaluation: Evaluation) -> None:
+    def _retire(self, evaluation: PendingEvaluation) -> None:
         """It has its outcome, or nobody waits for it any more: free whoever still works on it."""
         self._evaluations.remove(evaluation)
         for worker in self._workers:
@@ -198,10 +198,10 @@ class ProcessPool:
                 self._forget(worker.task)
                 worker.stop_task()
 
-    def _forget(self, task: Evaluate) -> Evaluation:
+    def _forget(self, task: Evaluate) -> PendingEvaluation:
         return self._by_task.pop(task.task_id)
 
-    def _result(self, evaluation: Evaluation, scores: list[BatchScore]) -> EvalResult:
+    def _result(self, evaluation: PendingEvaluation, scores: list[BatchScore]) -> EvalResult:
         """Raises NonFiniteResult."""
         job, architecture = evaluation.job, load_architecture(evaluation.job.architecture_version)
         try:
@@ -250,7 +250,7 @@ def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:
     )
 
 
-def _best_worker(idle: list[Supervisor], evaluation: Evaluation) -> Supervisor | None:
+def _best_worker(idle: list[Supervisor], evaluation: PendingEvaluation) -> Supervisor | None:
     """One that holds the weights already, else a GPU, else one that holds least.
 
     An evaluation stays on devices of one kind, on which it has one result to the bit.

@@ -191,7 +191,7 @@ class Supervisor:
                 except Exception as error:  # whatever it is, the next one may do better
                     logger.exception("the worker on %s could not be kept", self.config.device)
                     reason, status = f"could not be kept: {type(error).__name__}", 0
-                self._bury(reason, status)
+                self._record_death(reason, status)
                 await asyncio.sleep(self._restart_delay())
                 self._restarts += 1
         finally:
@@ -279,7 +279,7 @@ class Supervisor:
             self._test()
         return None
 
-    def _bury(self, reason: str, status: int) -> None:
+    def _record_death(self, reason: str, status: int) -> None:
         """Note what ended, and tell the owner."""
         if self.state is State.STARTING:
             self.failed_starts += 1

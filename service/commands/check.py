@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.checksum import is_checksum
-from service.commands.diagnosis import Diagnosis, Finding, Promise, declared_size, header_end
+from service.commands.diagnosis import Diagnosis, Expected, Finding, declared_size, header_end
 from service.commands.question import BadUsage, is_url
 from service.competition import BlobRef
 from service.config import Settings
@@ -62,17 +62,17 @@ class Source(Protocol):
         """The first bytes as published, fewer if there are no more; and the size, if it is known."""
 
 
-def parse_promise(key: bytes | None, checksum: str | None, size: int | None) -> Promise:
+def parse_expected(key: bytes | None, checksum: str | None, size: int | None) -> Expected:
     """Raises BadUsage for a checksum that can be none."""
     if checksum is not None and not is_checksum(checksum):
         raise BadUsage(
             "--checksum is no Blake2b-256 digest in Base58: copy it once more, 43 or 44 characters"
         )
-    return Promise(key, checksum, size)
+    return Expected(key, checksum, size)
 
 
 async def check(
-    place: str, promise: Promise, settings: Settings, *, full: bool = False, on_bytes: OnBytes | None = None
+    place: str, expected: Expected, settings: Settings, *, full: bool = False, on_bytes: OnBytes | None = None
 ) -> Checked:
     """Look at a URL or a file. `full` reads every byte; of a file, a promised checksum does so too.
 
@@ -80,7 +80,9 @@ async def check(
     """
     report = on_bytes or (lambda done, total: None)
     if not is_url(place):
-        return await _check_file(Path(place), promise, settings, full or promise.checksum is not None, report)
+        return await _check_file(
+            Path(place), expected, settings, full or expected.checksum is not None, report
+        )
     if full:
         async with (
             open_cache(settings) as cache,
@@ -91,32 +93,32 @@ async def check(
                 on_progress=lambda progress: report(progress.bytes_done, progress.bytes_total),
             ) as blob,
         ):
-            return await _check_file(blob.path, promise, settings, True, lambda done, total: None)
+            return await _check_file(blob.path, expected, settings, True, lambda done, total: None)
     downloader = Downloader.from_settings(settings)
     try:
-        return await _Check(_Url(downloader, place), promise, settings).run()
+        return await _Check(_Url(downloader, place), expected, settings).run()
     finally:
         await downloader.aclose()
 
 
 async def _check_file(
-    path: Path, promise: Promise, settings: Settings, full: bool, report: OnBytes
+    path: Path, expected: Expected, settings: Settings, full: bool, report: OnBytes
 ) -> Checked:
-    checked = await _Check(_File(path), promise, settings).run()
+    checked = await _Check(_File(path), expected, settings).run()
     if full:
         size = checked.size
         commitment = await asyncio.to_thread(commitment_of, path, lambda done: report(done, size))
         checked.checksum, checked.is_whole = commitment.checksum, True
-        if promise.checksum is not None and promise.checksum != commitment.checksum:
+        if expected.checksum is not None and expected.checksum != commitment.checksum:
             checked.findings.append(
-                await asyncio.to_thread(_other_checksum, path, promise, commitment.checksum)
+                await asyncio.to_thread(_other_checksum, path, expected, commitment.checksum)
             )
     return checked
 
 
-def _other_checksum(path: Path, promise: Promise, found: str) -> Finding:
+def _other_checksum(path: Path, expected: Expected, found: str) -> Finding:
     detail = f"the file's checksum is {found}, not the one promised"
-    if promise.key is not None and commitment_of_plain(path, promise.key).checksum == promise.checksum:
+    if expected.key is not None and commitment_of_plain(path, expected.key).checksum == expected.checksum:
         detail += ", which is that of the weights before encryption"
         return Finding("checksum-mismatch", detail, "commit the checksum of the encrypted file")
     return Finding(
@@ -145,16 +147,16 @@ class _File:
 class _Check:
     """One file's header on its way to a verdict."""
 
-    def __init__(self, source: Source, promise: Promise, settings: Settings) -> None:
+    def __init__(self, source: Source, expected: Expected, settings: Settings) -> None:
         self._source = source
-        self._promise = promise
+        self._expected = expected
         architecture = load_architecture(CURRENT_VERSION)
         self._judge = architecture.weights_header
         small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
         self._config, other = (small, full) if settings.small_model else (full, small)
         other_flag = "--full-model" if settings.small_model else "--small-model"
         self._refusals = (architecture.WeightsInvalid, architecture.DecryptionFailed)
-        self._diagnosis = Diagnosis(promise, self._judge, self._refusals, self._config, other, other_flag)
+        self._diagnosis = Diagnosis(expected, self._judge, self._refusals, self._config, other, other_flag)
         self._checked = Checked()
 
     async def run(self) -> Checked:
@@ -172,16 +174,16 @@ class _Check:
             self._checked.remarks.append(
                 "the server does not tell the file's size; --full would see it cut off"
             )
-        if self._promise.checksum is not None and isinstance(self._source, _Url):
+        if self._expected.checksum is not None and isinstance(self._source, _Url):
             self._checked.remarks.append("the checksum was not looked at; --full downloads the file and does")
         return self._checked
 
     def _decrypt(self, published: bytes) -> bytes:
-        key = self._promise.key
+        key = self._expected.key
         return published if key is None else decrypt_start(published, key)
 
     def _judge_size(self, size: int | None) -> None:
-        promised = self._promise.size
+        promised = self._expected.size
         if size and promised is not None and size != promised:
             detail = f"the file has {size:,} bytes, {promised:,} are promised"
             remedy = "upload the file again, or commit the size it has"
@@ -190,8 +192,8 @@ class _Check:
     def _judge_head(self, published: bytes, clear: bytes, size: int | None) -> None:
         end = header_end(self._judge, clear)
         declared = None if end is None or len(clear) < end else declared_size(clear, end)
-        file_size = size if size is not None else (self._promise.size or declared or len(published))
-        encrypted = self._promise.key is not None
+        file_size = size if size is not None else (self._expected.size or declared or len(published))
+        encrypted = self._expected.key is not None
         try:
             header = self._judge.read_header(
                 lambda offset, count: clear[offset : offset + count],
@@ -216,5 +218,5 @@ class _Check:
         dtypes = {header.tensors[name].dtype for name in needed} - {"F32"}
         if dtypes:
             remarks.append(f"stored as {', '.join(sorted(dtypes))}: the network converts it to float32")
-        if self._promise.key is None:
+        if self._expected.key is None:
             remarks.append("not encrypted: whoever has the file can read the weights")

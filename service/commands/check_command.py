@@ -5,7 +5,7 @@ import json as json_format
 import sys
 from pathlib import Path
 
-from service.commands.check import Checked, check, parse_promise
+from service.commands.check import Checked, check, parse_expected
 from service.commands.question import BadUsage, is_url, parse_keys
 from service.commands.terminal import byte_bar, print_findings
 from service.config import Settings
@@ -27,9 +27,9 @@ def run_check(
     if not is_url(place) and not Path(place).is_file():
         raise BadUsage(f"{place}: there is no such file, and it is no http(s) URL")
     keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
-    promise = parse_promise(keys[0] if keys else None, checksum, size)
+    expected = parse_expected(keys[0] if keys else None, checksum, size)
     with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:
-        checked = asyncio.run(check(place, promise, settings, full=full, on_bytes=on_bytes))
+        checked = asyncio.run(check(place, expected, settings, full=full, on_bytes=on_bytes))
     if json:
         sys.stdout.write(json_format.dumps(checked.to_json()) + "\n")
     else:

@@ -29,7 +29,7 @@ _DISGUISES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Expected:
     """What is known of the file, as far as it is."""
 
     key: bytes | None = field(default=None, repr=False)
@@ -51,14 +51,14 @@ class Diagnosis:
 
     def __init__(
         self,
-        promise: Promise,
+        expected: Expected,
         judge: ModuleType,
         refusals: tuple[type[Exception], ...],
         config: object,
         other_config: object,
         other_flag: str,
     ) -> None:
-        self._promise = promise
+        self._expected = expected
         self._judge = judge
         self._refusals = refusals
         self._config = config
@@ -78,16 +78,16 @@ class Diagnosis:
                 "upload it again, and compare the sizes",
             )
         else:
-            expected = declared_size(clear, end)
-            self._explain_size(file_size, expected)
-            self._explain_tensors(clear[8:end], expected or file_size)
+            described = declared_size(clear, end)
+            self._explain_size(file_size, described)
+            self._explain_tensors(clear[8:end], described or file_size)
         return self._findings
 
     def _add(self, code: str, detail: str, remedy: str) -> None:
         self._findings.append(Finding(code, detail, remedy))
 
     def _explain_no_header(self, published: bytes, file_size: int) -> None:
-        add, key, checksum = self._add, self._promise.key, self._promise.checksum
+        add, key, checksum = self._add, self._expected.key, self._expected.checksum
         start = published.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if published[:1] != b"\0" else published
         disguise = next((row for row in _DISGUISES if start.startswith(row[0])), None)
         if file_size < 9:
@@ -123,26 +123,26 @@ class Diagnosis:
         except InvalidKey:
             return False
 
-    def _explain_size(self, file_size: int, expected: int | None) -> None:
-        if expected is None:
+    def _explain_size(self, file_size: int, described: int | None) -> None:
+        if described is None:
             return
-        if file_size < expected:
+        if file_size < described:
             self._add(
                 "truncated",
-                f"the file is cut off: it has {file_size:,} bytes of the {expected:,} its header describes",
+                f"the file is cut off: it has {file_size:,} bytes of the {described:,} its header describes",
                 "upload it again, and compare the sizes",
             )
-        elif file_size > expected:
+        elif file_size > described:
             self._add(
                 "trailing-bytes",
-                f"{file_size - expected:,} bytes follow the last tensor: the file has {file_size:,}, "
-                f"its header describes {expected:,}",
+                f"{file_size - described:,} bytes follow the last tensor: the file has {file_size:,}, "
+                f"its header describes {described:,}",
                 "save the weights again with Model.save, and upload that file whole",
             )
 
-    def _explain_tensors(self, text: bytes, expected: int) -> None:
+    def _explain_tensors(self, text: bytes, described: int) -> None:
         try:
-            header = self._judge.parse_header(text, expected)
+            header = self._judge.parse_header(text, described)
         except (self._judge.NoHeader, *self._refusals) as refusal:
             self._add("header-invalid", str(refusal), "save the weights again with Model.save")
             return

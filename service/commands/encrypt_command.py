@@ -10,7 +10,7 @@ from pathlib import Path
 import base58
 
 from service.commands.check import check
-from service.commands.diagnosis import Finding, Promise
+from service.commands.diagnosis import Expected, Finding
 from service.commands.question import BadUsage, parse_key
 from service.commands.terminal import byte_bar, print_findings
 from service.config import Settings
@@ -23,7 +23,7 @@ def run_encrypt(
 ) -> int:
     """Returns the exit code. Raises BadUsage, or OSError; nothing half-done is left behind."""
     _refuse_impossible(weights, output, key, key_file)
-    checked = asyncio.run(check(str(weights), Promise(), settings))
+    checked = asyncio.run(check(str(weights), Expected(), settings))
     if checked.findings:
         print_findings([_before_encryption(finding) for finding in checked.findings], sys.stderr)
         sys.stderr.write(f"soma-eval: the network would refuse {weights}: nothing was written.\n")

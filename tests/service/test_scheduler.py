@@ -9,12 +9,12 @@ from service.errors import DeadlineExceeded, Draining, QueueFull
 from service.scheduler import Scheduler, Ticket
 
 
-def scheduler(queue_size: int = 8, num_turns: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
+def scheduler(queue_size: int = 8, max_running: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
     return Scheduler(
         queue_size=queue_size,
-        num_turns=num_turns,
-        num_kept=num_turns,
-        kept_bytes=100 * num_turns,
+        max_running=max_running,
+        max_weights_held=max_running,
+        kept_bytes=100 * max_running,
         timeout_seconds=timeout_seconds,
     )
 
@@ -50,7 +50,7 @@ async def test_places_go_round_between_requests(with_weights: bool) -> None:
 
 
 async def test_one_request_leaves_room_for_the_weights_of_others() -> None:
-    policy = scheduler(num_turns=4)
+    policy = scheduler(max_running=4)
     async with policy.admit(4) as slow, policy.admit(1) as other:
         fetching = [asyncio.create_task(_keep_weights(policy, slow)) for _ in range(4)]
         await asyncio.sleep(0)
@@ -67,7 +67,7 @@ async def _keep_weights(policy: Scheduler, ticket: Ticket, num_bytes: int = 100)
 
 
 async def test_large_weights_take_the_room_of_several() -> None:
-    policy = scheduler(num_turns=8)
+    policy = scheduler(max_running=8)
     async with policy.admit() as large, policy.admit(8) as small:
         fetching = [asyncio.create_task(_keep_weights(policy, large, num_bytes=301))]
         fetching += [asyncio.create_task(_keep_weights(policy, small, num_bytes=1)) for _ in range(4)]
@@ -85,7 +85,7 @@ async def test_large_weights_take_the_room_of_several() -> None:
 
 
 async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_by_leaving() -> None:
-    policy = scheduler(num_turns=8)
+    policy = scheduler(max_running=8)
     async with (
         policy.admit() as first,
         policy.admit() as second,
@@ -107,7 +107,7 @@ async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_
 
 
 async def test_no_more_turns_than_there_are() -> None:
-    policy = scheduler(num_turns=2)
+    policy = scheduler(max_running=2)
     running = peak = 0
 
     async def evaluate() -> None:

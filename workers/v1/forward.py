@@ -44,7 +44,7 @@ SCORES_PER_BLOCK = 1 << 22
 Checkpoint = Callable[[], None]
 
 
-class Evaluation:
+class ForwardPass:
     """One pass over one micro-batch. After `representations` the numbers that a guard looks at hold."""
 
     def __init__(self, model: Model, *, reference: bool, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from . import runner_order, tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, Checkpoint, Evaluation, linear
+from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, Checkpoint, ForwardPass, linear
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
@@ -212,9 +212,9 @@ class ModelRunner:
         guard = torch.zeros(3, device=self.device)
         for start in range(first, last, self.micro_batch_size):
             sequences = range(start, min(start + self.micro_batch_size, last))
-            evaluation = Evaluation(model, reference=reference, checkpoint=checkpoint)
-            parts.append(self._score_sequences(evaluation, data, sequences, directions))
-            guard = torch.maximum(guard, evaluation.guard())
+            forward = ForwardPass(model, reference=reference, checkpoint=checkpoint)
+            parts.append(self._score_sequences(forward, data, sequences, directions))
+            guard = torch.maximum(guard, forward.guard())
         B, T = last - first, self.max_seq_len
         numbers = torch.cat([*(part.flatten() for kind in zip(*parts, strict=True) for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
@@ -231,18 +231,18 @@ class ModelRunner:
         return score, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, evaluation: Evaluation, data: bytes, sequences: range, directions: Tensor
+        self, forward: ForwardPass, data: bytes, sequences: range, directions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         batch = tokenizer.tokenize_range(data, sequences, self.max_seq_len)
         token_ids, targets, positions = (
             torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
-        r = evaluation.representations(token_ids, positions)  # (B, T, D)
+        r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
-        logits = linear(rows, evaluation.model.predictor)  # (N, V)
+        logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, evaluation.checkpoint)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions, forward.checkpoint)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 

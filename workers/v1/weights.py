@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from torch import Tensor
 
 from .config import ModelConfig
-from .weights_header import TensorPlace, expected_shapes, read_header
+from .weights_header import TensorInfo, expected_shapes, read_header
 from .weights_memory import PIECE_BYTES, DeviceMemory, HostMemory
 
 Weights = str | os.PathLike[str] | bytes
@@ -153,7 +153,7 @@ def _open(weights: Weights) -> Iterator[Source]:
         os.close(descriptor)
 
 
-def _mapped_tensors(source: FileSource, places: Mapping[str, TensorPlace]) -> dict[str, Tensor]:
+def _mapped_tensors(source: FileSource, places: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
     """Views of the file, of those tensors that need no copy: float32, at a multiple of 4 bytes."""
     # Copied on write, so that torch may believe it can write.
     mapped = mmap.mmap(source.descriptor, source.size, access=mmap.ACCESS_COPY)
@@ -166,7 +166,7 @@ def _mapped_tensors(source: FileSource, places: Mapping[str, TensorPlace]) -> di
     }
 
 
-def _read_ahead(source: FileSource, places: Sequence[TensorPlace]) -> None:
+def _read_ahead(source: FileSource, places: Sequence[TensorInfo]) -> None:
     """Have the system read a mapped file in the order of its use, beside the compute of the first layers."""
     if not hasattr(os, "posix_fadvise"):
         return
@@ -183,7 +183,7 @@ def _read_ahead(source: FileSource, places: Sequence[TensorPlace]) -> None:
 
 
 def _read_tensors(
-    source: Source, places: Mapping[str, TensorPlace], key: bytes | None, device: torch.device
+    source: Source, places: Mapping[str, TensorInfo], key: bytes | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Tensors read into memory of their own, decrypted if there is a key, as float32."""
     ready = {name: place for name, place in places.items() if place.dtype == "F32"}
@@ -210,7 +210,7 @@ def _read_tensors(
     return memory.finished() | converted
 
 
-def _converted_tensor(source: Source, place: TensorPlace, key: bytes | None) -> Tensor:
+def _converted_tensor(source: Source, place: TensorInfo, key: bytes | None) -> Tensor:
     """A tensor of another dtype, as float32."""
     size = place.end - place.begin
     room = torch.empty(size + AES_BLOCK_BYTES, dtype=torch.uint8)

@@ -51,7 +51,7 @@ class NoHeader(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
+class TensorInfo:
     """A tensor as the header has it; begin and end are offsets in the file."""
 
     dtype: str
@@ -64,7 +64,7 @@ class TensorPlace:
 class WeightsHeader:
     """A header that is in order in itself. Whether it has the tensors of a model is for `findings`."""
 
-    tensors: dict[str, TensorPlace]
+    tensors: dict[str, TensorInfo]
 
 
 def read_header(read: Read, file_size: int, config: ModelConfig, *, encrypted: bool) -> WeightsHeader:
@@ -117,12 +117,12 @@ def _parse_header(text: bytes, file_size: int) -> WeightsHeader:
     document = _parse_json(text)
     if not isinstance(document, dict):
         raise WeightsInvalid("the header is no JSON object")
-    tensors: dict[str, TensorPlace] = {}
+    tensors: dict[str, TensorInfo] = {}
     body = LENGTH_BYTES + len(text)
     has_metadata = False
     for name, entry in _pairs(document):
         if name != "__metadata__":
-            tensors[name] = _tensor_place(name, entry, body)  # a later one of the same name replaces it
+            tensors[name] = _tensor_info(name, entry, body)  # a later one of the same name replaces it
         elif has_metadata:
             raise WeightsInvalid("the header has __metadata__ twice")
         else:
@@ -160,13 +160,13 @@ def findings(header: WeightsHeader, config: ModelConfig) -> list[str]:
     """
     found = []
     for name, shape in expected_shapes(config).items():
-        place = header.tensors.get(name)
-        if place is None:
+        info = header.tensors.get(name)
+        if info is None:
             found.append(f"tensor {name} is missing")
-        elif place.shape != shape:
-            found.append(f"tensor {name} has shape {_shape(place.shape)}, expected {_shape(shape)}")
-        elif place.dtype not in CONVERTIBLE_DTYPES:
-            found.append(f"tensor {name} has dtype {place.dtype}, expected F32 or one that converts to it")
+        elif info.shape != shape:
+            found.append(f"tensor {name} has shape {_shape(info.shape)}, expected {_shape(shape)}")
+        elif info.dtype not in CONVERTIBLE_DTYPES:
+            found.append(f"tensor {name} has dtype {info.dtype}, expected F32 or one that converts to it")
     return found
 
 
@@ -269,7 +269,7 @@ def _judge_metadata(entry: object) -> None:
         raise WeightsInvalid("__metadata__ is no object of strings")
 
 
-def _tensor_place(name: str, entry: object, body: int) -> TensorPlace:
+def _tensor_info(name: str, entry: object, body: int) -> TensorInfo:
     dtype, shape, offsets = _tensor_fields(name, entry)
     if isinstance(dtype, dict) and not isinstance(dtype, _RepeatingObject) and list(dtype.values()) == [None]:
         dtype = next(iter(dtype))  # serde's other way of writing a variant: {"F32": null}
@@ -279,7 +279,7 @@ def _tensor_place(name: str, entry: object, body: int) -> TensorPlace:
         raise WeightsInvalid(f"the shape of tensor {quoted(name)} is no list of sizes")
     if not _is_usize_list(offsets) or len(offsets) != 2:
         raise WeightsInvalid(f"the data_offsets of tensor {quoted(name)} are not two offsets")
-    return TensorPlace(dtype, tuple(shape), body + offsets[0], body + offsets[1])
+    return TensorInfo(dtype, tuple(shape), body + offsets[0], body + offsets[1])
 
 
 def _tensor_fields(name: str, entry: object) -> tuple[Any, Any, Any]:
@@ -323,34 +323,34 @@ def _is_usize_list(value: object) -> bool:
     return isinstance(value, list) and set(map(type, value)) <= {int} and min(value, default=0) >= 0
 
 
-def _judge_layout(tensors: dict[str, TensorPlace], body: int, file_size: int) -> None:
+def _judge_layout(tensors: dict[str, TensorInfo], body: int, file_size: int) -> None:
     """The tensors must tile the file behind the header, without gap or overlap, each of its shape's size."""
     start = body
-    for name, place in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if place.begin != start or place.end < place.begin:
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != start or info.end < info.begin:
             raise WeightsInvalid(
-                f"tensor {quoted(name)} lies at bytes {place.begin} to {place.end}, expected to begin at {start}"
+                f"tensor {quoted(name)} lies at bytes {info.begin} to {info.end}, expected to begin at {start}"
             )
-        size = _num_bytes(name, place)
-        if place.end - place.begin != size:
+        size = _num_bytes(name, info)
+        if info.end - info.begin != size:
             raise WeightsInvalid(
-                f"tensor {quoted(name)} has {place.end - place.begin} bytes, "
-                f"expected {size} for {place.dtype} {_shape(place.shape)}"
+                f"tensor {quoted(name)} has {info.end - info.begin} bytes, "
+                f"expected {size} for {info.dtype} {_shape(info.shape)}"
             )
-        start = place.end
+        start = info.end
     if start != file_size:
         raise WeightsInvalid(f"the file has {file_size} bytes, expected {start} from its header")
 
 
-def _num_bytes(name: str, place: TensorPlace) -> int:
+def _num_bytes(name: str, info: TensorInfo) -> int:
     num_elements = 1
-    for size in place.shape:  # in this order: [0, 2^40, 2^40] is sound, [2^40, 2^40, 0] overflows
+    for size in info.shape:  # in this order: [0, 2^40, 2^40] is sound, [2^40, 2^40, 0] overflows
         num_elements *= size
         if num_elements > _MAX_USIZE:
             break
-    bits = num_elements * DTYPE_BITS[place.dtype]
+    bits = num_elements * DTYPE_BITS[info.dtype]
     if bits > _MAX_USIZE:
-        raise WeightsInvalid(f"the shape {_shape(place.shape)} of tensor {quoted(name)} is beyond 64 bits")
+        raise WeightsInvalid(f"the shape {_shape(info.shape)} of tensor {quoted(name)} is beyond 64 bits")
     if bits % 8:
         raise WeightsInvalid(f"tensor {quoted(name)} ends within a byte")
     return bits // 8

@@ -8,8 +8,8 @@ import base58
 import pytest
 
 from service.checksum import checksum_of
-from service.commands.check import Checked, check, parse_promise
-from service.commands.diagnosis import Promise
+from service.commands.check import Checked, check, parse_expected
+from service.commands.diagnosis import Expected
 from service.commands.question import BadUsage
 from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
@@ -37,7 +37,7 @@ S3_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</
 QUERY = "encoder.layers.0.attention.query.weight"
 
 Look = Callable[..., Awaitable[Checked]]
-SEALED_PROMISE = Promise(TEST_KEY, checksum_of(SEALED), len(SEALED))
+SEALED_PROMISE = Expected(TEST_KEY, checksum_of(SEALED), len(SEALED))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def look(tmp_path: Path, settings: Settings) -> Look:
-    async def look(content: bytes, promise: Promise = SEALED_PROMISE, full: bool = False) -> Checked:
+    async def look(content: bytes, promise: Expected = SEALED_PROMISE, full: bool = False) -> Checked:
         (tmp_path / "file").write_bytes(content)
         return await check(str(tmp_path / "file"), promise, settings, full=full)
 
@@ -76,48 +76,48 @@ def drop_two(tensors: Tensors) -> None:
     del tensors["predictor.bias"], tensors["final_norm.beta"]
 
 
-BROKEN: dict[str, tuple[bytes, Promise, list[str], str]] = {
-    "truncated": (SEALED[:-1000], Promise(TEST_KEY), ["truncated"], "cut off: it has"),
-    "truncated-in-header": (SEALED[:900], Promise(TEST_KEY), ["truncated"], "within its header"),
+BROKEN: dict[str, tuple[bytes, Expected, list[str], str]] = {
+    "truncated": (SEALED[:-1000], Expected(TEST_KEY), ["truncated"], "cut off: it has"),
+    "truncated-in-header": (SEALED[:900], Expected(TEST_KEY), ["truncated"], "within its header"),
     "truncated-and-promised": (
         SEALED[:-1000],
-        Promise(TEST_KEY, size=len(SEALED)),
+        Expected(TEST_KEY, size=len(SEALED)),
         ["size-mismatch", "truncated"],
         "are promised",
     ),
-    "empty": (b"", Promise(TEST_KEY), ["truncated"], "nothing is in it"),
-    "trailing": (encrypt(PLAIN + b"more"), Promise(TEST_KEY), ["trailing-bytes"], "4 bytes follow"),
-    "wrong-key": (SEALED, Promise(bytes(32)), ["wrong-key"], "key does not fit"),
-    "no-key": (SEALED, Promise(), ["no-header"], "encrypted"),
-    "key-for-plain": (PLAIN, Promise(TEST_KEY), ["not-encrypted"], "in the clear"),
+    "empty": (b"", Expected(TEST_KEY), ["truncated"], "nothing is in it"),
+    "trailing": (encrypt(PLAIN + b"more"), Expected(TEST_KEY), ["trailing-bytes"], "4 bytes follow"),
+    "wrong-key": (SEALED, Expected(bytes(32)), ["wrong-key"], "key does not fit"),
+    "no-key": (SEALED, Expected(), ["no-header"], "encrypted"),
+    "key-for-plain": (PLAIN, Expected(TEST_KEY), ["not-encrypted"], "in the clear"),
     "html": (HTML, SEALED_PROMISE, ["size-mismatch", "not-weights", "checksum-mismatch"], "are promised"),
-    "html-alone": (HTML, Promise(TEST_KEY), ["not-weights"], "an HTML page"),
-    "storage-error": (S3_ERROR, Promise(TEST_KEY), ["not-weights"], "an XML answer"),
-    "torch-save": (b"PK\x03\x04" + bytes(200), Promise(), ["not-weights"], "torch.save"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", Promise(), ["not-weights"], "Git LFS"),
-    "zeros": (bytes(5000), Promise(), ["not-weights"], "zeros"),
-    "other-checksum": (SEALED, Promise(TEST_KEY, checksum_of(b"")), ["checksum-mismatch"], "not the one"),
+    "html-alone": (HTML, Expected(TEST_KEY), ["not-weights"], "an HTML page"),
+    "storage-error": (S3_ERROR, Expected(TEST_KEY), ["not-weights"], "an XML answer"),
+    "torch-save": (b"PK\x03\x04" + bytes(200), Expected(), ["not-weights"], "torch.save"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", Expected(), ["not-weights"], "Git LFS"),
+    "zeros": (bytes(5000), Expected(), ["not-weights"], "zeros"),
+    "other-checksum": (SEALED, Expected(TEST_KEY, checksum_of(b"")), ["checksum-mismatch"], "not the one"),
     "plain-checksum": (
         SEALED,
-        Promise(TEST_KEY, checksum_of(PLAIN)),
+        Expected(TEST_KEY, checksum_of(PLAIN)),
         ["checksum-mismatch"],
         "before encryption",
     ),
     "swapped": (
         SEALED,
-        Promise(base58.b58decode(checksum_of(SEALED)), base58.b58encode(TEST_KEY).decode()),
+        Expected(base58.b58decode(checksum_of(SEALED)), base58.b58encode(TEST_KEY).decode()),
         ["swapped", "checksum-mismatch"],
         "the checksum is the key",
     ),
     "transposed": (
         encrypt(changed(transpose_inner)),
-        Promise(TEST_KEY),
+        Expected(TEST_KEY),
         ["transposed-tensor"],
         "linear_inner.weight is transposed: [32, 16] in place of [16, 32]",
     ),
     "missing": (
         encrypt(changed(drop_two)),
-        Promise(TEST_KEY),
+        Expected(TEST_KEY),
         ["missing-tensor", "missing-tensor"],
         "final_norm.beta is missing",
     ),
@@ -125,7 +125,7 @@ BROKEN: dict[str, tuple[bytes, Promise, list[str], str]] = {
         safetensors_bytes(
             {**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), QUERY: RawTensor("F8_E4M3", (16, 16), bytes(256))}
         ),
-        Promise(),
+        Expected(),
         ["wrong-dtype"],
         "F8_E4M3",
     ),
@@ -133,12 +133,12 @@ BROKEN: dict[str, tuple[bytes, Promise, list[str], str]] = {
         safetensors_bytes(
             {f"_orig_mod.{n}": t for n, t in make_weights(SMALL_CONFIG, SMALL_WEIGHTS).items()}
         ),
-        Promise(),
+        Expected(),
         ["prefixed-names"],
         "_orig_mod.",
     ),
-    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Promise(), ["no-header"], "no weights file"),
-    "no-json": (safetensors_file(b'{"a": [}', b""), Promise(), ["header-invalid"], "no JSON"),
+    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Expected(), ["no-header"], "no weights file"),
+    "no-json": (safetensors_file(b'{"a": [}', b""), Expected(), ["header-invalid"], "no JSON"),
 }
 
 
@@ -165,7 +165,7 @@ async def test_the_same_over_the_network(files: FileServer, settings: Settings, 
 @pytest.mark.parametrize("name", ODD_FILES)
 async def test_the_verdict_is_the_network_s(look: Look, name: str) -> None:
     content = ODD_FILES[name]()
-    for published, promise in ((content, Promise()), (encrypt(content), Promise(TEST_KEY))):
+    for published, promise in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
         checked = await look(published, promise)
         assert (not checked.findings) == golden_weights_files()[name]["accepted"], checked.findings
 
@@ -180,7 +180,7 @@ async def test_the_header_alone_moves(tmp_path: Path, settings: Settings, files:
     large = safetensors_bytes(
         {**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), "extra": RawTensor("U8", (1 << 24,), bytes(1 << 24))}
     )
-    checked = await check(files.publish("large", encrypt(large)), Promise(TEST_KEY), settings)
+    checked = await check(files.publish("large", encrypt(large)), Expected(TEST_KEY), settings)
     assert not checked.findings
     assert checked.checksum is None
     assert not settings.data_dir.exists()
@@ -190,7 +190,7 @@ async def test_full_downloads_and_verifies(files: FileServer, settings: Settings
     url = files.publish("sealed", SEALED)
     checked = await check(url, SEALED_PROMISE, settings, full=True)
     assert (checked.findings, checked.is_whole) == ([], True)
-    swapped = Promise(TEST_KEY, checksum_of(PLAIN), len(SEALED))
+    swapped = Expected(TEST_KEY, checksum_of(PLAIN), len(SEALED))
     checked = await check(url, swapped, settings, full=True)
     assert [finding.code for finding in checked.findings] == ["checksum-mismatch"]
 
@@ -201,7 +201,7 @@ async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Setti
     long = safetensors_file(start + json.dumps(header), b"".join(bodies))
     files.requests.clear()
     url = files.publish("long", encrypt(long))
-    assert not (await check(url, Promise(TEST_KEY), settings)).findings
+    assert not (await check(url, Expected(TEST_KEY), settings)).findings
     assert files.requests.count("/long") == 2
 
 
@@ -210,24 +210,24 @@ async def test_the_other_size_of_model_is_named(look: Look, settings: Settings) 
     full = settings.model_copy(update={"small_model": False})
     path = settings.data_dir.parent / "small"
     path.write_bytes(safetensors_bytes(make_weights(tiny, SMALL_WEIGHTS)))
-    checked = await check(str(path), Promise(), full)
+    checked = await check(str(path), Expected(), full)
     assert [finding.code for finding in checked.findings] == ["other-model"]
 
 
 async def test_names_out_of_the_file_are_escaped(look: Look) -> None:
     prefix = "\x1b[2J\n"
     hostile = {f"{prefix}{name}": t for name, t in make_weights(SMALL_CONFIG, SMALL_WEIGHTS).items()}
-    checked = await look(safetensors_bytes(hostile), Promise())
+    checked = await look(safetensors_bytes(hostile), Expected())
     assert "\x1b" not in checked.findings[0].detail
 
 
 async def test_trouble_on_the_way_is_no_finding(files: FileServer, settings: Settings) -> None:
     with pytest.raises(BlobUnavailable):
-        await check(f"{files.base_url}/nothing-here", Promise(), settings)
+        await check(f"{files.base_url}/nothing-here", Expected(), settings)
     with pytest.raises(ForbiddenUrl):
-        await check(f"{files.base_url}/x", Promise(), settings.model_copy(update={"allow_http": False}))
+        await check(f"{files.base_url}/x", Expected(), settings.model_copy(update={"allow_http": False}))
 
 
 def test_a_checksum_that_can_be_none_is_refused() -> None:
     with pytest.raises(BadUsage):
-        parse_promise(None, "0OIl", None)
+        parse_expected(None, "0OIl", None)

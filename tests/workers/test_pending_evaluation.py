@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed
-from workers.evaluation import Evaluation
+from workers.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
 
 CPU = DeviceKind("cpu", "")
 JOB = EvalJob("weights", "checksum", "data", 1, 0)
 
 
-def evaluation(num_batches: int) -> Evaluation:
-    return Evaluation(JOB, num_batches, None)
+def evaluation(num_batches: int) -> PendingEvaluation:
+    return PendingEvaluation(JOB, num_batches, None)
 
 
 def score(index: int, cross_entropy: float = 1.0) -> BatchScore:

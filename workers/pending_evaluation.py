@@ -14,7 +14,7 @@ from workers.types import BatchScore, DeviceKind, EvalJob, EvalProgress, OnEvalP
 logger = logging.getLogger(__name__)
 
 
-class Evaluation:
+class PendingEvaluation:
     """The batches of one job, handed out in ranges and gathered as they come back, in any order."""
 
     def __init__(self, job: EvalJob, num_batches: int, on_progress: OnEvalProgress | None) -> None:
