@@ -118,7 +118,9 @@ def main() -> None:
         with service.client() as client:
             batch_seconds = client.post("/eval", json=long_body).json()["timings"]["eval_seconds"]
         before = memory_mib(service)
-        answers, wrong, slowest_of_burst = [], 0, []
+        answers: list[tuple[int, float]] = []
+        slowest_of_burst: list[float] = []
+        wrong = 0
         for _ in range(given.bursts):
             some, some_wrong = asyncio.run(overflow(service, long_body, given.clients))
             answers, wrong = answers + some, wrong + some_wrong
