@@ -229,7 +229,7 @@ class _Writer:
         try:
             self._data += value.to_bytes(8, "little")
         except OverflowError:
-            raise BcsError("a number is no u64") from None
+            raise BcsError("a number is not a u64") from None
 
     def string(self, value: str) -> None:
         try:

@@ -88,7 +88,7 @@ class Job:
 
 
 class JobStore:
-    """The jobs that run, and those lately finished."""
+    """The jobs that run, and those recently finished."""
 
     def __init__(self, *, max_finished: int = 256, max_age_seconds: float = 3600.0) -> None:
         self._jobs: OrderedDict[str, Job] = OrderedDict()

@@ -108,7 +108,7 @@ async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:
-    """Whether each kind of device has a worker that lately passed its self-test."""
+    """Whether each kind of device has a worker that recently passed its self-test."""
     workers = pool.status()
     kinds = {worker.device.partition(":")[0] for worker in workers}
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
@@ -118,7 +118,7 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
     metrics.watch("evaluations_waiting", "Evaluations that wait for a turn.", lambda: scheduler.num_waiting)
     metrics.watch("weights_waiting", "Models that wait for room.", lambda: scheduler.num_waiting_for_room)
-    metrics.watch("workers_ready", "Workers that passed a self-test lately.", lambda: _count(pool, "ready"))
+    metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
 

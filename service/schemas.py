@@ -382,7 +382,7 @@ class Device(_Wire):
     device_name: str
     """As its driver calls it."""
     ready: bool
-    """It has passed its self-test lately."""
+    """It has recently passed its self-test."""
     busy: bool
     restarts: int
     """How often its process had to be started again."""

@@ -2,7 +2,7 @@
 
 WorkerError
 ├── EvaluationRefused          the verdict on these weights or data, the same everywhere: no retry helps
-│   ├── DecryptionFailed       a key was given and what it yields is no safetensors file
+│   ├── DecryptionFailed       a key was given and what it yields is not a safetensors file
 │   ├── WeightsInvalid         not what the network accepts as weights of this architecture
 │   ├── EmptyData              no bytes to evaluate on
 │   └── NonFiniteResult        loss or embedding is NaN or infinite
@@ -28,7 +28,7 @@ class EvaluationRefused(WorkerError):
 
 
 class DecryptionFailed(EvaluationRefused):
-    """The key does not fit: what it yields is no safetensors file."""
+    """The key does not fit: what it yields is not a safetensors file."""
 
 
 class WeightsInvalid(EvaluationRefused):

@@ -137,7 +137,7 @@ class ProcessPool:
         if job.data_size < 1:
             raise EmptyData("there are no bytes to evaluate on")
         if self._quarantine.holds(job):
-            raise EvaluationCrashesWorker("this evaluation has lately ended two workers")
+            raise EvaluationCrashesWorker("this evaluation has recently ended two workers")
         if not self._lives or self._hopeless():
             raise NoWorker("no worker is alive, and none will be soon")
 

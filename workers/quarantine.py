@@ -43,7 +43,7 @@ class Quarantine:
         self._deaths.pop(_culprit(job), None)
 
     def holds(self, job: EvalJob) -> bool:
-        """Whether the job has lately ended as many workers as it may."""
+        """Whether the job has recently ended as many workers as it may."""
         since = self._clock() - self._remember_seconds
         deaths = [at for at in self._deaths.get(_culprit(job), ()) if at > since]
         return len(deaths) >= MAX_DEATHS

@@ -122,7 +122,7 @@ class DeviceStatus:
 
     device: str
     ready: bool
-    """Has lately passed a real forward pass with known numbers."""
+    """Has recently passed a real forward pass with known numbers."""
     busy: bool
     pid: int | None
     restarts: int

@@ -112,7 +112,7 @@ class _Pipe(asyncio.Protocol):
             for message in self._decoder.feed(data):
                 self.inbox.put_nowait(message)
         except Exception as error:  # such a worker has lost its mind, or lent it to somebody
-            logger.error("a worker sent what is no message: %s", error)
+            logger.error("a worker sent something that is not a message: %s", error)
             self.inbox.put_nowait(PipeClosed())
 
     def eof_received(self) -> None:

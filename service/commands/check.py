@@ -66,7 +66,7 @@ def parse_expected(key: bytes | None, checksum: str | None, size: int | None) ->
     """Raises BadUsage for a checksum that can be none."""
     if checksum is not None and not is_checksum(checksum):
         raise BadUsage(
-            "--checksum is no Blake2b-256 digest in Base58: copy it once more, 43 or 44 characters"
+            "--checksum is not a Blake2b-256 digest in Base58: copy it once more, 43 or 44 characters"
         )
     return Expected(key, checksum, size)
 

@@ -25,7 +25,7 @@ def run_check(
 ) -> int:
     """Returns the exit code: 0 when nothing was found. Raises BadUsage, ScoringError or OSError."""
     if not is_url(place) and not Path(place).is_file():
-        raise BadUsage(f"{place}: there is no such file, and it is no http(s) URL")
+        raise BadUsage(f"{place}: there is no such file, and it is not an http(s) URL")
     keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
     expected = parse_expected(keys[0] if keys else None, checksum, size)
     with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:

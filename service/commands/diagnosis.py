@@ -97,13 +97,13 @@ class Diagnosis:
         elif key is None:
             add(
                 "no-header",
-                "there is no safetensors header in the clear: the file is encrypted, or no weights file",
+                "there is no unencrypted safetensors header: the file is encrypted, or not a weights file",
                 "give its key with --key-file",
             )
         elif header_end(self._judge, published) is not None:
             add(
                 "not-encrypted",
-                "the file is in the clear, and a key is promised: decrypting it gives noise",
+                "the file is not encrypted, and a key is promised: decrypting it gives noise",
                 "upload the file that `soma-eval encrypt` wrote, or check it without a key",
             )
         elif checksum is not None and self._fits(published, checksum):

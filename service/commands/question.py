@@ -143,7 +143,11 @@ def read_target(path: Path, embedding_dim: int | None) -> tuple[float, ...]:
     try:
         numbers = _read_numbers(path)
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else "it is no JSON list of numbers and no .npy"
+        reason = (
+            _reason(error)
+            if isinstance(error, OSError)
+            else "it is neither a JSON list of numbers nor a .npy file"
+        )
         raise BadUsage(f"--target {path}: {reason}") from None
     if embedding_dim is not None and len(numbers) != embedding_dim:
         raise BadUsage(f"--target {path}: it has {len(numbers)} numbers, an embedding has {embedding_dim}")

@@ -3,7 +3,7 @@
 from service.errors import ScoringError
 
 _REMEDIES = {
-    "decryption-failed": "Give the key these very bytes were encrypted with, and none for weights in the clear.",
+    "decryption-failed": "Give the key these very bytes were encrypted with, and none for unencrypted weights.",
     "weights-invalid": "`soma-eval check` names every tensor that is wrong; encrypted weights need --key-file.",
     "non-finite-result": "Training has diverged: take an earlier checkpoint.",
     "zero-embedding": "The model gives no representation at all: take another checkpoint.",

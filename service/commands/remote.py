@@ -127,7 +127,7 @@ class _Scoring:
                 {"code": "no-service", "detail": f"no answer: {type(error).__name__}"}
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise RemoteTrouble({"code": "no-service", "detail": "what answers is no soma-eval"}) from None
+            raise RemoteTrouble({"code": "no-service", "detail": "what answers is not soma-eval"}) from None
         if response.status_code == httpx.codes.OK:
             return answer
         raise RemoteTrouble(answer) if answer.get("retryable") else RemoteError(answer)
@@ -152,7 +152,7 @@ class _Scoring:
 
 def _check_reach(question: Question, url: str) -> None:
     if not is_url(url):
-        raise BadUsage("--url is no http(s) URL: give the address that `soma-eval serve` printed")
+        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
     if urlsplit(url).hostname not in _LOOPBACK and not all(c.is_url for c in question.candidates):
         raise BadUsage("a service on another machine cannot read files of this one: give URLs as --weights")
 

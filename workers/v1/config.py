@@ -61,7 +61,7 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.embedding_dim % self.num_heads:
             raise ValueError(
-                f"embedding_dim {self.embedding_dim} is no multiple of num_heads {self.num_heads}"
+                f"embedding_dim {self.embedding_dim} is not a multiple of num_heads {self.num_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head width, not {self.head_dim}")
@@ -93,7 +93,7 @@ class SIGRegConfig:
     slices: int = V1_SIG_REG_SLICES
     """Random directions the representation is projected on."""
     coefficient: float = V1_SIG_REG_COEFFICIENT
-    """What SIGReg is multiplied with in the loss."""
+    """What SIGReg is multiplied by in the loss."""
 
     def __post_init__(self) -> None:
         if self.points < 2:

@@ -2,7 +2,7 @@
 
 EvaluationRefused
 ├── WeightsInvalid      not what the network accepts as weights of this architecture
-├── DecryptionFailed    a key was given and what it yields is no safetensors file
+├── DecryptionFailed    a key was given and what it yields is not a safetensors file
 ├── EmptyData           no bytes to evaluate on
 └── NonFiniteResult     loss or embedding is NaN or infinite
 
@@ -24,7 +24,7 @@ class WeightsInvalid(EvaluationRefused):
 
 
 class DecryptionFailed(EvaluationRefused):
-    """The key does not fit: what it yields is no safetensors file."""
+    """The key does not fit: what it yields is not a safetensors file."""
 
 
 class EmptyData(EvaluationRefused):

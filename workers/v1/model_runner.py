@@ -32,7 +32,7 @@ CUDA_MICRO_BATCH_BYTES = 4 << 30
 
 CPU_SIG_REG_ROWS = 128
 CUDA_SIG_REG_ROWS = 16_384
-"""Tokens whose slices are looked at at once: on a CPU, what its caches hold."""
+"""Tokens whose slices are processed at once: on a CPU, what its caches hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class SIGReg(nn.Module):
     def per_token(self, z: Tensor) -> Tensor:
         """The weighted error of each token, [..., S] -> [...], without the coefficient.
 
-        z are the projections. The error is multiplied with the number of slices, where the number of
+        z are the projections. The error is multiplied by the number of slices, where the number of
         samples would belong: this looks like a bug upstream, and is kept.
         """
         mean = mean_powers(z * self.step, self.config.points - 1)  # (..., P), complex: cos + i sin

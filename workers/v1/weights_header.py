@@ -43,7 +43,7 @@ _MAX_USIZE = 2**64 - 1
 _MAX_FINDINGS = 5
 
 Read = Callable[[int, int], bytes]
-"""(offset, size) -> that many bytes of the file, in the clear."""
+"""(offset, size) -> that many bytes of the file, decrypted."""
 
 
 class NoHeader(Exception):
@@ -70,7 +70,7 @@ class WeightsHeader:
 def read_header(read: Read, file_size: int, config: ModelConfig, *, encrypted: bool) -> WeightsHeader:
     """The header of a file the network accepts as weights of this shape, or the verdict on it.
 
-    `read` gives bytes in the clear; it is asked for the first 8, then for the header. `encrypted` says
+    `read` gives decrypted bytes; it is asked for the first 8, then for the header. `encrypted` says
     whether they come out of a decryption: then bytes that make no header mean that the key is wrong.
 
     Raises WeightsInvalid or DecryptionFailed.
@@ -82,8 +82,10 @@ def read_header(read: Read, file_size: int, config: ModelConfig, *, encrypted: b
         header = parse_header(read(LENGTH_BYTES, size), file_size)
     except NoHeader as error:
         if encrypted:
-            raise DecryptionFailed("the key does not fit: what it yields is no safetensors file") from error
-        raise WeightsInvalid(f"no safetensors file: {error} (is it encrypted?)") from error
+            raise DecryptionFailed(
+                "the key does not fit: what it yields is not a safetensors file"
+            ) from error
+        raise WeightsInvalid(f"not a safetensors file: {error} (is it encrypted?)") from error
     found = findings(header, config)
     if found:
         more = f"; and {len(found) - _MAX_FINDINGS} more" if len(found) > _MAX_FINDINGS else ""
@@ -116,7 +118,7 @@ def parse_header(text: bytes, file_size: int) -> WeightsHeader:
 def _parse_header(text: bytes, file_size: int) -> WeightsHeader:
     document = _parse_json(text)
     if not isinstance(document, dict):
-        raise WeightsInvalid("the header is no JSON object")
+        raise WeightsInvalid("the header is not a JSON object")
     tensors: dict[str, TensorInfo] = {}
     body = LENGTH_BYTES + len(text)
     has_metadata = False
@@ -228,7 +230,7 @@ def _float(digits: str) -> float:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(
@@ -251,11 +253,11 @@ def _parse_json(text: bytes) -> object:
     except RecursionError:
         raise NoHeader("its header is nested too deeply") from None
     except UnicodeDecodeError:
-        raise NoHeader("its header is no UTF-8") from None
+        raise NoHeader("its header is not UTF-8") from None
     except ValueError:
-        raise NoHeader("its header is no JSON") from None
+        raise NoHeader("its header is not JSON") from None
     if _SURROGATE_ESCAPE.search(decoded) and not _NO_LONE_SURROGATE.fullmatch(decoded):
-        raise NoHeader("its header has half a surrogate pair, which is no JSON")
+        raise NoHeader("its header has half a surrogate pair, which is not JSON")
     return document
 
 
@@ -266,7 +268,7 @@ def _judge_metadata(entry: object) -> None:
     if entry is None:
         return
     if not isinstance(entry, dict) or not all(isinstance(value, str) for _, value in _pairs(entry)):
-        raise WeightsInvalid("__metadata__ is no object of strings")
+        raise WeightsInvalid("__metadata__ is not an object of strings")
 
 
 def _tensor_info(name: str, entry: object, body: int) -> TensorInfo:
@@ -276,7 +278,7 @@ def _tensor_info(name: str, entry: object, body: int) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise WeightsInvalid(f"tensor {quoted(name)} has an unknown dtype")
     if not _is_usize_list(shape):
-        raise WeightsInvalid(f"the shape of tensor {quoted(name)} is no list of sizes")
+        raise WeightsInvalid(f"the shape of tensor {quoted(name)} is not a list of sizes")
     if not _is_usize_list(offsets) or len(offsets) != 2:
         raise WeightsInvalid(f"the data_offsets of tensor {quoted(name)} are not two offsets")
     return TensorInfo(dtype, tuple(shape), body + offsets[0], body + offsets[1])

@@ -89,7 +89,7 @@ BROKEN: dict[str, tuple[bytes, Expected, list[str], str]] = {
     "trailing": (encrypt(PLAIN + b"more"), Expected(TEST_KEY), ["trailing-bytes"], "4 bytes follow"),
     "wrong-key": (SEALED, Expected(bytes(32)), ["wrong-key"], "key does not fit"),
     "no-key": (SEALED, Expected(), ["no-header"], "encrypted"),
-    "key-for-plain": (PLAIN, Expected(TEST_KEY), ["not-encrypted"], "in the clear"),
+    "key-for-plain": (PLAIN, Expected(TEST_KEY), ["not-encrypted"], "not encrypted"),
     "html": (HTML, SEALED_PROMISE, ["size-mismatch", "not-weights", "checksum-mismatch"], "are promised"),
     "html-alone": (HTML, Expected(TEST_KEY), ["not-weights"], "an HTML page"),
     "storage-error": (S3_ERROR, Expected(TEST_KEY), ["not-weights"], "an XML answer"),
@@ -137,8 +137,8 @@ BROKEN: dict[str, tuple[bytes, Expected, list[str], str]] = {
         ["prefixed-names"],
         "_orig_mod.",
     ),
-    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Expected(), ["no-header"], "no weights file"),
-    "no-json": (safetensors_file(b'{"a": [}', b""), Expected(), ["header-invalid"], "no JSON"),
+    "no-object": (safetensors_file(b"[1, 2, 3]", b""), Expected(), ["no-header"], "not a weights file"),
+    "no-json": (safetensors_file(b'{"a": [}', b""), Expected(), ["header-invalid"], "not JSON"),
 }
 
 

@@ -172,7 +172,7 @@ def test_several_files_and_seeds_are_averaged_and_shown(shell: Shell) -> None:
 def test_no_winner_is_the_weights_fault(shell: Shell) -> None:
     ran = shell.run("score", *SMALL, "--weights", "sealed.enc", "--data", "text")
     assert ran.code == 1
-    assert ran.out.startswith("✗ sealed.enc: no safetensors file")
+    assert ran.out.startswith("✗ sealed.enc: not a safetensors file")
     assert len(ran.out.splitlines()) == 1
 
 
@@ -312,7 +312,7 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (
             ["score", "--weights", "c*", "--data", "text", "--target", "key"],
             2,
-            "--target key: it is no JSON list",
+            "--target key: it is neither a JSON list",
         ),
         (
             ["score", "--weights", "c*", "--data", "text", "--device", "tpu"],
@@ -326,8 +326,8 @@ def test_check_says_what_to_do(shell: Shell) -> None:
             "--url leaves device",
         ),
         (["score", "--weights", "c*", "--data", "text", "--url", "https://far.example"], 2, "give URLs as"),
-        (["check", "nowhere"], 2, "nowhere: there is no such file, and it is no http(s) URL"),
-        (["check", "text", "--checksum", "x"], 2, "--checksum is no Blake2b-256 digest"),
+        (["check", "nowhere"], 2, "nowhere: there is no such file, and it is not an http(s) URL"),
+        (["check", "text", "--checksum", "x"], 2, "--checksum is not a Blake2b-256 digest"),
         (["check", "http://127.0.0.1:9/x"], 1, "Publish on https at a public address"),
         (["check", "http://127.0.0.1:9/x", "--allow-http", "--allow-private-addresses"], 3, "Open the URL"),
         (["encrypt", "nowhere", "-o", "x"], 2, "nowhere: there is no such file"),

@@ -305,7 +305,7 @@ def test_a_key_for_a_plain_file(runner: ModelRunner) -> None:
 
 
 def test_no_key_for_an_encrypted_file(runner: ModelRunner) -> None:
-    with pytest.raises(WeightsInvalid, match="no safetensors file"):
+    with pytest.raises(WeightsInvalid, match="not a safetensors file"):
         runner.eval(DATA, encrypt(whole()), SEED)
 
 
