@@ -149,6 +149,8 @@ FromWorker = (
 # -- the frame
 
 _LENGTH = struct.Struct("!I")
+MAX_MESSAGE_BYTES = 16 << 20
+"""Of what a worker says: a batch's scores in every detail take less than 1 MiB of it."""
 _MESSAGE_MODULES = {"workers.messages", "workers.types", "workers.errors"}
 _ARRAY_PARTS = {
     ("numpy", "dtype"),
@@ -184,11 +186,14 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[FromWorker]:
-        """The messages that `data` completes. Raises UnpicklingError for what is none."""
+        """The messages that `data` completes. Raises UnpicklingError for anything else, or for too long a one."""
         self._buffer += data
         messages = []
         while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            length = _LENGTH.unpack_from(self._buffer)[0]
+            if length > MAX_MESSAGE_BYTES:
+                raise pickle.UnpicklingError(f"a worker announced a message of {length} bytes")
+            end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
             messages.append(_Unpickler(io.BytesIO(self._buffer[_LENGTH.size : end])).load())

@@ -10,6 +10,7 @@ import pytest
 
 from workers.errors import DecryptionFailed
 from workers.messages import (
+    MAX_MESSAGE_BYTES,
     BatchDone,
     Configure,
     Decoder,
@@ -73,6 +74,12 @@ def test_the_worker_reads_message_by_message() -> None:
 def test_a_worker_sends_messages_and_nothing_else(payload: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError, match="a worker sent a"):
         Decoder().feed(len(payload).to_bytes(4, "big") + payload)
+
+
+def test_a_message_without_end_is_not_waited_for() -> None:
+    decoder = Decoder()
+    with pytest.raises(pickle.UnpicklingError, match="announced a message of"):
+        decoder.feed((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
 
 
 def test_no_key_is_printed_with_a_job() -> None:
