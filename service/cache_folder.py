@@ -120,6 +120,12 @@ def touch(path: Path, size: int) -> bool:
     return True
 
 
+def delete(*paths: Path) -> None:
+    """Delete what is there of these files."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def write_blob(path: Path, destination: Path, data: bytes) -> None:
     """Write a file whose name, after any crash, has all of these bytes or is not there."""
     try:

@@ -80,13 +80,22 @@ class PartialFile:
 
     async def open(self) -> None:
         """Open the file, and take up what an earlier attempt left if there is a readable note of it."""
-        self._fd, found = await self._run(_open, self.path, self._sidecar)
-        if found is not None:
-            self.origin, self.done = found
-            self.was_resumed = bool(self.done)
+        await self._run(self._open)
+        if self.was_resumed:
             self._reserved = await self._run(os.path.getsize, self.path)
             await self._space.claim(self._reserved)
         self._start_following()
+
+    def _open(self) -> None:
+        """In a thread, which notes what it opened by itself: a cancelled caller hears of nothing."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        found = read_note(self._sidecar)
+        if found is not None and found[1][-1][1] <= os.fstat(self._fd).st_size:
+            self.origin, self.done = found
+            self.was_resumed = True
+            return
+        self._sidecar.unlink(missing_ok=True)
+        os.ftruncate(self._fd, 0)
 
     async def reset(self) -> None:
         """Forget every byte; the room stays reserved."""
@@ -254,16 +263,6 @@ class PartialFile:
         self._jobs.discard(job)
         if not job.cancelled():
             job.exception()  # whoever awaits it sees it; nobody may, after a cancellation
-
-
-def _open(path: Path, sidecar: Path) -> tuple[int, tuple[Origin, list[Span]] | None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    found = read_note(sidecar)
-    if found is not None and found[1][-1][1] <= os.fstat(fd).st_size:
-        return fd, found
-    sidecar.unlink(missing_ok=True)
-    os.ftruncate(fd, 0)
-    return fd, None
 
 
 def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
