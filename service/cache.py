@@ -415,7 +415,8 @@ class BlobCache:
         doomed = self._partials / f"{secrets.token_hex(8)}.evicted"
         with contextlib.suppress(FileNotFoundError):
             entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
-        await self._run(delete, doomed, self._urls / name)
+        note = self._urls / name if shelf is self._entries else entry.path.with_suffix(".json")
+        await self._run(delete, doomed, note)
         return True
 
     def _unpin(self, entry: Entry) -> None:

@@ -448,16 +448,17 @@ async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: st
             assert d.bytes_sent(server) == len(CONTENT)
 
 
-async def test_leftovers_are_evicted_like_anything_else(tmp_path: Path) -> None:
+async def test_leftovers_are_evicted_like_anything_else_and_their_notes_with_them(tmp_path: Path) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
     async with delivery(
-        tmp_path, servers.slow_body(CONTENT, bytes_per_second=400_000), max_bytes=350_000
+        tmp_path,
+        broken,
+        limits=replace(ONE_CONNECTION, max_attempts=6, part_bytes=1 << 20),
+        max_bytes=350_000,
     ) as d:
-        task = asyncio.create_task(d.fetch())
-        await asyncio.sleep(0.4)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        while d.cache.bytes_used != len(CONTENT):
-            await asyncio.sleep(0.001)
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        assert [Path(name).suffix for name in d.files()] == [".json", ".part"]
         async with d.cache.put(_contents(1)[0]):
             assert d.files() == [checksum_of(_contents(1)[0])]
 
