@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from service.asyncio_network import AsyncioNetwork, SocketOption
-from service.body_stream import BodyStream, with_plain_body
+from service.body_stream import BodyStream, protocol_errors, with_plain_body
 from service.url_policy import ForbiddenTarget, UrlPolicy
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -151,5 +151,6 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The reply to one request, its body not yet read."""
-        response = await super().handle_async_request(request)
+        with protocol_errors():
+            response = await super().handle_async_request(request)
         return with_plain_body(response, request.extensions.get("timeout", {}).get("read"))

@@ -12,9 +12,10 @@ plain (chunked, contradicting lengths, no length) goes through h11 untouched.
 import contextlib
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, Protocol, cast
 
+import h11
 import httpcore
 import httpx
 
@@ -27,6 +28,15 @@ _INTERIM = re.compile(rb"HTTP/1\.[0-9] 1[0-9][0-9]\b")
 _WITH_BODY = re.compile(rb"HTTP/1\.1 20[06]\b")
 _LENGTHS = re.compile(rb"^(?:content-length|transfer-encoding)\b.*$", re.IGNORECASE | re.MULTILINE)
 _PLAIN_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\r?", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def protocol_errors() -> Iterator[None]:
+    """Raise httpx.RemoteProtocolError for what a reply makes h11, httpcore and httpx raise by mistake."""
+    try:
+        yield
+    except (ValueError, h11.ProtocolError) as error:
+        raise httpx.RemoteProtocolError("the reply makes no sense") from error
 
 
 class BodyStream(httpcore.AsyncNetworkStream):
@@ -156,7 +166,8 @@ class _OtherBody:
         """See Body."""
         while not self._held:
             try:
-                self._held = memoryview(await anext(self._chunks))
+                with protocol_errors():
+                    self._held = memoryview(await anext(self._chunks))
             except StopAsyncIteration:
                 return 0
         num_bytes = min(len(buffer), len(self._held))

@@ -269,7 +269,7 @@ def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
     """What an earlier attempt noted, or None where it is missing or makes no sense."""
     try:
         note = json.loads(sidecar.read_text())
-        origin = Origin(int(note["total"]), note["etag"])
+        origin = Origin(int(note["total"]), None if note["etag"] is None else str(note["etag"]))
         done = [(int(start), int(end)) for start, end in note["done"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None

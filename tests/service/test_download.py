@@ -2,15 +2,18 @@
 
 import asyncio
 import gzip
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h11
 import pytest
 
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.download import Downloader
+from service.errors import ScoringError
 from service.pace import DownloadProgress
 from service.url_policy import UrlPolicy
 from tests import misbehaving_server as servers
@@ -489,6 +492,40 @@ async def test_an_etag_that_changes_midway_costs_a_clean_restart(
         assert d.server.requests[1].headers["if-range"] == '"old"'
 
 
+@pytest.mark.parametrize("etag", ['"\u00e9"', '"a b"', '"', "plain", '"' + "x" * 300 + '"', 'W/"weak"'])
+async def test_an_etag_that_is_none_is_never_sent_back(tmp_path: Path, etag: str) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        start, end = request.span(len(CONTENT)) or (0, len(CONTENT))
+        head = f"HTTP/1.1 206 Partial\r\nETag: {etag}\r\nContent-Length: {end - start}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{len(CONTENT)}\r\n\r\n"
+        await reply.raw(head.encode() + CONTENT[start : start + 40_000])
+        reply.writer.close()
+
+    async with delivery(tmp_path, behave, limits=replace(QUICK, num_connections=1)) as d:
+        await d.fetch(d.blob(size=None))
+        assert len(d.server.requests) > 3
+        assert not any("if-range" in request.headers for request in d.server.requests)
+
+
+def _rewrite_note(folder: Path, **changes: object) -> None:
+    (note,) = folder.rglob("*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | changes))
+
+
+@pytest.mark.parametrize("etag", ['"\u00e9"', 5, [], ""])
+async def test_an_etag_from_an_earlier_attempt_is_judged_again(tmp_path: Path, etag: object) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
+    limits = replace(QUICK, num_connections=1, max_attempts=6, part_bytes=1 << 20)
+    async with delivery(tmp_path, broken, limits=limits) as d:
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        _rewrite_note(tmp_path, etag=etag)
+        d.server.behave = servers.honest(CONTENT)
+        d.server.requests.clear()
+        await d.fetch()
+        assert d.bytes_sent() == len(CONTENT) - 60_000
+
+
 async def test_parts_of_two_files_without_etags_are_found_out_by_the_checksum(tmp_path: Path) -> None:
     other = random_bytes(len(CONTENT), seed=1)
 
@@ -587,6 +624,26 @@ async def test_what_is_no_http_is_unavailable(tmp_path: Path) -> None:
 
     async with delivery(tmp_path, behave) as d:
         assert (await d.refused()).full_code == "model-unavailable"
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("error", [UnicodeError("?"), ValueError("?"), h11.LocalProtocolError("?")])
+@pytest.mark.parametrize("num_good", [0, 1], ids=["in the head", "in the body"])
+async def test_a_reply_that_the_http_libraries_stumble_over_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, num_good: int
+) -> None:
+    real = h11.Connection.next_event
+
+    def stumbling(connection: h11.Connection) -> object:
+        event = real(connection)
+        if isinstance(event, (h11.Response, h11.Data)[num_good]):
+            raise error
+        return event
+
+    async with delivery(tmp_path, servers.chunked(CONTENT)) as d:
+        with monkeypatch.context() as patch:
+            patch.setattr(h11.Connection, "next_event", stumbling)
+            assert (await d.refused()).full_code == "model-unavailable"
         await d.assert_still_works()
 
 
