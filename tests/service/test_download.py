@@ -1,15 +1,20 @@
 """Every row of the table of faults of a download, against real sockets and real TLS."""
 
 import asyncio
+import contextlib
 import gzip
 import json
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h11
 import pytest
 
+from service.address_guard import SystemResolver
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.download import Downloader
@@ -191,6 +196,55 @@ async def test_the_next_address_is_dialled_where_the_first_does_not_answer(tmp_p
     async with delivery(tmp_path, dns=dns) as d:
         await d.fetch(d.blob(host=NAME))
         assert d.network.dialled[:2] == ["127.0.0.2", "127.0.0.1"]
+
+
+@contextlib.contextmanager
+def _tarpit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The system's resolver hangs for some names; every look-up is noted."""
+    looked_up, over = [], threading.Event()
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        if host.endswith("tarpit.example"):
+            over.wait()
+            raise socket.gaierror("timed out")
+        return real(host, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        try:
+            yield looked_up
+        finally:
+            over.set()
+
+
+async def test_a_look_up_does_not_wait_behind_others_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = SystemResolver()
+    with _tarpit(monkeypatch):
+        hanging = [asyncio.create_task(resolver(f"{i}.tarpit.example", 443)) for i in range(200)]
+        assert await asyncio.wait_for(resolver("127.0.0.1", 443), 10) == ["127.0.0.1"]
+    await asyncio.gather(*hanging, return_exceptions=True)
+    resolver.close()
+
+
+async def test_who_asks_for_the_same_host_shares_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = SystemResolver()
+    with _tarpit(monkeypatch) as looked_up:
+        hanging = [asyncio.create_task(resolver("tarpit.example", 443 + i)) for i in range(50)]
+        while not looked_up:
+            await asyncio.sleep(0.001)
+        hanging[0].cancel()  # the one that began it: the others go on waiting
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in hanging] == [True] + [False] * 49
+        assert looked_up == ["tarpit.example"]
+    failures = await asyncio.gather(*hanging, return_exceptions=True)
+    assert [type(failure) for failure in failures[1:]] == [socket.gaierror] * 49
+    with _tarpit(monkeypatch) as looked_up:  # an answer is never kept for later
+        for _ in range(2):
+            await resolver("127.0.0.1", 443)
+        assert looked_up == ["127.0.0.1"] * 2
+    resolver.close()
 
 
 # -- redirects -----------------------------------------------------------------------------------------------
