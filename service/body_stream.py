@@ -23,6 +23,8 @@ from service.asyncio_network import AsyncioStream
 
 _READ_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 17  # more than h11 takes
+_MAX_INTERIM_HEADS = 16
+"""Before the one head that counts. Each costs a pass through h11, and many can come in one packet."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[0-9] 1[0-9][0-9]\b")
 _WITH_BODY = re.compile(rb"HTTP/1\.1 20[06]\b")
@@ -46,6 +48,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
         self._stream = stream
         self._held = memoryview(b"")
         self._at_head = True
+        self._num_interim = 0
         self.body_length: int | None = None
         """Bytes of body that `read_body` gives and httpcore does not see; None: httpcore sees them."""
 
@@ -68,15 +71,20 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return num_bytes
 
     async def _read_head(self, timeout: float | None) -> bytes:
-        head, self._held = bytes(self._held), memoryview(b"")
-        while (end := _END_OF_HEAD.search(head)) is None:
+        came, self._held = bytearray(self._held), memoryview(b"")
+        num_searched = 0
+        while (end := _END_OF_HEAD.search(came, num_searched)) is None:
+            num_searched = max(0, len(came) - 2)  # the end may be there but for its last byte
             more = await self._stream.read(_READ_BYTES, timeout)
-            if not more or len(head) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
+            if not more or len(came) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
                 self._at_head = False
-                return head + more
-            head += more
-        head, self._held = head[: end.end()], memoryview(head)[end.end() :]
+                return bytes(came + more)
+            came += more
+        head, self._held = bytes(came[: end.end()]), memoryview(came)[end.end() :]
         self._at_head = _INTERIM.match(head) is not None
+        self._num_interim += self._at_head
+        if self._num_interim > _MAX_INTERIM_HEADS:
+            raise httpcore.RemoteProtocolError("the reply begins again and again")
         return self._keep_body(head)
 
     def _keep_body(self, head: bytes) -> bytes:
@@ -89,7 +97,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of it; what comes next is a head."""
-        self._at_head, self.body_length = True, None
+        self._at_head, self._num_interim, self.body_length = True, 0, None
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:

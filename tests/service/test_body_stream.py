@@ -4,10 +4,11 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.body_stream import PlainBody, body_of
-from tests.misbehaving_server import Behaviour, MisbehavingServer, Reply, Request, random_bytes
+from tests.misbehaving_server import Behaviour, MisbehavingServer, Reply, Request, interim_flood, random_bytes
 from tests.service.delivery import QUICK, Delivery, delivery
 
 BODY = random_bytes(100_000)
@@ -84,6 +85,25 @@ async def test_a_head_that_h11_refuses_is_refused(tmp_path: Path, head: bytes) -
     async with delivery(tmp_path, _saying(head), limits=replace(QUICK, max_attempts=2)) as d:
         assert (await d.refused(d.blob(BODY))).full_code == "model-unavailable"
         await d.assert_still_works()
+
+
+async def test_a_flood_of_interim_heads_ends_a_try_at_once(tmp_path: Path) -> None:
+    async with delivery(tmp_path, interim_flood, limits=replace(QUICK, max_attempts=2)) as d:
+        assert (await d.refused()).full_code == "model-unavailable"
+        assert len(d.server.requests) == 2
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("num_interim", [16, 17])
+async def test_sixteen_interim_heads_may_come_for_each_request(tmp_path: Path, num_interim: int) -> None:
+    head = b"HTTP/1.1 103 Hints\r\n\r\n" * num_interim + PLAIN["plain"]
+    async with delivery(tmp_path, _saying(head)) as d:
+        if num_interim == 16:
+            for _ in range(3):
+                assert await _read(d) == (BODY, True, "100000")
+        else:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await _read(d)
 
 
 async def test_a_head_may_come_byte_by_byte(tmp_path: Path) -> None:

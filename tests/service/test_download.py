@@ -304,10 +304,9 @@ async def test_a_redirect_never_leaves_encryption_behind(tmp_path: Path) -> None
     [
         servers.silent,
         servers.slow_headers,
-        servers.interim_flood,
         servers.slow_body(CONTENT, bytes_per_second=500),
     ],
-    ids=["silent", "slow-headers", "interim-flood", "slow-body"],
+    ids=["silent", "slow-headers", "slow-body"],
 )
 async def test_too_slow_is_a_timeout_soon(tmp_path: Path, behave: servers.Behaviour) -> None:
     async with delivery(tmp_path, behave) as d:
