@@ -3,8 +3,11 @@
 httpcore feeds every byte through h11, which copies it three more times: on a fast link that costs as much as
 hashing the file. So the head of a reply goes to h11 as ever, cut off exactly where it ends. Where it announces
 a plain body of N bytes, h11 is told of an empty one instead, and the N bytes are read from the connection
-below. Both then agree on where the next reply begins, and the connection can be used again. Whatever is not
-plain (chunked, contradicting lengths, no length) goes through h11 untouched.
+below. Both then agree on where the reply ends. Whatever is not plain (chunked, contradicting lengths, no length)
+goes through h11 untouched.
+
+A connection is used again only where nothing came behind the plain body: what did would be taken for the reply
+to the next request, which may be somebody else's. Behind any other body h11 may hold more than can be seen.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
@@ -96,9 +99,17 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return head[: lines[0].start()] + b"Content-Length: 0\r" + head[lines[0].end() :]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it; what comes next is a head."""
+        """Send all of it; what comes next is a head. Raises httpcore.RemoteProtocolError if it came already."""
+        if buffer and self._is_spoilt:
+            raise httpcore.RemoteProtocolError("a reply came before the request")
         self._at_head, self._num_interim, self.body_length = True, 0, None
         await self._stream.write(buffer, timeout)
+
+    @property
+    def _is_spoilt(self) -> bool:
+        """Whether the next request would not get a reply of its own."""
+        went_through_h11 = not self._at_head and self.body_length is None
+        return went_through_h11 or bool(self._held) or self._stream.get_extra_info("is_readable")
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -115,7 +126,9 @@ class BodyStream(httpcore.AsyncNetworkStream):
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know of the socket."""
+        """What httpcore wants to know of the socket; one that is readable between requests is closed."""
+        if info == "is_readable":
+            return self._is_spoilt
         return self._stream.get_extra_info(info)
 
 
