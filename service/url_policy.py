@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 MAX_URL_LENGTH = 8192
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _FORBIDDEN_V4 = tuple(
     IPv4Network(network)
@@ -74,7 +75,6 @@ _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE | re.ASCII
 )
 _FOUR_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){3}")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class BadUrl(ValueError):
@@ -114,12 +114,12 @@ class UrlPolicy:
             raise BadUrl("the URL has a space, a backslash or a control character in it")
         parts = _match_url(url)
         scheme = parts["scheme"].lower()
-        if scheme not in _DEFAULT_PORTS:
+        if scheme not in DEFAULT_PORTS:
             raise BadUrl("the URL is neither https nor http")
         host, port = _split_authority(parts["authority"])
         if scheme == "http" and not self.allow_http:
             raise ForbiddenTarget("only https is allowed")
-        return ParsedUrl(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port)
+        return ParsedUrl(scheme, host, DEFAULT_PORTS[scheme] if port is None else port)
 
     def check_redirect(self, origin: ParsedUrl, target: ParsedUrl) -> None:
         """Raise ForbiddenTarget where a redirect would leave encryption behind."""

@@ -117,6 +117,7 @@ async def test_another_spelling_of_loopback_is_judged_by_what_it_resolves_to(hos
         "https://files.exa%6dple/file",
         "https://" + "a" * 300 + "/file",
         "https://files..example/file",
+        "https://xn--a.example/file",
         "https://0177.0.0.1/file",
         "https://127.0.0.256/file",
         "https://files.example/" + "a" * 9000,
@@ -147,6 +148,20 @@ async def test_a_judged_name_is_dialled_by_address_and_checked_by_name(tmp_path:
         assert d.network.dialled[0] == "127.0.0.1"
         assert d.server.server_names[0] == NAME
         assert d.server.requests[0].headers["host"] == f"{NAME}:{d.server.port}"
+
+
+@pytest.mark.parametrize("host", ["xn--bcher-kva.example", "files.xn--p1ai", "XN--bcher-kva.Example"])
+async def test_a_name_in_punycode_is_a_name(tmp_path: Path, host: str) -> None:
+    class Anywhere(FakeDns):
+        async def __call__(self, host: str, port: int) -> list[str]:
+            self.asked.append(host)
+            return ["127.0.0.1"]
+
+    dns, policy = Anywhere(), UrlPolicy(True, True)
+    async with delivery(tmp_path, tls=False, dns=dns, policy=policy) as d:
+        assert not (await d.fetch(d.blob(host=host))).was_cached
+        assert set(dns.asked) == {host.lower()}
+        assert d.server.requests[0].headers["host"] == f"{host.lower()}:{d.server.port}"
 
 
 async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ HOSTS = st.one_of(
     st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
     st.integers(0, 2**33).map(str),
     st.integers(0, 2**33).map(hex),
+    st.from_regex(r"(xn--|XN--)?[a-z0-9-]{0,9}[.]xn--[a-z0-9-]{0,9}", fullmatch=True),
     st.from_regex(r"[a-z0-9.@:%\[\]\\#?/-]{0,20}", fullmatch=True),
     st.text(max_size=20),
 )
@@ -265,7 +266,7 @@ def test_whatever_is_accepted_is_read_the_same_way_by_httpx(url: str) -> None:
         theirs = httpx.URL(url)
     except (BadUrl, httpx.InvalidURL):
         return
-    assert (theirs.scheme, theirs.host) == (parsed.scheme, parsed.host)
+    assert (theirs.scheme, theirs.raw_host.decode()) == (parsed.scheme, parsed.host)
     assert (theirs.port or {"https": 443, "http": 80}[theirs.scheme]) == parsed.port
     assert not theirs.userinfo
     assert not theirs.fragment
