@@ -597,6 +597,22 @@ def _disk_full_after(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield
 
 
+@contextlib.contextmanager
+def _failing_once(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first call of a function of `os` fails, all others pass."""
+    failures = [OSError(number, os.strerror(number))]
+    real = getattr(os, name)
+
+    def fail(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        yield
+
+
 async def test_a_disk_that_fills_midway_is_insufficient_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -622,6 +638,43 @@ async def test_a_disk_that_fills_midway_is_cleared_of_what_nobody_uses(
         monkeypatch.setattr(os, "posix_fallocate", fallocate)
         await d.fetch()
         assert d.files() == [checksum_of(CONTENT)]
+
+
+@pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_bytes_that_find_no_room_when_they_are_synced_are_insufficient_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, number: int
+) -> None:
+    async with delivery(tmp_path) as d:
+        with _failing_once(sync, number, monkeypatch):
+            assert (await d.refused()).full_code == "insufficient-storage"
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
+@pytest.mark.parametrize("checkpoint_bytes", [1 << 15, 200_000, 300_000])
+async def test_bytes_that_the_disk_lost_are_never_published_nor_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, checkpoint_bytes: int
+) -> None:
+    """Linux tells of them once: the next sync of the same file passes."""
+    async with delivery(tmp_path, limits=replace(QUICK, checkpoint_bytes=checkpoint_bytes)) as d:
+        with _failing_once(sync, errno.EIO, monkeypatch), pytest.raises(OSError, match="Input/output"):
+            await d.fetch()
+        assert d.files() == []
+        await d.assert_still_works()
+
+
+async def test_a_download_that_breaks_off_after_the_disk_lost_bytes_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        await reply.head(200, content_length=len(CONTENT))
+        await reply.raw(CONTENT[: QUICK.checkpoint_bytes])
+        await asyncio.sleep(3600)
+
+    async with delivery(tmp_path, behave, limits=replace(ONE_CONNECTION, max_attempts=1)) as d:
+        with _failing_once("fdatasync", errno.EIO, monkeypatch):
+            assert (await d.refused()).full_code == "model-unavailable"
 
 
 KINDS: list[BlobKind] = ["data", "model"]
