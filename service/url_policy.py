@@ -55,8 +55,8 @@ _FORBIDDEN_V6 = tuple(
     )
 )
 
-# What `allow_private_addresses` opens. Link-local stays shut: no closed network serves weights from there,
-# and every metadata service does its harm from there.
+# What `allow_private_addresses` opens. Link-local stays shut: no closed network serves weights from there. Most
+# metadata services are there; those that lie among private addresses stay shut too.
 _PRIVATE = (
     IPv4Network("10.0.0.0/8"),
     IPv4Network("100.64.0.0/10"),
@@ -65,6 +65,15 @@ _PRIVATE = (
     IPv4Network("192.168.0.0/16"),
     IPv6Network("::1/128"),
     IPv6Network("fc00::/7"),
+)
+
+_METADATA = frozenset(
+    ip_address(address)
+    for address in (
+        "100.100.100.200",  # Alibaba Cloud
+        "fd00:ec2::254",  # Amazon EC2
+        "fd20:ce::254",  # Google Cloud
+    )
 )
 
 _URL = re.compile(
@@ -136,7 +145,8 @@ class UrlPolicy:
             return False
         if _is_public(parsed):
             return True
-        return self.allow_private_addresses and any(parsed in network for network in _PRIVATE)
+        is_private = parsed not in _METADATA and any(parsed in network for network in _PRIVATE)
+        return self.allow_private_addresses and is_private
 
 
 def _match_url(url: str) -> dict[str, str]:

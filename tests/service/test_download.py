@@ -77,7 +77,13 @@ async def test_forbidden_address_is_never_dialled(tmp_path: Path, address: str) 
         assert address not in failure.detail
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"),
+        *("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "fd20:00ce:0:0::0254"),
+    ],
+)
 async def test_private_addresses_allowed_still_leaves_these_out(tmp_path: Path, address: str) -> None:
     async with delivery(tmp_path, dns=FakeDns(files_example=[[address]])) as d:
         assert (await d.refused(d.blob(host=NAME), kind="data")).full_code == "url-forbidden"

@@ -104,6 +104,12 @@ def test_allowing_private_addresses_adds_only_private_ones(address: IPv4Address 
         assert not OPEN.may_dial(text)
 
 
+@pytest.mark.parametrize("address", ["100.100.100.200", "fd00:ec2::254", "fd20:ce::254"])
+def test_allowing_private_addresses_leaves_out_the_metadata_services_among_them(address: str) -> None:
+    assert not OPEN.may_dial(address)
+    assert OPEN.may_dial(str(ip_address(address) + 1))
+
+
 @pytest.mark.parametrize(
     "address", ["1.1.1.1", "8.8.8.8", "104.16.0.1", "2606:4700:4700::1111", "2a00:1450:4001:830::200e"]
 )
