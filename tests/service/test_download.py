@@ -714,7 +714,8 @@ async def test_a_reply_that_the_http_libraries_stumble_over_is_unavailable(
             raise error
         return event
 
-    async with delivery(tmp_path, servers.chunked(CONTENT)) as d:
+    limits = replace(QUICK, max_attempts=2)
+    async with delivery(tmp_path, servers.chunked(CONTENT), limits=limits) as d:
         with monkeypatch.context() as patch:
             patch.setattr(h11.Connection, "next_event", stumbling)
             assert (await d.refused()).full_code == "model-unavailable"
