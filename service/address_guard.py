@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from service.asyncio_network import AsyncioNetwork, SocketOption
-from service.body_stream import BodyStream, with_plain_body
+from service.body_stream import BodyStream, protocol_errors, with_plain_body
 from service.url_policy import ForbiddenTarget, UrlPolicy
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -29,24 +29,38 @@ _MAX_SECONDS_PER_ADDRESS = 4.0
 
 
 class SystemResolver:
-    """The system's resolver, in threads of its own: a DNS server that hangs holds up nothing else."""
+    """The system's resolver, in threads of its own: a DNS server that hangs holds up nothing else.
 
-    def __init__(self, num_threads: int = 8) -> None:
+    A look-up cannot be broken off, so there are threads for many that hang, started as they are needed. All who
+    ask for a host at the same time share one look-up: a name takes one thread, however often it is asked for.
+    """
+
+    def __init__(self, num_threads: int = 512) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="resolver")
+        self._lookups: dict[str, asyncio.Future[list[str]]] = {}
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Every address of a host. Raises OSError (socket.gaierror) if it has none."""
-        answers = await asyncio.get_running_loop().run_in_executor(self._threads, _resolve, host, port)
-        return list(dict.fromkeys(answers))
+        lookup = self._lookups.get(host)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _resolve, host)
+            self._lookups[host] = lookup
+            lookup.add_done_callback(lambda done: self._end_lookup(host, done))
+        return list(dict.fromkeys(await asyncio.shield(lookup)))
+
+    def _end_lookup(self, host: str, lookup: asyncio.Future[list[str]]) -> None:
+        del self._lookups[host]
+        if not lookup.cancelled():
+            lookup.exception()  # whoever still waits sees it; nobody may
 
     def close(self) -> None:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolve(host: str) -> list[str]:
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label too long for IDNA
         raise OSError("the host's name is malformed") from error
     return [_text(sockaddr) for *_, sockaddr in infos]
@@ -151,5 +165,6 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The reply to one request, its body not yet read."""
-        response = await super().handle_async_request(request)
+        with protocol_errors():
+            response = await super().handle_async_request(request)
         return with_plain_body(response, request.extensions.get("timeout", {}).get("read"))

@@ -3,8 +3,11 @@
 httpcore feeds every byte through h11, which copies it three more times: on a fast link that costs as much as
 hashing the file. So the head of a reply goes to h11 as ever, cut off exactly where it ends. Where it announces
 a plain body of N bytes, h11 is told of an empty one instead, and the N bytes are read from the connection
-below. Both then agree on where the next reply begins, and the connection can be used again. Whatever is not
-plain (chunked, contradicting lengths, no length) goes through h11 untouched.
+below. Both then agree on where the reply ends. Whatever is not plain (chunked, contradicting lengths, no length)
+goes through h11 untouched.
+
+A connection is used again only where nothing came behind the plain body: what did would be taken for the reply
+to the next request, which may be somebody else's. Behind any other body h11 may hold more than can be seen.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
@@ -12,9 +15,10 @@ plain (chunked, contradicting lengths, no length) goes through h11 untouched.
 import contextlib
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, Protocol, cast
 
+import h11
 import httpcore
 import httpx
 
@@ -22,11 +26,22 @@ from service.asyncio_network import AsyncioStream
 
 _READ_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 1 << 17  # more than h11 takes
+_MAX_INTERIM_HEADS = 16
+"""Before the one head that counts. Each costs a pass through h11, and many can come in one packet."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[0-9] 1[0-9][0-9]\b")
 _WITH_BODY = re.compile(rb"HTTP/1\.1 20[06]\b")
 _LENGTHS = re.compile(rb"^(?:content-length|transfer-encoding)\b.*$", re.IGNORECASE | re.MULTILINE)
 _PLAIN_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\r?", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def protocol_errors() -> Iterator[None]:
+    """Raise httpx.RemoteProtocolError for what a reply makes h11, httpcore and httpx raise by mistake."""
+    try:
+        yield
+    except (ValueError, h11.ProtocolError) as error:
+        raise httpx.RemoteProtocolError("the reply makes no sense") from error
 
 
 class BodyStream(httpcore.AsyncNetworkStream):
@@ -36,6 +51,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
         self._stream = stream
         self._held = memoryview(b"")
         self._at_head = True
+        self._num_interim = 0
         self.body_length: int | None = None
         """Bytes of body that `read_body` gives and httpcore does not see; None: httpcore sees them."""
 
@@ -58,15 +74,20 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return num_bytes
 
     async def _read_head(self, timeout: float | None) -> bytes:
-        head, self._held = bytes(self._held), memoryview(b"")
-        while (end := _END_OF_HEAD.search(head)) is None:
+        came, self._held = bytearray(self._held), memoryview(b"")
+        num_searched = 0
+        while (end := _END_OF_HEAD.search(came, num_searched)) is None:
+            num_searched = max(0, len(came) - 2)  # the end may be there but for its last byte
             more = await self._stream.read(_READ_BYTES, timeout)
-            if not more or len(head) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
+            if not more or len(came) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
                 self._at_head = False
-                return head + more
-            head += more
-        head, self._held = head[: end.end()], memoryview(head)[end.end() :]
+                return bytes(came + more)
+            came += more
+        head, self._held = bytes(came[: end.end()]), memoryview(came)[end.end() :]
         self._at_head = _INTERIM.match(head) is not None
+        self._num_interim += self._at_head
+        if self._num_interim > _MAX_INTERIM_HEADS:
+            raise httpcore.RemoteProtocolError("the reply begins again and again")
         return self._keep_body(head)
 
     def _keep_body(self, head: bytes) -> bytes:
@@ -78,9 +99,17 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return head[: lines[0].start()] + b"Content-Length: 0\r" + head[lines[0].end() :]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it; what comes next is a head."""
-        self._at_head, self.body_length = True, None
+        """Send all of it; what comes next is a head. Raises httpcore.RemoteProtocolError if it came already."""
+        if buffer and self._is_spoilt:
+            raise httpcore.RemoteProtocolError("a reply came before the request")
+        self._at_head, self._num_interim, self.body_length = True, 0, None
         await self._stream.write(buffer, timeout)
+
+    @property
+    def _is_spoilt(self) -> bool:
+        """Whether the next request would not get a reply of its own."""
+        went_through_h11 = not self._at_head and self.body_length is None
+        return went_through_h11 or bool(self._held) or self._stream.get_extra_info("is_readable")
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -97,7 +126,9 @@ class BodyStream(httpcore.AsyncNetworkStream):
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know of the socket."""
+        """What httpcore wants to know of the socket; one that is readable between requests is closed."""
+        if info == "is_readable":
+            return self._is_spoilt
         return self._stream.get_extra_info(info)
 
 
@@ -156,7 +187,8 @@ class _OtherBody:
         """See Body."""
         while not self._held:
             try:
-                self._held = memoryview(await anext(self._chunks))
+                with protocol_errors():
+                    self._held = memoryview(await anext(self._chunks))
             except StopAsyncIteration:
                 return 0
         num_bytes = min(len(buffer), len(self._held))

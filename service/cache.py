@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from service.cache_folder import CacheInUse, Entry, forget_urls, lock, note_url, sweep, touch, write_blob
+from service.cache_folder import (
+    CacheInUse,
+    Entry,
+    delete,
+    lock,
+    note_url,
+    sweep,
+    touch,
+    urls_file,
+    write_blob,
+)
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
 from service.download import Downloader
@@ -117,7 +127,7 @@ class BlobCache:
 
         Raises CacheInUse if another service has the lock, OSError if the directory cannot be used.
         """
-        self._lock_fd = await self._run(lock, self._directory)
+        await self._run(self._take_lock)
         self._entries, self._leftovers = await self._run(sweep, self._blobs, self._partials, self._urls)
         with contextlib.suppress(InsufficientStorage):
             await self._make_room(0)
@@ -129,10 +139,14 @@ class BlobCache:
         for flight in flights:
             flight.abandon()
         await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+        self._threads.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-        self._threads.close()
+
+    def _take_lock(self) -> None:
+        """In a thread, which notes the descriptor by itself: a cancelled start hears of nothing."""
+        self._lock_fd = lock(self._directory)
 
     # -- use -------------------------------------------------------------------------------------------
 
@@ -324,7 +338,11 @@ class BlobCache:
             await partial.publish(destination, found.size)
             self._claims[partial.path] = 0
             entry = self._admit(destination, found.size)
-        await self._run(note_url, self._urls, entry, checksum_of(terms.blob.url.encode()))
+        try:
+            await self._run(note_url, self._urls, entry, checksum_of(terms.blob.url.encode()))
+        except BaseException:
+            self._unpin(entry)
+            raise
         return entry
 
     def _remember_leftover(self, path: Path) -> None:
@@ -338,20 +356,25 @@ class BlobCache:
 
     async def _write(self, checksum: str, data: bytes) -> Entry:
         path = self._partials / f"{secrets.token_hex(8)}.part"
+        destination = self._blobs / checksum
         self._claims[path] = 0
         try:
             room = _Room(self, path)
             await room.claim(len(data))
             while True:
                 try:
-                    await self._run(write_blob, path, self._blobs / checksum, data)
+                    await self._run(write_blob, path, destination, data)
+                except asyncio.CancelledError:
+                    if destination.exists():  # nobody wants it now, but there it lies
+                        self._unpin(self._admit(destination, len(data)))
+                    raise
                 except OSError as error:
                     if error.errno not in OUT_OF_SPACE:
                         raise
                     if not await room.free_some():
                         raise InsufficientStorage("the disk has no room for the data") from error
                 else:
-                    return self._admit(self._blobs / checksum, len(data))
+                    return self._admit(destination, len(data))
         finally:
             del self._claims[path]
 
@@ -407,8 +430,8 @@ class BlobCache:
         doomed = self._partials / f"{secrets.token_hex(8)}.evicted"
         with contextlib.suppress(FileNotFoundError):
             entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
-            await self._run(doomed.unlink)
-        await self._run(forget_urls, self._urls, name)
+        note = urls_file(self._urls, name) if shelf is self._entries else entry.path.with_suffix(".json")
+        await self._run(delete, doomed, note)
         return True
 
     def _unpin(self, entry: Entry) -> None:
@@ -423,8 +446,16 @@ class BlobCache:
         return await loop.run_in_executor(self._threads.hashing, checksum_of, data)
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in a thread, to its end: a cancelled caller waits too, and knows then what there is."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads.files, lambda: function(*args, **kwargs))
+        job = loop.run_in_executor(self._threads.files, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            while not job.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([job])
+            raise
 
 
 class _Room:

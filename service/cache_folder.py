@@ -65,12 +65,12 @@ def sweep(blobs: Path, partials: Path, urls: Path) -> tuple[dict[str, Entry], di
         if path.suffix == ".part" and _can_be_gone_on_with(path)
     }
     kept = {entry.path.with_suffix(suffix) for entry in leftovers.values() for suffix in (".part", ".json")}
-    kept |= {entry.path for entry in entries.values()} | {_urls_file(urls, name) for name in entries}
+    kept |= {entry.path for entry in entries.values()} | {urls_file(urls, name) for name in entries}
     for path in (*_files_of(blobs), *_files_of(partials), *_files_of(urls)):
         if path not in kept:
             path.unlink()
     for name, entry in entries.items():
-        entry.urls = _read_urls(_urls_file(urls, name))
+        entry.urls = _read_urls(urls_file(urls, name))
     return entries, leftovers
 
 
@@ -89,13 +89,9 @@ def _entry_of(path: Path) -> Entry:
     return Entry(path, found.st_size, found.st_mtime)
 
 
-def _urls_file(folder: Path, checksum: str) -> Path:
+def urls_file(folder: Path, checksum: str) -> Path:
+    """Where the URLs that have delivered a file are noted."""
     return folder / f"{checksum}.urls"
-
-
-def forget_urls(folder: Path, checksum: str) -> None:
-    """The file itself is gone."""
-    _urls_file(folder, checksum).unlink(missing_ok=True)
 
 
 def _read_urls(path: Path) -> tuple[str, ...]:
@@ -114,7 +110,7 @@ def note_url(folder: Path, entry: Entry, digest: str) -> None:
     with contextlib.suppress(OSError):
         draft.touch(mode=0o600)
         draft.write_text("\n".join(entry.urls))
-        draft.rename(_urls_file(folder, entry.path.name))
+        draft.rename(urls_file(folder, entry.path.name))
 
 
 def touch(path: Path, size: int) -> bool:
@@ -127,6 +123,12 @@ def touch(path: Path, size: int) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def delete(*paths: Path) -> None:
+    """Delete what is there of these files."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def write_blob(path: Path, destination: Path, data: bytes) -> None:

@@ -24,7 +24,7 @@ from service.pace import DownloadLimits, OnDownloadProgress
 from service.partial_file import PartialFile
 from service.ranged_download import Downloaded, RangedDownload
 from service.replies import Broken, check_reply, content_length, parse_content_range
-from service.url_policy import BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
+from service.url_policy import DEFAULT_PORTS, BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
 
 _HEADERS = {"User-Agent": "soma-eval", "Accept": "*/*", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -154,11 +154,17 @@ class Downloader:
         timeouts = {"connect": idle, "read": idle, "write": idle, "pool": idle}
         try:
             request = httpx.Request("GET", url, headers=_HEADERS | headers, extensions={"timeout": timeouts})
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, UnicodeError):  # the latter for a name that is no good Punycode
             raise BadUrl("the URL is malformed") from None
-        if (request.url.scheme, request.url.host) != (target.scheme, target.host):
+        if _as_dialled(request.url) != target:
             raise BadUrl("the URL can be read in two ways")
         return await self._transport.handle_async_request(request)
+
+
+def _as_dialled(url: httpx.URL) -> ParsedUrl:
+    """What httpx reads in a URL, as it will be dialled: a name in Punycode stays as it is."""
+    port = DEFAULT_PORTS.get(url.scheme, 0) if url.port is None else url.port
+    return ParsedUrl(url.scheme, url.raw_host.decode("ascii"), port)
 
 
 def _join(url: str, location: str) -> str:

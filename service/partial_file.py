@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 from service.errors import InsufficientStorage
 from service.file_threads import FileThreads
@@ -71,6 +71,7 @@ class PartialFile:
         self._checkpointed_bytes = 0
         self._fd = -1
         self._reserved = 0
+        self._sync_error: OSError | None = None
         self._jobs: set[asyncio.Future[Any]] = set()
         self.buffers = Buffers(write_bytes)
         self._hash: OrderedHash | None = None
@@ -80,13 +81,22 @@ class PartialFile:
 
     async def open(self) -> None:
         """Open the file, and take up what an earlier attempt left if there is a readable note of it."""
-        self._fd, found = await self._run(_open, self.path, self._sidecar)
-        if found is not None:
-            self.origin, self.done = found
-            self.was_resumed = bool(self.done)
+        await self._run(self._open)
+        if self.was_resumed:
             self._reserved = await self._run(os.path.getsize, self.path)
             await self._space.claim(self._reserved)
         self._start_following()
+
+    def _open(self) -> None:
+        """In a thread, which notes what it opened by itself: a cancelled caller hears of nothing."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        found = read_note(self._sidecar)
+        if found is not None and found[1][-1][1] <= os.fstat(self._fd).st_size:
+            self.origin, self.done = found
+            self.was_resumed = True
+            return
+        self._sidecar.unlink(missing_ok=True)
+        os.ftruncate(self._fd, 0)
 
     async def reset(self) -> None:
         """Forget every byte; the room stays reserved."""
@@ -171,8 +181,9 @@ class PartialFile:
     async def write(self, offset: int, size: int, buffer: memoryview) -> None:
         """Put the first bytes of a buffer of `buffers`, which is taken over, in their place.
 
-        Waits where the checksum lags behind. Raises InsufficientStorage.
+        Waits where the checksum lags behind. Raises InsufficientStorage, and OSError where the disk is broken.
         """
+        self._check_synced()
         while True:
             try:
                 await self._run(_write, self._fd, buffer[:size], offset)
@@ -184,7 +195,7 @@ class PartialFile:
         self._add_done((offset, offset + size))
         if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
             self._checkpointed_bytes = self.num_done
-            _ = self._run(_checkpoint, self._fd, self._sidecar, self._note())
+            _ = self._run(self._checkpoint, self._note())
         if self._hash is None:
             raise RuntimeError("bytes were written to a file that is not open")
         if is_in_order:
@@ -194,6 +205,23 @@ class PartialFile:
         self._hash.advance(self.frontier)
         if is_in_order:
             await self._hash.room()
+
+    def _checkpoint(self, note: str | None) -> None:
+        """In a thread: make durable what is there, so that little is left to wait for, and take note of it.
+
+        The system tells a failure once and may have dropped the bytes: whatever else is synced, they are lost.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._sync_error = error
+            return
+        if note is not None:
+            _write_note(self._sidecar, note)
+
+    def _check_synced(self) -> None:
+        if self._sync_error is not None:
+            _raise_lost(self._sync_error)
 
     async def _make_room(self, error: OSError) -> None:
         if error.errno not in OUT_OF_SPACE:
@@ -213,7 +241,7 @@ class PartialFile:
     # -- the note for another attempt ------------------------------------------------------------------
 
     def _note(self) -> str | None:
-        if not self._is_resumable or self.num_done < self._checkpoint_bytes:
+        if not self._is_resumable or self.num_done < self._checkpoint_bytes or self._sync_error is not None:
             return None
         if self.origin is None or self.origin.total is None:
             return None
@@ -231,9 +259,16 @@ class PartialFile:
         return self._hash.checksum()
 
     async def publish(self, destination: Path, total: int) -> None:
-        """Give the file its name, so that after any crash the name has all of these bytes or is not there."""
+        """Give the file its name, so that after any crash the name has all of these bytes or is not there.
+
+        Raises InsufficientStorage, and OSError where the disk is broken.
+        """
         await self._settle()
-        await self._run(_publish, self._fd, self.path, self._sidecar, destination, total)
+        self._check_synced()
+        try:
+            await self._run(_publish, self._fd, self.path, self._sidecar, destination, total)
+        except OSError as error:
+            _raise_lost(error)
 
     # -- threads ---------------------------------------------------------------------------------------
 
@@ -256,21 +291,11 @@ class PartialFile:
             job.exception()  # whoever awaits it sees it; nobody may, after a cancellation
 
 
-def _open(path: Path, sidecar: Path) -> tuple[int, tuple[Origin, list[Span]] | None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    found = read_note(sidecar)
-    if found is not None and found[1][-1][1] <= os.fstat(fd).st_size:
-        return fd, found
-    sidecar.unlink(missing_ok=True)
-    os.ftruncate(fd, 0)
-    return fd, None
-
-
 def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
     """What an earlier attempt noted, or None where it is missing or makes no sense."""
     try:
         note = json.loads(sidecar.read_text())
-        origin = Origin(int(note["total"]), note["etag"])
+        origin = Origin(int(note["total"]), None if note["etag"] is None else str(note["etag"]))
         done = [(int(start), int(end)) for start, end in note["done"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -280,11 +305,11 @@ def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:
     return origin, done
 
 
-def _checkpoint(fd: int, sidecar: Path, note: str | None) -> None:
-    """Make durable what is there, early so that little is left to wait for at the end, and take note of it."""
-    os.fdatasync(fd)
-    if note is not None:
-        _write_note(sidecar, note)
+def _raise_lost(error: OSError) -> NoReturn:
+    """Say that bytes did not reach the disk."""
+    if error.errno in OUT_OF_SPACE:
+        raise InsufficientStorage("the disk has no room for the file") from error
+    raise error
 
 
 def _write_note(sidecar: Path, note: str) -> None:

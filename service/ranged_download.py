@@ -16,7 +16,7 @@ from service.competition import BlobRef
 from service.errors import BlobKind, BlobTooLarge, BlobUnavailable, ChecksumMismatch, SizeMismatch
 from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress, Pace, Ramp
 from service.partial_file import Origin, PartialFile, Span
-from service.replies import Broken, check_reply, content_length, parse_content_range
+from service.replies import Broken, check_reply, content_length, etag_of, good_etag, parse_content_range
 
 Get = Callable[[str, dict[str, str]], AbstractAsyncContextManager[httpx.Response]]
 """(url, headers) -> the reply to one guarded GET, its body not yet read."""
@@ -26,7 +26,6 @@ _UNKNOWN_SIZE_STEP = 64 << 20
 _HASH_KEEPS_UP_BYTES = 24 << 20
 """With more than this waiting to be hashed, another connection would only make the checksum lag behind."""
 _MAX_BACKOFF_SECONDS = 10.0
-_MAX_ETAG_LENGTH = 256
 _MAX_GATHER_SECONDS = 1.0
 """What a slow server sends is written after this time, though it does not fill a buffer: a crash loses little."""
 
@@ -112,7 +111,7 @@ class RangedDownload:
             return
         self._check_size(origin.total)
         self._total = origin.total
-        self._etag = origin.etag
+        self._etag = good_etag(origin.etag)
 
     async def _forget(self) -> None:
         await self._partial.reset()
@@ -237,7 +236,7 @@ class RangedDownload:
         total = self._total if total is None else total
         if total is None or first != part.start or not first <= last < min(part.end, total):
             self._give_up_ranges()
-        if self._etag is not None and response.headers.get("etag", self._etag) != self._etag:
+        if self._etag is not None and (etag_of(response) or self._etag) != self._etag:
             raise _StartOver
         if self._total is None:
             await self._learn_total(total)
@@ -260,7 +259,7 @@ class RangedDownload:
 
     async def _expect_whole(self, response: httpx.Response, part: _Part, *, asked: bool) -> None:
         if self._partial.done or part.start > 0 or self._num_parts > 1:
-            self._ranges = self._ranges and response.headers.get("etag", self._etag) != self._etag
+            self._ranges = self._ranges and (etag_of(response) or self._etag) != self._etag
             raise _StartOver
         if asked or response.headers.get("accept-ranges") == "none":
             self._ranges = False
@@ -278,8 +277,7 @@ class RangedDownload:
 
     def _note_origin(self, response: httpx.Response) -> None:
         if self._etag is None:
-            etag = response.headers.get("etag")
-            self._etag = etag if etag is not None and len(etag) <= _MAX_ETAG_LENGTH else None
+            self._etag = etag_of(response)
         if self._partial.origin is None:
             self._partial.origin = Origin(self._total, self._etag)
 

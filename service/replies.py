@@ -7,6 +7,7 @@ import httpx
 from service.errors import BlobKind, BlobUnavailable
 
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,254}"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.IGNORECASE)
 
 
@@ -40,3 +41,13 @@ def content_length(response: httpx.Response) -> int | None:
     if "transfer-encoding" in response.headers or not re.fullmatch("[0-9]{1,18}", text):
         return None
     return int(text)
+
+
+def etag_of(response: httpx.Response) -> str | None:
+    """The reply's ETag, where it has a good one."""
+    return good_etag(response.headers.get("etag"))
+
+
+def good_etag(text: str | None) -> str | None:
+    """An ETag that may be sent back to the server as it is; None where the text is none."""
+    return text if text is not None and _ETAG.fullmatch(text) else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 MAX_URL_LENGTH = 8192
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _FORBIDDEN_V4 = tuple(
     IPv4Network(network)
@@ -54,8 +55,8 @@ _FORBIDDEN_V6 = tuple(
     )
 )
 
-# What `allow_private_addresses` opens. Link-local stays shut: no closed network serves weights from there,
-# and every metadata service does its harm from there.
+# What `allow_private_addresses` opens. Link-local stays shut: no closed network serves weights from there. Most
+# metadata services are there; those that lie among private addresses stay shut too.
 _PRIVATE = (
     IPv4Network("10.0.0.0/8"),
     IPv4Network("100.64.0.0/10"),
@@ -66,6 +67,15 @@ _PRIVATE = (
     IPv6Network("fc00::/7"),
 )
 
+_METADATA = frozenset(
+    ip_address(address)
+    for address in (
+        "100.100.100.200",  # Alibaba Cloud
+        "fd00:ec2::254",  # Amazon EC2
+        "fd20:ce::254",  # Google Cloud
+    )
+)
+
 _URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?",
     re.IGNORECASE | re.ASCII,
@@ -74,7 +84,6 @@ _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE | re.ASCII
 )
 _FOUR_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){3}")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class BadUrl(ValueError):
@@ -114,12 +123,12 @@ class UrlPolicy:
             raise BadUrl("the URL has a space, a backslash or a control character in it")
         parts = _match_url(url)
         scheme = parts["scheme"].lower()
-        if scheme not in _DEFAULT_PORTS:
+        if scheme not in DEFAULT_PORTS:
             raise BadUrl("the URL is neither https nor http")
         host, port = _split_authority(parts["authority"])
         if scheme == "http" and not self.allow_http:
             raise ForbiddenTarget("only https is allowed")
-        return ParsedUrl(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port)
+        return ParsedUrl(scheme, host, DEFAULT_PORTS[scheme] if port is None else port)
 
     def check_redirect(self, origin: ParsedUrl, target: ParsedUrl) -> None:
         """Raise ForbiddenTarget where a redirect would leave encryption behind."""
@@ -136,7 +145,8 @@ class UrlPolicy:
             return False
         if _is_public(parsed):
             return True
-        return self.allow_private_addresses and any(parsed in network for network in _PRIVATE)
+        is_private = parsed not in _METADATA and any(parsed in network for network in _PRIVATE)
+        return self.allow_private_addresses and is_private
 
 
 def _match_url(url: str) -> dict[str, str]:

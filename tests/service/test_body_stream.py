@@ -4,10 +4,20 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import httpcore
+import httpx
 import pytest
 
-from service.body_stream import PlainBody, body_of
-from tests.misbehaving_server import Behaviour, MisbehavingServer, Reply, Request, random_bytes
+from service.body_stream import BodyStream, PlainBody, body_of
+from tests.misbehaving_server import (
+    Behaviour,
+    MisbehavingServer,
+    Reply,
+    Request,
+    client_context,
+    interim_flood,
+    random_bytes,
+)
 from tests.service.delivery import QUICK, Delivery, delivery
 
 BODY = random_bytes(100_000)
@@ -86,6 +96,25 @@ async def test_a_head_that_h11_refuses_is_refused(tmp_path: Path, head: bytes) -
         await d.assert_still_works()
 
 
+async def test_a_flood_of_interim_heads_ends_a_try_at_once(tmp_path: Path) -> None:
+    async with delivery(tmp_path, interim_flood, limits=replace(QUICK, max_attempts=2)) as d:
+        assert (await d.refused()).full_code == "model-unavailable"
+        assert len(d.server.requests) == 2
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("num_interim", [16, 17])
+async def test_sixteen_interim_heads_may_come_for_each_request(tmp_path: Path, num_interim: int) -> None:
+    head = b"HTTP/1.1 103 Hints\r\n\r\n" * num_interim + PLAIN["plain"]
+    async with delivery(tmp_path, _saying(head)) as d:
+        if num_interim == 16:
+            for _ in range(3):
+                assert await _read(d) == (BODY, True, "100000")
+        else:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await _read(d)
+
+
 async def test_a_head_may_come_byte_by_byte(tmp_path: Path) -> None:
     async def behave(request: Request, reply: Reply) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
@@ -103,6 +132,42 @@ async def test_bytes_after_a_body_are_never_part_of_it_nor_a_good_reply(tmp_path
     async with delivery(tmp_path, _saying(PLAIN["plain"], BODY + extra)) as d:
         assert (await _read(d))[0] == BODY
         assert (await d.fetch(d.blob(BODY))).size == len(BODY)
+
+
+SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + BODY[:1000]
+IN_CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n" + BODY[:1000] + b"\r\n0\r\n\r\n"
+FORGED = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05], ids=["at once", "late"])
+@pytest.mark.parametrize("reply_with", [SHORT, IN_CHUNKS], ids=["plain", "chunked"])
+async def test_what_follows_a_body_is_never_the_reply_to_the_next_request(
+    tmp_path: Path, reply_with: bytes, delay: float
+) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        await reply.raw(reply_with if delay else reply_with + FORGED)
+        if delay:
+            await asyncio.sleep(delay)
+            await reply.raw(FORGED)
+
+    async with delivery(tmp_path, behave) as d:
+        for _ in range(3):
+            assert (await _read(d))[0] == BODY[:1000]
+            await asyncio.sleep(2 * delay)
+        assert len(d.network.dialled) == 3
+
+
+async def test_what_comes_on_an_idle_connection_is_noticed_at_the_last_moment(tmp_path: Path) -> None:
+    """The pool has looked, and then it comes, before the request has gone out."""
+    async with delivery(tmp_path, _saying(PLAIN["plain"])) as d:
+        dialled = BodyStream(await d.network.connect_tcp("127.0.0.1", d.server.port))
+        stream = await dialled.start_tls(client_context(), "localhost")
+        await stream.write(b"GET / HTTP/1.1\r\n\r\n" * 2)
+        while not stream.get_extra_info("is_readable"):
+            await asyncio.sleep(0.001)
+        with pytest.raises(httpcore.RemoteProtocolError):
+            await stream.write(b"GET / HTTP/1.1\r\n\r\n")
+        await stream.aclose()
 
 
 async def test_a_connection_with_half_a_body_on_it_is_not_used_again(tmp_path: Path) -> None:

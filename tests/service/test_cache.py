@@ -6,11 +6,14 @@ import errno
 import gc
 import os
 import stat
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from service.cache import BlobCache, CachedBlob, CacheInUse
@@ -445,18 +448,107 @@ async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: st
             assert d.bytes_sent(server) == len(CONTENT)
 
 
-async def test_leftovers_are_evicted_like_anything_else(tmp_path: Path) -> None:
+async def test_leftovers_are_evicted_like_anything_else_and_their_notes_with_them(tmp_path: Path) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
     async with delivery(
-        tmp_path, servers.slow_body(CONTENT, bytes_per_second=400_000), max_bytes=350_000
+        tmp_path,
+        broken,
+        limits=replace(ONE_CONNECTION, max_attempts=6, part_bytes=1 << 20),
+        max_bytes=350_000,
     ) as d:
-        task = asyncio.create_task(d.fetch())
-        await asyncio.sleep(0.4)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        while d.cache.bytes_used != len(CONTENT):
-            await asyncio.sleep(0.001)
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        assert [Path(name).suffix for name in d.files()] == [".json", ".part"]
         async with d.cache.put(_contents(1)[0]):
             assert d.files() == [checksum_of(_contents(1)[0])]
+
+
+# -- leaving at any moment -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _slow(name: str, part_of_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A function of `os` takes its time with some files; the event says that it has begun."""
+    begun = threading.Event()
+    real = getattr(os, name)
+
+    def slow(path: int | str | Path, *args: Any, **options: Any) -> Any:
+        if isinstance(path, int) or part_of_name in str(path):
+            begun.set()
+            time.sleep(0.1)
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, slow)
+        yield begun
+
+
+async def _leave_during(begun: threading.Event, work: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.create_task(work)
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    begun.clear()
+
+
+async def test_who_leaves_while_the_file_is_opened_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with delivery(tmp_path) as d:
+        with _slow("open", ".part", monkeypatch) as begun:
+            for _ in range(3):
+                await _leave_during(begun, d.fetch(BlobRef(d.server.url())))
+            await d.cache.close()
+        assert d.files() == []
+        assert [file.path for file in psutil.Process().open_files() if str(tmp_path) in file.path] == []
+
+
+async def test_who_leaves_while_a_leftover_is_opened_loses_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
+    async with delivery(tmp_path, broken, limits=replace(ONE_CONNECTION, max_attempts=6)) as d:
+        d.downloader.limits = replace(d.downloader.limits, part_bytes=1 << 20)
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        with _slow("open", ".part", monkeypatch) as begun:
+            await _leave_during(begun, d.fetch())
+        d.server.behave = servers.honest(CONTENT)
+        d.server.requests.clear()
+        await d.fetch()
+        assert d.bytes_sent() == len(CONTENT) - 60_000
+
+
+async def test_what_is_written_after_its_writer_has_left_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put() -> None:
+        async with d.cache.put(CONTENT):
+            pass
+
+    async with delivery(tmp_path) as d:
+        with _slow("fsync", "", monkeypatch) as begun:
+            await _leave_during(begun, put())
+        assert d.files() == [checksum_of(CONTENT)]
+        assert d.cache.bytes_used == len(CONTENT)
+        async with d.cache.put(CONTENT) as cached:
+            assert cached.was_cached
+
+
+async def test_an_eviction_goes_to_its_end_when_whoever_needed_the_room_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put() -> None:
+        async with d.cache.put(_contents(1)[0]):
+            pass
+
+    async with delivery(tmp_path, max_bytes=350_000) as d:
+        await d.fetch()
+        assert list((tmp_path / "urls").iterdir()) != []
+        with _slow("unlink", ".evicted", monkeypatch) as begun:
+            await _leave_during(begun, put())
+        assert (d.files(), d.cache.bytes_used) == ([], 0)
+        assert list((tmp_path / "urls").iterdir()) == []
 
 
 # -- the event loop --------------------------------------------------------------------------------------------
@@ -505,6 +597,22 @@ def _disk_full_after(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield
 
 
+@contextlib.contextmanager
+def _failing_once(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The first call of a function of `os` fails, all others pass."""
+    failures = [OSError(number, os.strerror(number))]
+    real = getattr(os, name)
+
+    def fail(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        yield
+
+
 async def test_a_disk_that_fills_midway_is_insufficient_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +638,43 @@ async def test_a_disk_that_fills_midway_is_cleared_of_what_nobody_uses(
         monkeypatch.setattr(os, "posix_fallocate", fallocate)
         await d.fetch()
         assert d.files() == [checksum_of(CONTENT)]
+
+
+@pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_bytes_that_find_no_room_when_they_are_synced_are_insufficient_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, number: int
+) -> None:
+    async with delivery(tmp_path) as d:
+        with _failing_once(sync, number, monkeypatch):
+            assert (await d.refused()).full_code == "insufficient-storage"
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
+@pytest.mark.parametrize("checkpoint_bytes", [1 << 15, 200_000, 300_000])
+async def test_bytes_that_the_disk_lost_are_never_published_nor_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, checkpoint_bytes: int
+) -> None:
+    """Linux tells of them once: the next sync of the same file passes."""
+    async with delivery(tmp_path, limits=replace(QUICK, checkpoint_bytes=checkpoint_bytes)) as d:
+        with _failing_once(sync, errno.EIO, monkeypatch), pytest.raises(OSError, match="Input/output"):
+            await d.fetch()
+        assert d.files() == []
+        await d.assert_still_works()
+
+
+async def test_a_download_that_breaks_off_after_the_disk_lost_bytes_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        await reply.head(200, content_length=len(CONTENT))
+        await reply.raw(CONTENT[: QUICK.checkpoint_bytes])
+        await asyncio.sleep(3600)
+
+    async with delivery(tmp_path, behave, limits=replace(ONE_CONNECTION, max_attempts=1)) as d:
+        with _failing_once("fdatasync", errno.EIO, monkeypatch):
+            assert (await d.refused()).full_code == "model-unavailable"
 
 
 KINDS: list[BlobKind] = ["data", "model"]

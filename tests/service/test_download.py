@@ -1,16 +1,24 @@
 """Every row of the table of faults of a download, against real sockets and real TLS."""
 
 import asyncio
+import contextlib
 import gzip
-from collections.abc import Callable
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h11
 import pytest
 
+from service.address_guard import SystemResolver
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.download import Downloader
+from service.errors import ScoringError
 from service.pace import DownloadProgress
 from service.url_policy import UrlPolicy
 from tests import misbehaving_server as servers
@@ -69,7 +77,13 @@ async def test_forbidden_address_is_never_dialled(tmp_path: Path, address: str) 
         assert address not in failure.detail
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"),
+        *("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "fd20:00ce:0:0::0254"),
+    ],
+)
 async def test_private_addresses_allowed_still_leaves_these_out(tmp_path: Path, address: str) -> None:
     async with delivery(tmp_path, dns=FakeDns(files_example=[[address]])) as d:
         assert (await d.refused(d.blob(host=NAME), kind="data")).full_code == "url-forbidden"
@@ -109,6 +123,7 @@ async def test_another_spelling_of_loopback_is_judged_by_what_it_resolves_to(hos
         "https://files.exa%6dple/file",
         "https://" + "a" * 300 + "/file",
         "https://files..example/file",
+        "https://xn--a.example/file",
         "https://0177.0.0.1/file",
         "https://127.0.0.256/file",
         "https://files.example/" + "a" * 9000,
@@ -139,6 +154,20 @@ async def test_a_judged_name_is_dialled_by_address_and_checked_by_name(tmp_path:
         assert d.network.dialled[0] == "127.0.0.1"
         assert d.server.server_names[0] == NAME
         assert d.server.requests[0].headers["host"] == f"{NAME}:{d.server.port}"
+
+
+@pytest.mark.parametrize("host", ["xn--bcher-kva.example", "files.xn--p1ai", "XN--bcher-kva.Example"])
+async def test_a_name_in_punycode_is_a_name(tmp_path: Path, host: str) -> None:
+    class Anywhere(FakeDns):
+        async def __call__(self, host: str, port: int) -> list[str]:
+            self.asked.append(host)
+            return ["127.0.0.1"]
+
+    dns, policy = Anywhere(), UrlPolicy(True, True)
+    async with delivery(tmp_path, tls=False, dns=dns, policy=policy) as d:
+        assert not (await d.fetch(d.blob(host=host))).was_cached
+        assert set(dns.asked) == {host.lower()}
+        assert d.server.requests[0].headers["host"] == f"{host.lower()}:{d.server.port}"
 
 
 async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
@@ -188,6 +217,55 @@ async def test_the_next_address_is_dialled_where_the_first_does_not_answer(tmp_p
     async with delivery(tmp_path, dns=dns) as d:
         await d.fetch(d.blob(host=NAME))
         assert d.network.dialled[:2] == ["127.0.0.2", "127.0.0.1"]
+
+
+@contextlib.contextmanager
+def _tarpit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The system's resolver hangs for some names; every look-up is noted."""
+    looked_up, over = [], threading.Event()
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        if host.endswith("tarpit.example"):
+            over.wait()
+            raise socket.gaierror("timed out")
+        return real(host, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        try:
+            yield looked_up
+        finally:
+            over.set()
+
+
+async def test_a_look_up_does_not_wait_behind_others_that_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = SystemResolver()
+    with _tarpit(monkeypatch):
+        hanging = [asyncio.create_task(resolver(f"{i}.tarpit.example", 443)) for i in range(200)]
+        assert await asyncio.wait_for(resolver("127.0.0.1", 443), 10) == ["127.0.0.1"]
+    await asyncio.gather(*hanging, return_exceptions=True)
+    resolver.close()
+
+
+async def test_who_asks_for_the_same_host_shares_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = SystemResolver()
+    with _tarpit(monkeypatch) as looked_up:
+        hanging = [asyncio.create_task(resolver("tarpit.example", 443 + i)) for i in range(50)]
+        while not looked_up:
+            await asyncio.sleep(0.001)
+        hanging[0].cancel()  # the one that began it: the others go on waiting
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in hanging] == [True] + [False] * 49
+        assert looked_up == ["tarpit.example"]
+    failures = await asyncio.gather(*hanging, return_exceptions=True)
+    assert [type(failure) for failure in failures[1:]] == [socket.gaierror] * 49
+    with _tarpit(monkeypatch) as looked_up:  # an answer is never kept for later
+        for _ in range(2):
+            await resolver("127.0.0.1", 443)
+        assert looked_up == ["127.0.0.1"] * 2
+    resolver.close()
 
 
 # -- redirects -----------------------------------------------------------------------------------------------
@@ -247,10 +325,9 @@ async def test_a_redirect_never_leaves_encryption_behind(tmp_path: Path) -> None
     [
         servers.silent,
         servers.slow_headers,
-        servers.interim_flood,
         servers.slow_body(CONTENT, bytes_per_second=500),
     ],
-    ids=["silent", "slow-headers", "interim-flood", "slow-body"],
+    ids=["silent", "slow-headers", "slow-body"],
 )
 async def test_too_slow_is_a_timeout_soon(tmp_path: Path, behave: servers.Behaviour) -> None:
     async with delivery(tmp_path, behave) as d:
@@ -489,6 +566,40 @@ async def test_an_etag_that_changes_midway_costs_a_clean_restart(
         assert d.server.requests[1].headers["if-range"] == '"old"'
 
 
+@pytest.mark.parametrize("etag", ['"\u00e9"', '"a b"', '"', "plain", '"' + "x" * 300 + '"', 'W/"weak"'])
+async def test_an_etag_that_is_none_is_never_sent_back(tmp_path: Path, etag: str) -> None:
+    async def behave(request: Request, reply: Reply) -> None:
+        start, end = request.span(len(CONTENT)) or (0, len(CONTENT))
+        head = f"HTTP/1.1 206 Partial\r\nETag: {etag}\r\nContent-Length: {end - start}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{len(CONTENT)}\r\n\r\n"
+        await reply.raw(head.encode() + CONTENT[start : start + 40_000])
+        reply.writer.close()
+
+    async with delivery(tmp_path, behave, limits=replace(QUICK, num_connections=1)) as d:
+        await d.fetch(d.blob(size=None))
+        assert len(d.server.requests) > 3
+        assert not any("if-range" in request.headers for request in d.server.requests)
+
+
+def _rewrite_note(folder: Path, **changes: object) -> None:
+    (note,) = folder.rglob("*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | changes))
+
+
+@pytest.mark.parametrize("etag", ['"\u00e9"', 5, [], ""])
+async def test_an_etag_from_an_earlier_attempt_is_judged_again(tmp_path: Path, etag: object) -> None:
+    broken = servers.breaking_after(10_000, CONTENT, reset=False)
+    limits = replace(QUICK, num_connections=1, max_attempts=6, part_bytes=1 << 20)
+    async with delivery(tmp_path, broken, limits=limits) as d:
+        with pytest.raises(ScoringError):
+            await d.fetch()
+        _rewrite_note(tmp_path, etag=etag)
+        d.server.behave = servers.honest(CONTENT)
+        d.server.requests.clear()
+        await d.fetch()
+        assert d.bytes_sent() == len(CONTENT) - 60_000
+
+
 async def test_parts_of_two_files_without_etags_are_found_out_by_the_checksum(tmp_path: Path) -> None:
     other = random_bytes(len(CONTENT), seed=1)
 
@@ -587,6 +698,27 @@ async def test_what_is_no_http_is_unavailable(tmp_path: Path) -> None:
 
     async with delivery(tmp_path, behave) as d:
         assert (await d.refused()).full_code == "model-unavailable"
+        await d.assert_still_works()
+
+
+@pytest.mark.parametrize("error", [UnicodeError("?"), ValueError("?"), h11.LocalProtocolError("?")])
+@pytest.mark.parametrize("num_good", [0, 1], ids=["in the head", "in the body"])
+async def test_a_reply_that_the_http_libraries_stumble_over_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, num_good: int
+) -> None:
+    real = h11.Connection.next_event
+
+    def stumbling(connection: h11.Connection) -> object:
+        event = real(connection)
+        if isinstance(event, (h11.Response, h11.Data)[num_good]):
+            raise error
+        return event
+
+    limits = replace(QUICK, max_attempts=2)
+    async with delivery(tmp_path, servers.chunked(CONTENT), limits=limits) as d:
+        with monkeypatch.context() as patch:
+            patch.setattr(h11.Connection, "next_event", stumbling)
+            assert (await d.refused()).full_code == "model-unavailable"
         await d.assert_still_works()
 
 

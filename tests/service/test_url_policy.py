@@ -104,6 +104,12 @@ def test_allowing_private_addresses_adds_only_private_ones(address: IPv4Address 
         assert not OPEN.may_dial(text)
 
 
+@pytest.mark.parametrize("address", ["100.100.100.200", "fd00:ec2::254", "fd20:ce::254"])
+def test_allowing_private_addresses_leaves_out_the_metadata_services_among_them(address: str) -> None:
+    assert not OPEN.may_dial(address)
+    assert OPEN.may_dial(str(ip_address(address) + 1))
+
+
 @pytest.mark.parametrize(
     "address", ["1.1.1.1", "8.8.8.8", "104.16.0.1", "2606:4700:4700::1111", "2a00:1450:4001:830::200e"]
 )
@@ -241,6 +247,7 @@ HOSTS = st.one_of(
     st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
     st.integers(0, 2**33).map(str),
     st.integers(0, 2**33).map(hex),
+    st.from_regex(r"(xn--|XN--)?[a-z0-9-]{0,9}[.]xn--[a-z0-9-]{0,9}", fullmatch=True),
     st.from_regex(r"[a-z0-9.@:%\[\]\\#?/-]{0,20}", fullmatch=True),
     st.text(max_size=20),
 )
@@ -265,7 +272,7 @@ def test_whatever_is_accepted_is_read_the_same_way_by_httpx(url: str) -> None:
         theirs = httpx.URL(url)
     except (BadUrl, httpx.InvalidURL):
         return
-    assert (theirs.scheme, theirs.host) == (parsed.scheme, parsed.host)
+    assert (theirs.scheme, theirs.raw_host.decode()) == (parsed.scheme, parsed.host)
     assert (theirs.port or {"https": 443, "http": 80}[theirs.scheme]) == parsed.port
     assert not theirs.userinfo
     assert not theirs.fragment
