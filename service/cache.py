@@ -211,7 +211,7 @@ class BlobCache:
     async def _obtain(self, terms: _Terms, on_progress: OnDownloadProgress | None) -> tuple[Entry, bool]:
         """A pinned entry, and whether it was here."""
         blob = terms.blob
-        name = _download_name(blob)
+        name = download_name(blob)
         while True:
             if (entry := await self._find_delivered(blob)) is not None:
                 return entry, True
@@ -472,7 +472,7 @@ class _Room:
         return await self._cache.evict_one()
 
 
-def _download_name(blob: BlobRef) -> str:
+def download_name(blob: BlobRef) -> str:
     """One for each URL and promised checksum, so that another attempt finds what is left of the last."""
     if blob.checksum is None:
         return secrets.token_hex(8)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from service.cache import download_name
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from tests import misbehaving_server as servers
@@ -84,8 +85,8 @@ def _throttled(contents: list[bytes]) -> servers.Behaviour:
     return behave
 
 
-def _has_note(directory: Path) -> bool:
-    return any((directory / "partial").glob("*.json"))
+def _has_note(directory: Path, blob: BlobRef) -> bool:
+    return (directory / "partial" / f"{download_name(blob)}.json").exists()
 
 
 async def test_kill_9_at_random_moments_never_publishes_a_wrong_file(
@@ -98,7 +99,7 @@ async def test_kill_9_at_random_moments_never_publishes_a_wrong_file(
         for _ in range(NUM_KILLS):
             content = contents[num_published]
             blob = BlobRef(server.url(f"/{num_published}"), checksum_of(content), SIZE)
-            was_begun = _has_note(tmp_path)
+            was_begun = _has_note(tmp_path, blob)
             server.requests.clear()
             pid = await fetching.start(tmp_path, blob)
             await asyncio.sleep(moments.uniform(0, 0.2))
@@ -124,7 +125,7 @@ async def test_after_a_crash_the_download_is_gone_on_with_to_its_end(
     async with MisbehavingServer(_throttled([content]), tls=False) as server:
         blob = BlobRef(server.url("/0"), checksum_of(content), SIZE)
         pid = await fetching.start(tmp_path, blob)
-        while not _has_note(tmp_path):
+        while not _has_note(tmp_path, blob):
             await asyncio.sleep(0.005)
         await _kill(pid)
         server.requests.clear()
