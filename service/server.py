@@ -16,8 +16,9 @@ import uvicorn
 from service.config import Settings
 from service.grpc_api import serve_grpc
 from service.http_api import create_app
-from service.http_protocol import BoundedHttpProtocol
+from service.http_protocol import BoundedHttpProtocol, allow_more_open_files
 from service.lifespan import Parts, open_service
+from service.log import log_loop_trouble
 
 KEEP_ALIVE_SECONDS = 30
 _LAST_GOODBYES_SECONDS = 5
@@ -48,6 +49,8 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_trouble)
+    allow_more_open_files()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with run_service(settings) as (parts, addresses):

@@ -1,5 +1,6 @@
 """The HTTP door itself: shapes, limits, keys, operations, long work; and that it never tells a secret."""
 
+import contextlib
 import json
 import re
 import socket
@@ -10,10 +11,12 @@ from typing import Any
 
 import base58
 import httpx
+import psutil
 import pytest
 
 from service import errors
 from service.http_api import STATUS_OF
+from service.http_protocol import HEAD_SECONDS
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
 from tests.service.test_eval import GOLDEN, KEY, assert_golden, assert_problem, plain, sealed
@@ -81,6 +84,23 @@ def test_a_body_over_the_limit_without_a_length(client: httpx.Client) -> None:
         assert client.get("/health").status_code == 200
 
 
+def connect(service: LiveService, seconds: float = 30.0) -> socket.socket:
+    """A bare connection; what is read from it or written to it may take so long."""
+    host, port = service.http_url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=seconds)
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    """What the server says until it closes; a reset is an end too."""
+    said = b""
+    try:
+        while block := connection.recv(1 << 16):
+            said += block
+    except ConnectionError:
+        pass
+    return said
+
+
 HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
 
 
@@ -97,13 +117,46 @@ HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000
 def test_a_request_without_end_is_cut_off(
     beginning: bytes, service: LiveService, client: httpx.Client
 ) -> None:
-    host, port = service.http_url.removeprefix("http://").split(":")
     with (
-        socket.create_connection((host, int(port)), timeout=30) as connection,
+        connect(service) as connection,
         pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
     ):
         connection.sendall(beginning + HEADERS_WITHOUT_END)
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
+def test_a_head_that_is_not_finished_is_given_up(before: bytes, service: LiveService) -> None:
+    with connect(service, HEAD_SECONDS + 10) as connection:
+        connection.sendall(before + b"\r\n")
+        time.sleep(1.0 if before else 0.0)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        assert read_to_the_end(connection).count(b"HTTP/1.1 200") == bool(before)
+
+
+def test_clients_that_never_finish_a_head_leave_room_for_others(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_open_files=256) as running, contextlib.ExitStack() as held:
+        for _ in range(300):
+            connection = held.enter_context(connect(running))
+            with contextlib.suppress(ConnectionError):  # it may be one too many
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        end = time.monotonic() + HEAD_SECONDS - 5
+        while len(psutil.Process(running.process.pid).net_connections("tcp")) > 140:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        end += 15
+        while not answers(running):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert running.output().count("too many connections") <= 3
+
+
+def answers(service: LiveService) -> bool:
+    try:
+        with service.client() as client:
+            return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_a_body_in_chunks_of_a_byte(client: httpx.Client, plain: dict[str, Any]) -> None:
