@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import psutil
 import pytest
 
 from service import errors
+from service.config import Settings
 from service.http_api import STATUS_OF
+from service.http_gate import MAX_BODIES_AT_ONCE
 from service.http_protocol import HEAD_SECONDS
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
@@ -90,6 +93,14 @@ def connect(service: LiveService, seconds: float = 30.0) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=seconds)
 
 
+def wait_until(happens: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Ask again and again; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def read_to_the_end(connection: socket.socket) -> bytes:
     """What the server says until it closes; a reset is an end too."""
     said = b""
@@ -99,6 +110,32 @@ def read_to_the_end(connection: socket.socket) -> bytes:
     except ConnectionError:
         pass
     return said
+
+
+LARGEST_BODY = Settings().max_body_bytes
+
+
+def test_a_body_that_nobody_asked_for_is_not_waited_for(service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nA")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 405")
+
+
+def test_bodies_on_their_way_hold_bounded_memory(service: LiveService, client: httpx.Client) -> None:
+    head = f"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST_BODY}\r\n\r\n".encode()
+    with contextlib.ExitStack() as held:
+        held.callback(lambda: wait_until(lambda: client.post("/eval", content=b"{").status_code == 422))
+        for _ in range(MAX_BODIES_AT_ONCE):
+            held.enter_context(connect(service)).sendall(head + b" " * (LARGEST_BODY - 1))
+
+        def refused() -> bool:
+            response = client.post("/eval", content=b" " * 64, headers=JSON)
+            if response.status_code == 422:
+                return False
+            assert_problem(response, "queue-full")
+            return bool(response.headers["retry-after"])
+
+        wait_until(refused)
 
 
 HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
@@ -140,14 +177,9 @@ def test_clients_that_never_finish_a_head_leave_room_for_others(tmp_path: Path) 
             connection = held.enter_context(connect(running))
             with contextlib.suppress(ConnectionError):  # it may be one too many
                 connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
-        end = time.monotonic() + HEAD_SECONDS - 5
-        while len(psutil.Process(running.process.pid).net_connections("tcp")) > 140:
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        end += 15
-        while not answers(running):
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        process = psutil.Process(running.process.pid)
+        wait_until(lambda: len(process.net_connections("tcp")) < 140, HEAD_SECONDS - 5)
+        wait_until(lambda: answers(running), HEAD_SECONDS + 10)
         assert running.output().count("too many connections") <= 3
 
 
@@ -252,10 +284,7 @@ def test_a_client_that_leaves_gives_its_place_back(
         leaving.post(
             "/eval", json={**plain, "weights_url": endless_server, "weights_checksum": None}, timeout=0.5
         )
-    end = time.monotonic() + 10
-    while "soma_eval_requests_admitted 0.0" not in client.get("/metrics").text:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text)
 
 
 CANARY_KEY = base58.b58encode(b"canary-decryption-key-canary-key").decode()
