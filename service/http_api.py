@@ -7,7 +7,6 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
 
-import structlog
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp
 
 from service import errors
 from service.errors import InternalError, InvalidRequest, ScoringError
-from service.http_gate import Gate
+from service.http_gate import ClientLeft, Gate, on_client_left
 from service.jobs import Job
 from service.lifespan import Parts
 from service.log import log_bug
@@ -72,7 +71,6 @@ PROBLEM_JSON = "application/problem+json"
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
 
 
 def create_app(parts: Parts) -> ASGIApp:
@@ -90,6 +88,7 @@ def create_app(parts: Parts) -> ASGIApp:
     app.add_exception_handler(ScoringError, _on_scoring_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientLeft, _on_client_left)
     app.add_exception_handler(Exception, _on_bug)
     return Gate(
         app,
@@ -211,12 +210,8 @@ def _answer(model: EvalResponse | ScoreResponse) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-class _ClientLeft(Exception):
-    """The client closed its connection before its answer was there."""
-
-
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work; stop it when the client closes its connection.
+    """Await the work; stop it and raise ClientLeft when the client closes its connection.
 
     The work runs in this very task, so that it is admitted before the next request is looked at: of many that
     come at once, all that find no place are then refused at the gate.
@@ -227,9 +222,6 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
             result = await work
             watching.cancel()
     except BaseExceptionGroup as failures:
-        if isinstance(failures.exceptions[0], _ClientLeft):
-            log.info("client left")
-            raise asyncio.CancelledError from None
         raise failures.exceptions[0] from None
     return result
 
@@ -237,7 +229,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _watch_connection(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    raise _ClientLeft
+    raise ClientLeft
 
 
 def _wants_async(prefer: str | None) -> bool:
@@ -350,6 +342,10 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     )
     request.scope["soma_eval.outcome"] = problem.code
     return JSONResponse(problem.model_dump(mode="json"), status, error.headers, media_type=PROBLEM_JSON)
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return on_client_left(request)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -25,9 +25,21 @@ SCORING_PATHS = frozenset({"/eval", "/score"})
 BODY_TIMEOUT_SECONDS = 60.0
 MAX_BODIES_AT_ONCE = 8
 """Bodies on their way hold at most as much memory as so many of the largest; smaller ones may be more."""
+CLIENT_LEFT_STATUS = 499
+"""Stands in the log for an answer that nobody was there to be given."""
 _VERBS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its answer was there."""
+
+
+def on_client_left(request: Request) -> Response:
+    """What ends such a request; it goes nowhere."""
+    request.scope["soma_eval.outcome"] = "client-left"
+    return Response(status_code=CLIENT_LEFT_STATUS)
 
 
 class Gate:
@@ -76,7 +88,7 @@ class Gate:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check_key(scope)
-            body: bytes | None = b""  # nothing else has one; what is sent all the same is not read
+            body = b""  # nothing else has one; what is sent all the same is not read
             if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
                 self._check_room()
                 body = await self._read_body(scope, receive)
@@ -84,7 +96,8 @@ class Gate:
         except ScoringError as error:
             await self._refuse(error, Request(scope))(scope, receive, send)
             return
-        if body is None:  # the client has left
+        except ClientLeft:
+            await on_client_left(Request(scope))(scope, receive, send)
             return
         # A bug is answered and logged by its place already; the server would log its words too.
         with contextlib.suppress(Exception):
@@ -99,8 +112,8 @@ class Gate:
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("send an API key this service knows as Authorization: Bearer")
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body, counted as it comes; None when the client left before its end."""
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, counted as it comes. Raises ClientLeft when the client left before its end."""
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         self._check_bytes(int(declared) if declared.isdigit() else 0)
         body = bytearray()
@@ -109,7 +122,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
+                        raise ClientLeft
                     block = message.get("body", b"")
                     body += block
                     self._num_bytes_coming += len(block)

@@ -277,14 +277,33 @@ def test_long_work_can_be_cancelled(client: httpx.Client, plain: dict[str, Any],
     assert "soma_eval_requests_admitted 0.0" in client.get("/metrics").text
 
 
-def test_a_client_that_leaves_gives_its_place_back(
+def test_a_client_that_leaves_gives_its_place_back_and_is_no_error(
     service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
 ) -> None:
+    left = 'method="POST /eval",outcome="client-left"'
+    before = count_of(left, client)
+    body = {**plain, "weights_url": endless_server, "weights_checksum": None}
     with service.client() as leaving, pytest.raises(httpx.ReadTimeout):
-        leaving.post(
-            "/eval", json={**plain, "weights_url": endless_server, "weights_checksum": None}, timeout=0.5
-        )
+        leaving.post("/eval", json=body, timeout=0.5)
     wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text)
+    assert count_of(left, client) == before + 1
+    assert "Traceback" not in service.output()
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error(service: LiveService, client: httpx.Client) -> None:
+    left = 'method="unknown route",outcome="client-left"'
+    before = count_of(left, client)
+    with connect(service) as connection:
+        connection.sendall(b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.2)
+    wait_until(lambda: count_of(left, client) == before + 1)
+
+
+def count_of(labels: str, client: httpx.Client) -> float:
+    """Of the requests with these labels, over HTTP."""
+    line = re.escape(f'soma_eval_requests_total{{door="http",{labels}}} ')
+    found = re.search(rf"{line}(\S+)", client.get("/metrics").text)
+    return float(found[1]) if found else 0.0
 
 
 CANARY_KEY = base58.b58encode(b"canary-decryption-key-canary-key").decode()
