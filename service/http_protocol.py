@@ -76,19 +76,34 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._allowance < 0:
             self.transport.abort()
 
+    def on_message_begin(self) -> None:
+        """A request begins. One that does not wait for the answer to the one before ends the connection.
+
+        It would have to be kept unread until then, and so would the client's leaving.
+        """
+        if not self._all_answered():
+            self.transport.abort()
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """A request's head is here: it is answered from now on, while its body may still come."""
+        if self.transport.is_closing():
+            return
         self._in_message = True
         self._expect_nothing()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Bytes of the body, which are bounded elsewhere."""
+        if self.transport.is_closing():
+            return
         self._allowance += _MAX_BYTES_PER_BODY_BYTE * len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request has ended; another may follow."""
+        if self.transport.is_closing():
+            return
         self._allowance = MAX_HEAD_BYTES
         self._in_message = False
         if self._all_answered():  # it was answered before its end: nothing else bounds the wait for the next

@@ -299,6 +299,23 @@ def test_a_client_that_leaves_within_its_body_is_no_error(service: LiveService, 
     wait_until(lambda: count_of(left, client) == before + 1)
 
 
+def test_two_requests_at_once_do_not_hide_that_the_client_has_left(
+    service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
+) -> None:
+    body = json.dumps({**plain, "weights_url": endless_server, "weights_checksum": None}).encode()
+    head = f"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with connect(service) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: "soma_eval_requests_admitted 1.0" in client.get("/metrics").text)
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text, 5.0)
+        assert read_to_the_end(connection) == b""
+    with connect(service) as connection:
+        connection.sendall(2 * (head.encode() + b"\r\n\r\n" + body))
+        assert read_to_the_end(connection) == b""
+    wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text, 5.0)
+
+
 def count_of(labels: str, client: httpx.Client) -> float:
     """Of the requests with these labels, over HTTP."""
     line = re.escape(f'soma_eval_requests_total{{door="http",{labels}}} ')
