@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 import resource
+import secrets
+from http import HTTPStatus
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import InvalidRequest
+from service.http_api import PROBLEM_JSON
 from service.log import Seldom
+from service.schemas import Problem
 
 MAX_HEAD_BYTES = 512 << 10
 """What a request may bring beside its body: far above what any client sends, and above what one read brings
@@ -109,6 +114,36 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._all_answered():  # it was answered before its end: nothing else bounds the wait for the next
             self._expect_within(HEAD_SECONDS)
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be read as HTTP, in the shape of every other error, and close."""
+        if not self._all_answered():  # this would be read as the answer to the request before
+            self.transport.abort()
+            return
+        request_id = secrets.token_hex(8)
+        problem = Problem(
+            type=f"urn:soma-eval:problem:{InvalidRequest.code}",
+            title=InvalidRequest.title,
+            status=HTTPStatus.BAD_REQUEST,
+            detail="what was sent is not HTTP/1.1",
+            instance="/",
+            code=InvalidRequest.code,
+            fault="client",
+            blob=None,
+            model_index=None,
+            retryable=False,
+            request_id=request_id,
+        )
+        body = problem.model_dump_json()
+        lines = [
+            "HTTP/1.1 400 Bad Request",
+            f"content-type: {PROBLEM_JSON}",
+            f"content-length: {len(body)}",
+            f"x-request-id: {request_id}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", body]).encode())
+        self.transport.close()
 
     def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
