@@ -59,7 +59,12 @@ def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> Non
         end = time.monotonic() + 10
         while client.get("/ready").status_code != 503:
             assert time.monotonic() < end
-        assert client.get("/ready").json()["status"] == "draining"
+        ready = client.get("/ready")
+        assert ready.headers["content-type"] == "application/problem+json"
+        assert ready.headers["retry-after"]
+        problem = ready.json()
+        assert (problem["code"], problem["status"], problem["fault"]) == ("draining", 503, "service")
+        assert (problem["retryable"], len(problem["devices"])) == (True, 1)
         refused = client.post("/eval", json=long_work)
         assert_problem(refused, "draining")
         assert refused.headers["retry-after"]

@@ -215,6 +215,23 @@ def test_operations(client: httpx.Client) -> None:
     assert {"/eval", "/score", "/jobs/{job_id}"} <= set(client.get("/openapi.json").json()["paths"])
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/info", "/metrics"])
+def test_head_is_get_without_a_body(path: str, client: httpx.Client) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_what_is_not_http_is_told_in_the_one_shape(service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"no request at all\r\n\r\n")
+        head, _, body = read_to_the_end(connection).partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    assert status == "HTTP/1.1 400 Bad Request"
+    headers = dict(line.split(": ") for line in lines)
+    assert_problem(httpx.Response(400, headers=headers, content=body), "invalid-request")
+
+
 def test_docs_load_nothing_from_another_host(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
@@ -235,6 +252,12 @@ def test_long_work_ends_with_the_same_answer(client: httpx.Client, sealed: dict[
     job = client.get(location).json()
     assert (job["state"], job["kind"]) == ("succeeded", "eval")
     assert_golden(job["result"])
+
+
+def test_long_work_is_asked_for_on_any_line(client: httpx.Client, plain: dict[str, Any]) -> None:
+    accepted = client.post("/eval", json=plain, headers=[("Prefer", "wait=5"), ("Prefer", "respond-async")])
+    assert accepted.status_code == 202
+    client.delete(accepted.headers["location"])
 
 
 def test_long_work_that_fails_tells_why(client: httpx.Client, plain: dict[str, Any]) -> None:
