@@ -43,7 +43,7 @@ class _HttpServer(uvicorn.Server):
 
 
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped at the limit.
+    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped and told so at the limit.
 
     Raises OSError when an address is taken, and what `open_service` raises.
     """
@@ -60,7 +60,8 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
         await stop.wait()
         log.info("draining", admitted=parts.scheduler.num_admitted)
         if not await parts.scheduler.drain(settings.drain_timeout_seconds):
-            log.warning("work was stopped unfinished", requests=parts.scheduler.num_admitted)
+            log.warning("work is stopped unfinished", requests=parts.scheduler.num_admitted)
+            await parts.scheduler.end_admitted(_LAST_GOODBYES_SECONDS)
 
 
 @asynccontextmanager

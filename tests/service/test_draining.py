@@ -82,6 +82,10 @@ def test_work_past_the_limit_is_stopped(tmp_path: Path, long_work: dict[str, Any
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
         posting.join(60)
+        assert posting.response is not None
+        assert_problem(posting.response, "draining")
+        assert posting.response.headers["retry-after"]
+        assert "Traceback" not in service.output()
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
         assert not [name for name in service.blobs() if name.endswith(".part")]
