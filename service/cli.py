@@ -57,6 +57,8 @@ def main() -> None:
     except _UsageError as error:
         if len(sys.argv) > 1:
             _complain(f"{_message(error)} See `{_help_command(error)}`.")
+        else:
+            typer.echo(error.ctx.get_help())  # type: ignore[attr-defined]
         code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
@@ -128,7 +130,8 @@ def settings_from(flags: dict[str, Any]) -> "Settings":
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"][:1])
         reason = first["msg"].removeprefix("Value error, ")
-        fail(f"{name.replace('_', '-')}: {reason}" if name else reason, ExitCode.USAGE)
+        name = name if name.isupper() else name.replace("_", "-")  # of the environment, or of the flag
+        fail(f"{name}: {reason}" if name else reason, ExitCode.USAGE)
 
 
 def _print_version(wanted: bool) -> None:

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     """0 picks a free one."""
-    grpc_port: int | Literal["off"] = 9124
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 9124
     """The port of the network's own scoring service; "off" for none, 0 for a free one."""
 
     device: Annotated[tuple[Device, ...], NoDecode] = ("auto",)
@@ -117,11 +117,16 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_api_keys(cls, value: object) -> object:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().strip() for key in keys):
+            raise ValueError("one of them is empty")
+        return keys
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Self:

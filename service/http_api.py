@@ -7,7 +7,6 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
 
-import structlog
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from service import errors
-from service.errors import InternalError, InvalidRequest, ScoringError
-from service.http_gate import Gate
+from service.errors import Draining, InternalError, InvalidRequest, NoWorker, ScoringError
+from service.http_gate import ClientLeft, Gate, on_client_left
 from service.jobs import Job
 from service.lifespan import Parts
 from service.log import log_bug
@@ -72,7 +71,6 @@ PROBLEM_JSON = "application/problem+json"
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
 
 
 def create_app(parts: Parts) -> ASGIApp:
@@ -90,6 +88,7 @@ def create_app(parts: Parts) -> ASGIApp:
     app.add_exception_handler(ScoringError, _on_scoring_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientLeft, _on_client_left)
     app.add_exception_handler(Exception, _on_bug)
     return Gate(
         app,
@@ -103,7 +102,7 @@ def create_app(parts: Parts) -> ASGIApp:
 _scoring = APIRouter(tags=["scoring"])
 _operations = APIRouter(tags=["operations"])
 
-Prefer = Annotated[str | None, Header(description="`respond-async`: answer 202 and a job.")]
+Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer 202 and a job.")]
 
 
 async def _parts(request: Request) -> Parts:  # a plain function would be called in a thread
@@ -170,22 +169,29 @@ async def _events(job_id: str, request: Request, parts: Parts) -> AsyncIterator[
         yield f"event: {event}\ndata: {status.model_dump_json()}\n\n"
 
 
+@_operations.head("/health", include_in_schema=False)
 @_operations.get("/health")
 async def health() -> Health:
     """200 while the process lives."""
     return Health()
 
 
-@_operations.get("/ready", responses={503: {"model": Readiness}})
-async def ready(parts: PartsOfApp, response: Response) -> Readiness:
+@_operations.head("/ready", include_in_schema=False)
+@_operations.get("/ready", response_model=Readiness)
+async def ready(request: Request, parts: PartsOfApp) -> Any:
     """200 only while a worker has lately passed a real evaluation, and the service is not stopping."""
     readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
-    if readiness.status != "ready":
-        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        response.headers["Retry-After"] = f"{DEFAULT_RETRY_AFTER_SECONDS:.0f}"
-    return readiness
+    match readiness.status:
+        case "ready":
+            return readiness
+        case "draining":
+            error: ScoringError = Draining("the service is stopping")
+        case "no-worker":
+            error = NoWorker("no worker has lately passed its self-test")
+    return _refuse(error, request, devices=[device.model_dump() for device in readiness.devices])
 
 
+@_operations.head("/info", include_in_schema=False)
 @_operations.get("/info")
 async def info(parts: PartsOfApp) -> Info:
     """What is served: architecture, devices, limits, versions."""
@@ -200,6 +206,7 @@ async def info(parts: PartsOfApp) -> Info:
     )
 
 
+@_operations.head("/metrics", include_in_schema=False)
 @_operations.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(parts: PartsOfApp) -> Response:
     """For Prometheus."""
@@ -211,12 +218,8 @@ def _answer(model: EvalResponse | ScoreResponse) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-class _ClientLeft(Exception):
-    """The client closed its connection before its answer was there."""
-
-
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work; stop it when the client closes its connection.
+    """Await the work; stop it and raise ClientLeft when the client closes its connection.
 
     The work runs in this very task, so that it is admitted before the next request is looked at: of many that
     come at once, all that find no place are then refused at the gate.
@@ -227,9 +230,6 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
             result = await work
             watching.cancel()
     except BaseExceptionGroup as failures:
-        if isinstance(failures.exceptions[0], _ClientLeft):
-            log.info("client left")
-            raise asyncio.CancelledError from None
         raise failures.exceptions[0] from None
     return result
 
@@ -237,11 +237,12 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _watch_connection(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    raise _ClientLeft
+    raise ClientLeft
 
 
-def _wants_async(prefer: str | None) -> bool:
-    return prefer is not None and "respond-async" in re.split(r"[,;\s]+", prefer.lower())
+def _wants_async(prefer: list[str] | None) -> bool:
+    """Whether any of the request's `Prefer` lines asks for it."""
+    return "respond-async" in re.split(r"[,;\s]+", ",".join(prefer or ()).lower())
 
 
 def _accepted(job: Job, request: Request) -> JSONResponse:
@@ -307,7 +308,7 @@ def _problem(error: ScoringError, request: Request) -> tuple[HTTPStatus, Problem
     )
 
 
-def _refuse(error: ScoringError, request: Request) -> JSONResponse:
+def _refuse(error: ScoringError, request: Request, **extension_members: Any) -> JSONResponse:
     """The response for a failure, wherever it arose."""
     status, problem = _problem(error, request)
     request.scope["soma_eval.outcome"] = error.full_code
@@ -316,7 +317,8 @@ def _refuse(error: ScoringError, request: Request) -> JSONResponse:
         headers["Retry-After"] = f"{error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS:.0f}"
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(problem.model_dump(mode="json"), status, headers, media_type=PROBLEM_JSON)
+    content = {**problem.model_dump(mode="json"), **extension_members}
+    return JSONResponse(content, status, headers, media_type=PROBLEM_JSON)
 
 
 async def _on_scoring_error(request: Request, error: Exception) -> JSONResponse:
@@ -350,6 +352,10 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     )
     request.scope["soma_eval.outcome"] = problem.code
     return JSONResponse(problem.model_dump(mode="json"), status, error.headers, media_type=PROBLEM_JSON)
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return on_client_left(request)
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -16,16 +16,30 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import Settings
-from service.errors import BodyTooLarge, InvalidRequest, ScoringError, Unauthorized
+from service.errors import BodyTooLarge, InvalidRequest, QueueFull, ScoringError, Unauthorized
 from service.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """These need no API key."""
 SCORING_PATHS = frozenset({"/eval", "/score"})
 BODY_TIMEOUT_SECONDS = 60.0
+MAX_BODIES_AT_ONCE = 8
+"""Bodies on their way hold at most as much memory as so many of the largest; smaller ones may be more."""
+CLIENT_LEFT_STATUS = 499
+"""Stands in the log for an answer that nobody was there to be given."""
 _VERBS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its answer was there."""
+
+
+def on_client_left(request: Request) -> Response:
+    """What ends such a request; it goes nowhere."""
+    request.scope["soma_eval.outcome"] = "client-left"
+    return Response(status_code=CLIENT_LEFT_STATUS)
 
 
 class Gate:
@@ -42,6 +56,7 @@ class Gate:
     ) -> None:
         self._app = app
         self._max_body_bytes = settings.max_body_bytes
+        self._num_bytes_coming = 0  # held of the bodies that have not come to their end
         self._key_digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
         self._metrics = metrics
         self._check_room = check_room
@@ -73,13 +88,16 @@ class Gate:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check_key(scope)
-            body = await self._read_body(scope, receive)
+            body = b""  # nothing else has one; what is sent all the same is not read
             if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
+                self._check_room()
+                body = await self._read_body(scope, receive)
                 self._check_room()  # before the body is looked at: many may knock at once
         except ScoringError as error:
             await self._refuse(error, Request(scope))(scope, receive, send)
             return
-        if body is None:  # the client has left
+        except ClientLeft:
+            await on_client_left(Request(scope))(scope, receive, send)
             return
         # A bug is answered and logged by its place already; the server would log its words too.
         with contextlib.suppress(Exception):
@@ -94,25 +112,33 @@ class Gate:
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("send an API key this service knows as Authorization: Bearer")
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body, counted as it comes; None when the client left before its end."""
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, counted as it comes. Raises ClientLeft when the client left before its end."""
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise BodyTooLarge(f"a request has at most {self._max_body_bytes} bytes")
+        self._check_bytes(int(declared) if declared.isdigit() else 0)
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
-                        raise BodyTooLarge(f"a request has at most {self._max_body_bytes} bytes")
+                        raise ClientLeft
+                    block = message.get("body", b"")
+                    body += block
+                    self._num_bytes_coming += len(block)
+                    self._check_bytes(len(body))
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             raise InvalidRequest(f"the body took longer than {BODY_TIMEOUT_SECONDS:g} s") from None
+        finally:
+            self._num_bytes_coming -= len(body)
+
+    def _check_bytes(self, of_this_body: int) -> None:
+        if of_this_body > self._max_body_bytes:
+            raise BodyTooLarge(f"a request has at most {self._max_body_bytes} bytes")
+        if self._num_bytes_coming > MAX_BODIES_AT_ONCE * self._max_body_bytes:
+            raise QueueFull("too many requests are being sent at once")
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")

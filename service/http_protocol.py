@@ -1,33 +1,158 @@
-"""HTTP/1.1 from the socket: uvicorn's fast parser, with the bound on heads and trailers that it lacks."""
+"""HTTP/1.1 from the socket: uvicorn's fast parser, with the bounds on heads, trailers and connections it lacks."""
 
+import asyncio
+import contextlib
+import resource
+import secrets
+from http import HTTPStatus
+
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import InvalidRequest
+from service.http_api import PROBLEM_JSON
+from service.log import Seldom
+from service.schemas import Problem
 
 MAX_HEAD_BYTES = 512 << 10
 """What a request may bring beside its body: far above what any client sends, and above what one read brings
 (256 KiB), for the next request's bytes may come along in it."""
+HEAD_SECONDS = 15.0
+"""How long a head may take: the first from the connection on, a later one from its first byte."""
+UNREAD_BODY_SECONDS = 60.0
+"""How long a client may go on sending the body of a request that is answered already."""
 
 _MAX_BYTES_PER_BODY_BYTE = 8
 """A body sent in chunks of one byte takes six for each."""
+_MAX_OPEN_FILES = 65536
+_MAX_CONNECTIONS = 8192
+
+log = structlog.get_logger(__name__)
+_too_many = Seldom()
+
+
+def allow_more_open_files() -> None:
+    """Raise this process's soft limit of open files to the hard one, where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def max_connections() -> int:
+    """Half of the files that may be open: the other half is for downloads, workers and the other door."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 2, _MAX_CONNECTIONS)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. It is cut off when a request brings more head, framing and trailers than it may."""
+    """One connection. It is cut off when a request brings more head, framing and trailers than it may, or too slowly.
+
+    A connection above `max_connections` is closed at once.
+    """
 
     _allowance = MAX_HEAD_BYTES
+    _deadline: asyncio.TimerHandle | None = None
+    _in_message = False
+    """Between the end of a request's head and the end of its body."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        if len(self.connections) > max_connections():
+            if _too_many.may_speak():
+                log.warning("too many connections: the newest are closed", open=len(self.connections) - 1)
+            transport.abort()
+        else:
+            self._expect_within(HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended, on whichever side."""
+        self._expect_nothing()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """More bytes from the client."""
+        if self._deadline is None and self._all_answered():
+            self._expect_within(UNREAD_BODY_SECONDS if self._in_message else HEAD_SECONDS)
         super().data_received(data)
         self._allowance -= len(data)
         if self._allowance < 0:
             self.transport.abort()
 
+    def on_message_begin(self) -> None:
+        """A request begins. One that does not wait for the answer to the one before ends the connection.
+
+        It would have to be kept unread until then, and so would the client's leaving.
+        """
+        if not self._all_answered():
+            self.transport.abort()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A request's head is here: it is answered from now on, while its body may still come."""
+        if self.transport.is_closing():
+            return
+        self._in_message = True
+        self._expect_nothing()
+        super().on_headers_complete()
+
     def on_body(self, body: bytes) -> None:
         """Bytes of the body, which are bounded elsewhere."""
+        if self.transport.is_closing():
+            return
         self._allowance += _MAX_BYTES_PER_BODY_BYTE * len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request has ended; another may follow."""
+        if self.transport.is_closing():
+            return
         self._allowance = MAX_HEAD_BYTES
+        self._in_message = False
+        if self._all_answered():  # it was answered before its end: nothing else bounds the wait for the next
+            self._expect_within(HEAD_SECONDS)
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be read as HTTP, in the shape of every other error, and close."""
+        if not self._all_answered():  # this would be read as the answer to the request before
+            self.transport.abort()
+            return
+        request_id = secrets.token_hex(8)
+        problem = Problem(
+            type=f"urn:soma-eval:problem:{InvalidRequest.code}",
+            title=InvalidRequest.title,
+            status=HTTPStatus.BAD_REQUEST,
+            detail="what was sent is not HTTP/1.1",
+            instance="/",
+            code=InvalidRequest.code,
+            fault="client",
+            blob=None,
+            model_index=None,
+            retryable=False,
+            request_id=request_id,
+        )
+        body = problem.model_dump_json()
+        lines = [
+            "HTTP/1.1 400 Bad Request",
+            f"content-type: {PROBLEM_JSON}",
+            f"content-length: {len(body)}",
+            f"x-request-id: {request_id}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", body]).encode())
+        self.transport.close()
+
+    def _all_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect_within(self, seconds: float) -> None:
+        self._expect_nothing()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,12 +1,16 @@
 """The log: structured lines on stderr, for people or for machines. Nothing secret is ever handed to it."""
 
+import asyncio
+import errno
 import logging
 import sys
+import time
 import traceback
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _TRACEBACKS_AS_DATA = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # keys are among them
 )
@@ -59,3 +63,31 @@ def log_bug(error: Exception, **context: str) -> None:
     structlog.get_logger(__name__).error(
         "unexpected error", exception=type(error).__name__, where=where, **context
     )
+
+
+class Seldom:
+    """Lets through one line in so many seconds, of an event that others can cause as often as they like."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._silent_until = 0.0
+
+    def may_speak(self) -> bool:
+        """Whether the line may be written now."""
+        now = time.monotonic()
+        if now < self._silent_until:
+            return False
+        self._silent_until = now + self._seconds
+        return True
+
+
+_cannot_accept = Seldom()
+
+
+def log_loop_trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As asyncio does it, but connections that cannot be accepted are told seldom: they come in thousands."""
+    error = context.get("exception")
+    if not isinstance(error, OSError) or error.errno not in _OUT_OF_RESOURCES:
+        loop.default_exception_handler(context)
+    elif _cannot_accept.may_speak():
+        structlog.get_logger(__name__).error("connections cannot be accepted", reason=error.strerror)

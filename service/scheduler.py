@@ -122,11 +122,12 @@ class Scheduler:
         self._kept = _FairPlaces(max_weights_held, max_per_request=(max_weights_held + 1) // 2)
         self._bytes_per_place = max(1, kept_bytes // max_weights_held)
         self._timeout_seconds = timeout_seconds
-        self._tickets: set[Ticket] = set()
+        self._tickets: dict[Ticket, asyncio.Timeout] = {}
         self._numbers = itertools.count()
         self._turn_seconds = _TURN_SECONDS_AT_FIRST
         self._drained = asyncio.Event()
         self._draining = False
+        self._ended = False
 
     @property
     def num_admitted(self) -> int:
@@ -163,21 +164,23 @@ class Scheduler:
         """Hold one place in the queue for the length of the block.
 
         Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
-        request may; the work inside is cancelled then.
+        request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
         """
         self.check_room()
         ticket = Ticket(next(self._numbers), num_evaluations)
-        self._tickets.add(ticket)
+        deadline = self._tickets[ticket] = asyncio.timeout(self._timeout_seconds)
         try:
-            async with asyncio.timeout(self._timeout_seconds) as deadline:
+            async with deadline:
                 yield ticket
         except TimeoutError as error:
             if not deadline.expired():
                 raise
+            if self._ended:
+                raise Draining("the service stops before the work is done") from error
             detail = f"the request took longer than {self._timeout_seconds:g} s"
             raise DeadlineExceeded(detail) from error
         finally:
-            self._tickets.discard(ticket)
+            del self._tickets[ticket]
             self._turns.forget(ticket)
             self._kept.forget(ticket)
             if not self._tickets:
@@ -208,11 +211,22 @@ class Scheduler:
     async def drain(self, timeout_seconds: float) -> bool:
         """Refuse new requests from now on; wait for those admitted. False when some are left at the end."""
         self._draining = True
+        return await self._empty_within(timeout_seconds)
+
+    async def end_admitted(self, timeout_seconds: float) -> bool:
+        """End the work of all who are admitted: each is told Draining. False when some go on at the end."""
+        self._ended = True
+        for deadline in self._tickets.values():
+            if not deadline.expired():
+                deadline.reschedule(0.0)  # long past
+        return await self._empty_within(timeout_seconds)
+
+    async def _empty_within(self, seconds: float) -> bool:
         if not self._tickets:
             return True
         self._drained.clear()
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(seconds):
                 await self._drained.wait()
         except TimeoutError:
             return False

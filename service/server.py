@@ -5,10 +5,11 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NoReturn, TypeVar
 
 import structlog
 import uvicorn
@@ -16,12 +17,14 @@ import uvicorn
 from service.config import Settings
 from service.grpc_api import serve_grpc
 from service.http_api import create_app
-from service.http_protocol import BoundedHttpProtocol
+from service.http_protocol import BoundedHttpProtocol, allow_more_open_files
 from service.lifespan import Parts, open_service
+from service.log import log_loop_trouble
 
 KEEP_ALIVE_SECONDS = 30
 _LAST_GOODBYES_SECONDS = 5
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -42,22 +45,51 @@ class _HttpServer(uvicorn.Server):
 
 
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped at the limit.
+    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped and told so at the limit.
 
     Raises OSError when an address is taken, and what `open_service` raises.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_trouble)
+    allow_more_open_files()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with run_service(settings) as (parts, addresses):
+    async with AsyncExitStack() as stack:
+        try:
+            parts, addresses = await _unless(stop, stack.enter_async_context(run_service(settings)))
+        except _StopAsked:
+            log.info("stopped before the start had ended")
+            return
         gc.collect()
         gc.freeze()  # what is here now stays: a full collection would look at all of it while requests wait
         on_ready(addresses)
         await stop.wait()
         log.info("draining", admitted=parts.scheduler.num_admitted)
         if not await parts.scheduler.drain(settings.drain_timeout_seconds):
-            log.warning("work was stopped unfinished", requests=parts.scheduler.num_admitted)
+            log.warning("work is stopped unfinished", requests=parts.scheduler.num_admitted)
+            await parts.scheduler.end_admitted(_LAST_GOODBYES_SECONDS)
+
+
+class _StopAsked(Exception):
+    """A signal has come."""
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T:
+    """Await the work in this very task; cancel it and raise _StopAsked when the event comes first."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(_watch(stop))
+            result = await work
+            watching.cancel()
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return result
+
+
+async def _watch(stop: asyncio.Event) -> NoReturn:
+    await stop.wait()
+    raise _StopAsked
 
 
 @asynccontextmanager

@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,13 @@ START_SECONDS = 90.0
 class LiveService:
     """A running service, where it listens, and all that it has printed."""
 
-    def __init__(self, folder: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        max_open_files: int | None = None,
+    ) -> None:
         self.data_dir = folder / "data"
         self._log = folder / "output.log"
         with self._log.open("wb") as log:
@@ -30,6 +38,7 @@ class LiveService:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_environment(), **(environment or {})},
+                preexec_fn=partial(_limit_open_files, max_open_files) if max_open_files else None,
             )
         self.http_url = ""
         self.grpc_url = ""
@@ -70,6 +79,10 @@ class LiveService:
         return sorted(path.name for path in self.data_dir.rglob("*") if path.is_file())
 
 
+def _limit_open_files(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit // 2, limit))
+
+
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
 
@@ -79,11 +92,16 @@ SMALL_AND_LOCAL = ("--small-model", "--device", "cpu", "--allow-http", "--allow-
 
 @contextmanager
 def live_service(
-    folder: Path, *flags: str, environment: dict[str, str] | None = None
+    folder: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    max_open_files: int | None = None,
 ) -> Iterator[LiveService]:
     """A small-model CPU service that may fetch from loopback, for the length of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    service = LiveService(folder, *SMALL_AND_LOCAL, *flags, environment=environment)
+    service = LiveService(
+        folder, *SMALL_AND_LOCAL, *flags, environment=environment, max_open_files=max_open_files
+    )
     try:
         service.wait_until_ready()
         yield service

@@ -41,6 +41,21 @@ def test_one_api_key_has_its_own_name_and_no_name_goes_without_the_prefix(
     assert [key.get_secret_value() for key in Settings().api_keys] == ["canary-1"]
 
 
+def test_keys_left_empty_in_the_environment_are_none_and_a_comma_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "")
+    assert Settings().api_keys == ()
+    monkeypatch.setenv("SOMA_EVAL_API_KEYS", ",")
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+@pytest.mark.parametrize("port", [0, "0", 65535, "9124", "off"])
+def test_grpc_ports(port: object) -> None:
+    assert str(Settings(grpc_port=port).grpc_port) == str(port)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "contradiction",
     [
@@ -50,6 +65,12 @@ def test_one_api_key_has_its_own_name_and_no_name_goes_without_the_prefix(
         {"device": "cpu:1"},
         {"queue_size": 0},
         {"port": 70000},
+        {"grpc_port": 70000},
+        {"grpc_port": "-1"},
+        {"grpc_port": "on"},
+        {"api_keys": ("",)},
+        {"api_keys": ("canary", " ")},
+        {"api_keys": ","},
         {"cache_max_bytes": 10},
     ],
     ids=str,

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.file_server import FileServer
-from tests.live_service import LiveService, live_service
+from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
 from tests.recipe import golden_cases, make_data, small_weights_bytes
 from tests.service.test_eval import assert_problem, request_for
 
@@ -59,7 +59,12 @@ def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> Non
         end = time.monotonic() + 10
         while client.get("/ready").status_code != 503:
             assert time.monotonic() < end
-        assert client.get("/ready").json()["status"] == "draining"
+        ready = client.get("/ready")
+        assert ready.headers["content-type"] == "application/problem+json"
+        assert ready.headers["retry-after"]
+        problem = ready.json()
+        assert (problem["code"], problem["status"], problem["fault"]) == ("draining", 503, "service")
+        assert (problem["retryable"], len(problem["devices"])) == (True, 1)
         refused = client.post("/eval", json=long_work)
         assert_problem(refused, "draining")
         assert refused.headers["retry-after"]
@@ -77,9 +82,31 @@ def test_work_past_the_limit_is_stopped(tmp_path: Path, long_work: dict[str, Any
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
         posting.join(60)
+        assert posting.response is not None
+        assert_problem(posting.response, "draining")
+        assert posting.response.headers["retry-after"]
+        assert "Traceback" not in service.output()
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
         assert not [name for name in service.blobs() if name.endswith(".part")]
+
+
+def test_a_start_ends_at_once_too(tmp_path: Path) -> None:
+    service = LiveService(tmp_path, *SMALL_AND_LOCAL)
+    try:
+        end = time.monotonic() + 60
+        while not (workers := psutil.Process(service.process.pid).children(recursive=True)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        workers[0].suspend()  # it will not be ready before it is given up and another is
+        time.sleep(1.0)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(10) == 0
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        assert "Traceback" not in service.output()
+    finally:
+        service.stop()
 
 
 def test_killed_outright_it_takes_its_workers_along(tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """The HTTP door itself: shapes, limits, keys, operations, long work; and that it never tells a secret."""
 
+import contextlib
 import json
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import base58
 import httpx
+import psutil
 import pytest
 
 from service import errors
+from service.config import Settings
 from service.http_api import STATUS_OF
+from service.http_gate import MAX_BODIES_AT_ONCE
+from service.http_protocol import HEAD_SECONDS
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
 from tests.service.test_eval import GOLDEN, KEY, assert_golden, assert_problem, plain, sealed
@@ -81,6 +87,57 @@ def test_a_body_over_the_limit_without_a_length(client: httpx.Client) -> None:
         assert client.get("/health").status_code == 200
 
 
+def connect(service: LiveService, seconds: float = 30.0) -> socket.socket:
+    """A bare connection; what is read from it or written to it may take so long."""
+    host, port = service.http_url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=seconds)
+
+
+def wait_until(happens: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Ask again and again; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    """What the server says until it closes; a reset is an end too."""
+    said = b""
+    try:
+        while block := connection.recv(1 << 16):
+            said += block
+    except ConnectionError:
+        pass
+    return said
+
+
+LARGEST_BODY = Settings().max_body_bytes
+
+
+def test_a_body_that_nobody_asked_for_is_not_waited_for(service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nA")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 405")
+
+
+def test_bodies_on_their_way_hold_bounded_memory(service: LiveService, client: httpx.Client) -> None:
+    head = f"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST_BODY}\r\n\r\n".encode()
+    with contextlib.ExitStack() as held:
+        held.callback(lambda: wait_until(lambda: client.post("/eval", content=b"{").status_code == 422))
+        for _ in range(MAX_BODIES_AT_ONCE):
+            held.enter_context(connect(service)).sendall(head + b" " * (LARGEST_BODY - 1))
+
+        def refused() -> bool:
+            response = client.post("/eval", content=b" " * 64, headers=JSON)
+            if response.status_code == 422:
+                return False
+            assert_problem(response, "queue-full")
+            return bool(response.headers["retry-after"])
+
+        wait_until(refused)
+
+
 HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
 
 
@@ -97,13 +154,41 @@ HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000
 def test_a_request_without_end_is_cut_off(
     beginning: bytes, service: LiveService, client: httpx.Client
 ) -> None:
-    host, port = service.http_url.removeprefix("http://").split(":")
     with (
-        socket.create_connection((host, int(port)), timeout=30) as connection,
+        connect(service) as connection,
         pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
     ):
         connection.sendall(beginning + HEADERS_WITHOUT_END)
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
+def test_a_head_that_is_not_finished_is_given_up(before: bytes, service: LiveService) -> None:
+    with connect(service, HEAD_SECONDS + 10) as connection:
+        connection.sendall(before + b"\r\n")
+        time.sleep(1.0 if before else 0.0)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        assert read_to_the_end(connection).count(b"HTTP/1.1 200") == bool(before)
+
+
+def test_clients_that_never_finish_a_head_leave_room_for_others(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_open_files=256) as running, contextlib.ExitStack() as held:
+        for _ in range(300):
+            connection = held.enter_context(connect(running))
+            with contextlib.suppress(ConnectionError):  # it may be one too many
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
+        process = psutil.Process(running.process.pid)
+        wait_until(lambda: len(process.net_connections("tcp")) < 140, HEAD_SECONDS - 5)
+        wait_until(lambda: answers(running), HEAD_SECONDS + 10)
+        assert running.output().count("too many connections") <= 3
+
+
+def answers(service: LiveService) -> bool:
+    try:
+        with service.client() as client:
+            return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_a_body_in_chunks_of_a_byte(client: httpx.Client, plain: dict[str, Any]) -> None:
@@ -130,6 +215,23 @@ def test_operations(client: httpx.Client) -> None:
     assert {"/eval", "/score", "/jobs/{job_id}"} <= set(client.get("/openapi.json").json()["paths"])
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/info", "/metrics"])
+def test_head_is_get_without_a_body(path: str, client: httpx.Client) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_what_is_not_http_is_told_in_the_one_shape(service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"no request at all\r\n\r\n")
+        head, _, body = read_to_the_end(connection).partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    assert status == "HTTP/1.1 400 Bad Request"
+    headers = dict(line.split(": ") for line in lines)
+    assert_problem(httpx.Response(400, headers=headers, content=body), "invalid-request")
+
+
 def test_docs_load_nothing_from_another_host(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
@@ -150,6 +252,12 @@ def test_long_work_ends_with_the_same_answer(client: httpx.Client, sealed: dict[
     job = client.get(location).json()
     assert (job["state"], job["kind"]) == ("succeeded", "eval")
     assert_golden(job["result"])
+
+
+def test_long_work_is_asked_for_on_any_line(client: httpx.Client, plain: dict[str, Any]) -> None:
+    accepted = client.post("/eval", json=plain, headers=[("Prefer", "wait=5"), ("Prefer", "respond-async")])
+    assert accepted.status_code == 202
+    client.delete(accepted.headers["location"])
 
 
 def test_long_work_that_fails_tells_why(client: httpx.Client, plain: dict[str, Any]) -> None:
@@ -192,17 +300,50 @@ def test_long_work_can_be_cancelled(client: httpx.Client, plain: dict[str, Any],
     assert "soma_eval_requests_admitted 0.0" in client.get("/metrics").text
 
 
-def test_a_client_that_leaves_gives_its_place_back(
+def test_a_client_that_leaves_gives_its_place_back_and_is_no_error(
     service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
 ) -> None:
+    left = 'method="POST /eval",outcome="client-left"'
+    before = count_of(left, client)
+    body = {**plain, "weights_url": endless_server, "weights_checksum": None}
     with service.client() as leaving, pytest.raises(httpx.ReadTimeout):
-        leaving.post(
-            "/eval", json={**plain, "weights_url": endless_server, "weights_checksum": None}, timeout=0.5
-        )
-    end = time.monotonic() + 10
-    while "soma_eval_requests_admitted 0.0" not in client.get("/metrics").text:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        leaving.post("/eval", json=body, timeout=0.5)
+    wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text)
+    assert count_of(left, client) == before + 1
+    assert "Traceback" not in service.output()
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error(service: LiveService, client: httpx.Client) -> None:
+    left = 'method="unknown route",outcome="client-left"'
+    before = count_of(left, client)
+    with connect(service) as connection:
+        connection.sendall(b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.2)
+    wait_until(lambda: count_of(left, client) == before + 1)
+
+
+def test_two_requests_at_once_do_not_hide_that_the_client_has_left(
+    service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
+) -> None:
+    body = json.dumps({**plain, "weights_url": endless_server, "weights_checksum": None}).encode()
+    head = f"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with connect(service) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: "soma_eval_requests_admitted 1.0" in client.get("/metrics").text)
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text, 5.0)
+        assert read_to_the_end(connection) == b""
+    with connect(service) as connection:
+        connection.sendall(2 * (head.encode() + b"\r\n\r\n" + body))
+        assert read_to_the_end(connection) == b""
+    wait_until(lambda: "soma_eval_requests_admitted 0.0" in client.get("/metrics").text, 5.0)
+
+
+def count_of(labels: str, client: httpx.Client) -> float:
+    """Of the requests with these labels, over HTTP."""
+    line = re.escape(f'soma_eval_requests_total{{door="http",{labels}}} ')
+    found = re.search(rf"{line}(\S+)", client.get("/metrics").text)
+    return float(found[1]) if found else 0.0
 
 
 CANARY_KEY = base58.b58encode(b"canary-decryption-key-canary-key").decode()

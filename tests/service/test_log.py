@@ -1,6 +1,7 @@
 """An unexpected error is told by its place; neither its words nor what lay around it reach the log."""
 
 import asyncio
+import errno
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from service.config import Settings
 from service.http_api import create_app
 from service.jobs import JobStore
 from service.lifespan import Parts
+from service.log import log_loop_trouble
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 from service.verdict import Evaluation, OnProgress, Progress
@@ -98,6 +100,14 @@ async def test_a_bug_under_a_job() -> None:
     assert job.error.code == "internal-error"
     _assert_told_by_its_place(lines)
     assert lines[0]["job_id"] == job.id
+
+
+async def test_connections_that_cannot_be_accepted_are_told_seldom() -> None:
+    context = {"message": "socket.accept()", "exception": OSError(errno.EMFILE, "Too many open files")}
+    with capture_logs() as lines:
+        for _ in range(1000):
+            log_loop_trouble(asyncio.get_running_loop(), context)
+    assert [line["reason"] for line in lines] == ["Too many open files"]
 
 
 def _assert_told_by_its_place(lines: Any) -> None:

@@ -190,6 +190,16 @@ async def test_draining_gives_up_at_its_limit() -> None:
     await asyncio.wait([running])
 
 
+async def test_what_is_left_at_the_limit_is_ended_and_told() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 60))
+    await asyncio.sleep(0)
+    assert not await policy.drain(0.0)
+    assert await policy.end_admitted(10.0)
+    with pytest.raises(Draining):
+        await running
+
+
 async def _admitted_for(policy: Scheduler, seconds: float) -> None:
     async with policy.admit():
         await asyncio.sleep(seconds)

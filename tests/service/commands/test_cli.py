@@ -333,6 +333,8 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (["encrypt", "nowhere", "-o", "x"], 2, "nowhere: there is no such file"),
         (["encrypt", "text", "-o", "no-such-folder/x"], 2, "no-such-folder: there is no such folder"),
         (["serve", "--data-dir", "text"], 3, "cannot serve: "),
+        (["serve", "--api-key", ""], 2, "api-keys: one of them is empty"),
+        (["serve", "--grpc-port", "70000"], 2, "grpc-port: Input should be less than or equal to 65535"),
         (["what"], 2, "No such command 'what'. See `soma-eval --help`."),
     ],
     ids=lambda value: " ".join(value[:6]) if isinstance(value, list) else "",
@@ -363,6 +365,12 @@ def test_the_demo_works(shell: Shell) -> None:
     ran = shell.run("demo", "--seconds", "0.5")
     assert (ran.code, ran.err) == (0, "")
     assert "winner" in ran.out
+
+
+def test_no_arguments_print_the_help(shell: Shell) -> None:
+    ran = shell.run()
+    assert (ran.code, ran.err) == (2, "")
+    assert ran.out == shell.run("--help").out
 
 
 def test_version_and_help_load_nothing_heavy(shell: Shell) -> None:
