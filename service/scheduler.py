@@ -97,7 +97,8 @@ class _FairPlaces:
             next_up.came.set_result(None)
 
     def _may_hold(self, waiter: _Waiter) -> bool:
-        return self._num_held[waiter.ticket] + waiter.num_places <= self._max_per_request
+        has_left = waiter.came.cancelled()  # and its task has not run since
+        return not has_left and self._num_held[waiter.ticket] + waiter.num_places <= self._max_per_request
 
 
 class Scheduler:

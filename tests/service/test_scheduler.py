@@ -149,6 +149,20 @@ async def test_one_who_leaves_as_the_turn_comes_gives_it_back() -> None:
             pass
 
 
+async def test_one_who_leaves_just_before_the_turn_would_come_is_passed_over() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second, policy.admit() as third:
+        async with policy.turn(first):
+            leaving = asyncio.create_task(_take_turn(policy, second))
+            staying = asyncio.create_task(_take_turn(policy, third))
+            await asyncio.sleep(0)
+            leaving.cancel()  # its task has not run since when the turn is given back
+        await asyncio.wait([leaving])
+        assert policy.num_waiting == 0
+        staying.cancel()
+        await asyncio.wait([staying])
+
+
 async def _take_turn(policy: Scheduler, ticket: Ticket) -> None:
     async with policy.turn(ticket):
         await asyncio.sleep(60)
