@@ -53,7 +53,7 @@ class BodyStream(httpcore.AsyncNetworkStream):
         self._at_head = True
         self._num_interim = 0
         self.body_length: int | None = None
-        """Bytes of body that `read_body` gives and httpcore does not see; None: httpcore sees them."""
+        """Bytes of body that `read_into` gives and httpcore does not see; None: httpcore sees them."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """For httpcore: one head, whole, or else bytes as they come; b"" at the end."""

@@ -28,25 +28,35 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's UsageError, of the click that typer was built on: it may have one of its own, which nothing exports."""
 
 DeviceFlag = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, or a comma list: one worker each.")
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:N, or a comma list of them: one worker process each."
+    ),
 ]
 SmallModelFlag = Annotated[
-    bool | None, typer.Option("--small-model/--full-model", help="The network's own small architecture.")
+    bool | None, typer.Option("--small-model/--full-model", help="Use the network's small architecture.")
 ]
 PrecisionFlag = Annotated[
-    str | None, typer.Option("--precision", help="float32, or on a GPU the faster tf32, bf16.")
+    str | None,
+    typer.Option("--precision", help="float32; on a GPU also tf32, bf16 or float32-split."),
 ]
-DataDirFlag = Annotated[Path | None, typer.Option("--data-dir", help="Where blobs are kept, as published.")]
+DataDirFlag = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the download cache.")]
 AllowHttpFlag = Annotated[
-    bool | None, typer.Option("--allow-http/--https-only", help="Fetch http URLs as well.")
+    bool | None, typer.Option("--allow-http/--https-only", help="Fetch plain http URLs too.")
 ]
 AllowPrivateFlag = Annotated[
     bool | None,
-    typer.Option("--allow-private-addresses/--public-addresses-only", help="Fetch from any address."),
+    typer.Option(
+        "--allow-private-addresses/--public-addresses-only", help="Fetch from private addresses too."
+    ),
 ]
 KeyFileFlag = Annotated[
     Path | None, typer.Option("--key-file", help="The key in a file: keeps it out of the shell's history.")
 ]
+UnusedDeviceFlag = Annotated[str | None, typer.Option("--device", hidden=True)]
+UnusedPrecisionFlag = Annotated[str | None, typer.Option("--precision", hidden=True)]
+UnusedDataDirFlag = Annotated[Path | None, typer.Option("--data-dir", hidden=True)]
+"""Flags that all commands share, where they change nothing."""
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -119,13 +129,20 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
 
 def settings_from(flags: dict[str, Any]) -> "Settings":
     """The settings: flags that were given, over the environment, over `.env`. Ends with a clear line if they clash."""
-    from pydantic import ValidationError
-
     from service.config import Settings
 
     given = {name: value for name, value in flags.items() if value is not None}
-    try:
+    with _clash_is_usage():
         return Settings(**given)
+
+
+@contextmanager
+def _clash_is_usage() -> Iterator[None]:
+    """Ends with a clear line where settings make no sense, alone or together."""
+    from pydantic import ValidationError
+
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"][:1])
@@ -155,9 +172,10 @@ def score(
         list[str], typer.Option(help="A file, a glob in quotes, or a URL; repeat it for each candidate.")
     ],
     data: Annotated[str, typer.Option(help="A held-out file, a folder of them, or - for standard input.")],
-    seed: Annotated[int, typer.Option(help="Of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Repeat with so many seeds, from --seed on: does the order hold?")
+        int,
+        typer.Option(min=1, help="Repeat with this many seeds, counting from --seed: does the ranking hold?"),
     ] = 1,
     target: Annotated[
         Path | None, typer.Option(help="A target embedding: a JSON list of numbers, or .npy.")
@@ -175,13 +193,17 @@ def score(
     ] = None,
     json: JsonFlag = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write a page to look at: where the candidates differ.")
+        Path | None, typer.Option(help="Write an HTML page that shows where the candidates differ.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Let a running service do it; files are served to it from here.")
+        str | None,
+        typer.Option(
+            help="URL of a running service that does the work; local files are served to it from here."
+        ),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="SOMA_EVAL_API_KEY", help="Of that service, if it asks for one.")
+        str | None,
+        typer.Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one."),
     ] = None,
     device: DeviceFlag = None,
     small_model: SmallModelFlag = None,
@@ -223,7 +245,9 @@ def score(
 @app.command()
 def encrypt(
     weights: Annotated[Path, typer.Argument(help="A safetensors file.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to; never overwritten.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write; an existing one is never overwritten.")
+    ],
     key: Annotated[
         str | None,
         typer.Option(
@@ -237,6 +261,9 @@ def encrypt(
     ] = None,
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
+    device: UnusedDeviceFlag = None,
+    precision: UnusedPrecisionFlag = None,
+    data_dir: UnusedDataDirFlag = None,
 ) -> None:
     """Encrypt weights; print what a commit needs.
 
@@ -247,7 +274,9 @@ def encrypt(
     The key goes into a file for you alone, and is not printed:
       soma-eval encrypt best.safetensors -o best.enc --key-file best.key
     """
-    settings = settings_from({"small_model": small_model})
+    settings = settings_from(
+        {"small_model": small_model, "device": device, "precision": precision, "data_dir": data_dir}
+    )
     with _said_in_one_line():
         from service.commands.encrypt_command import run_encrypt
 
@@ -265,16 +294,18 @@ def check(
         ),
     ] = None,
     key_file: KeyFileFlag = None,
-    checksum: Annotated[str | None, typer.Option(help="As `encrypt` printed it.")] = None,
-    size: Annotated[int | None, typer.Option(min=0, help="Bytes, as `encrypt` printed it.")] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Read every byte, and verify the checksum too.")
-    ] = False,
+    checksum: Annotated[str | None, typer.Option(help="Checksum to expect, as `encrypt` printed it.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=0, help="Size to expect in bytes, as `encrypt` printed it.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read every byte and verify the checksum.")] = False,
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
     data_dir: DataDirFlag = None,
     allow_http: AllowHttpFlag = None,
     allow_private_addresses: AllowPrivateFlag = None,
+    device: UnusedDeviceFlag = None,
+    precision: UnusedPrecisionFlag = None,
 ) -> None:
     """See whether the network will accept an upload.
 
@@ -291,6 +322,8 @@ def check(
             "data_dir": data_dir,
             "allow_http": allow_http,
             "allow_private_addresses": allow_private_addresses,
+            "device": device,
+            "precision": precision,
         }
     )
     with _said_in_one_line():
@@ -302,39 +335,69 @@ def check(
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on. Default 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="HTTP; 0 picks a free one. Default 8000.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one (default 8000).")] = None,
     grpc_port: Annotated[
-        str | None, typer.Option(help="The network's scoring.Scoring; off for none. Default 9124.")
+        str | None,
+        typer.Option(
+            help="Port of the network's scoring.Scoring; off for none, 0 for a free one (default 9124)."
+        ),
     ] = None,
     device: DeviceFlag = None,
     small_model: SmallModelFlag = None,
     precision: PrecisionFlag = None,
-    device_memory_bytes: Annotated[int | None, typer.Option(help="For resident weights, per device.")] = None,
-    data_dir: DataDirFlag = None,
-    cache_max_bytes: Annotated[int | None, typer.Option(help="Of blobs kept; the oldest use goes.")] = None,
-    queue_size: Annotated[int | None, typer.Option(help="Requests that may run or wait. Default 64.")] = None,
-    max_weights_at_once: Annotated[
-        int | None, typer.Option(help="Fetched or kept at once. Default 16.")
+    device_memory_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Bytes for resident weights on each device (default: all but what an evaluation needs)."
+        ),
     ] = None,
-    request_timeout_seconds: Annotated[float | None, typer.Option(help="Of one request.")] = None,
-    drain_timeout_seconds: Annotated[float | None, typer.Option(help="For running work at SIGTERM.")] = None,
+    data_dir: DataDirFlag = None,
+    cache_max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Size limit of the download cache; least recently used files go first (default 100 GiB)."
+        ),
+    ] = None,
+    queue_size: Annotated[
+        int | None,
+        typer.Option(help="Requests that may run or wait at once; one more gets 429 (default 64)."),
+    ] = None,
+    max_weights_at_once: Annotated[
+        int | None, typer.Option(help="Weights files that are downloaded or evaluated at once (default 16).")
+    ] = None,
+    request_timeout_seconds: Annotated[
+        float | None, typer.Option(help="Time limit of one request in seconds (default 3600).")
+    ] = None,
+    drain_timeout_seconds: Annotated[
+        float | None, typer.Option(help="Seconds that running work may go on after SIGTERM (default 60).")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="Ask for one of these keys (repeatable). Safer: SOMA_EVAL_API_KEYS."),
+        typer.Option(help="API key that HTTP clients must send (repeatable). SOMA_EVAL_API_KEYS is safer."),
     ] = None,
-    max_data_bytes: Annotated[int | None, typer.Option(help="Of one request. Default 1 MiB.")] = None,
-    max_model_bytes: Annotated[int | None, typer.Option(help="Of one weights file. Default 16 GiB.")] = None,
-    max_models: Annotated[int | None, typer.Option(help="Of one competition. Default 64.")] = None,
+    max_data_bytes: Annotated[
+        int | None, typer.Option(help="Largest data of a request in bytes (default 1 MiB).")
+    ] = None,
+    max_model_bytes: Annotated[
+        int | None, typer.Option(help="Largest weights file in bytes (default 16 GiB).")
+    ] = None,
+    max_models: Annotated[
+        int | None, typer.Option(help="Most models of one competition (default 64).")
+    ] = None,
     allow_http: AllowHttpFlag = None,
     allow_private_addresses: AllowPrivateFlag = None,
     download_floor_seconds: Annotated[
-        float | None, typer.Option(help="A download may take this at least.")
+        float | None,
+        typer.Option(
+            help="Seconds every download may take, on top of size / --min-download-rate (default 30)."
+        ),
     ] = None,
     min_download_rate: Annotated[
-        float | None, typer.Option(help="Bytes per second; slower is given up.")
+        float | None,
+        typer.Option(help="Bytes per second below which a download is given up (default 1 MiB/s)."),
     ] = None,
-    max_download_attempts: Annotated[int | None, typer.Option(help="Tries per file. Default 5.")] = None,
+    max_download_attempts: Annotated[int | None, typer.Option(help="Tries per file (default 5).")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
@@ -371,18 +434,22 @@ def _serve(settings: "Settings") -> None:
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long one candidate is trained.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Seconds to train one candidate for.")] = 6.0,
+    device: DeviceFlag = "cpu",
+    precision: PrecisionFlag = "float32",
+    data_dir: DataDirFlag = None,
+    small_model: Annotated[bool | None, typer.Option("--small-model", hidden=True)] = None,
 ) -> None:
-    """See the main job end to end, with nothing prepared."""
+    """See the main job end to end, with nothing prepared. It uses the small model."""
     import asyncio
 
     from service.demo import DemoFailed, run_demo
     from service.log import configure_log
 
     configure_log("console", "warning")
-    with _said_in_one_line("the demo failed: "):
+    with _clash_is_usage(), _said_in_one_line("the demo failed: "):
         try:
-            asyncio.run(run_demo(seconds))
+            asyncio.run(run_demo(seconds, device or "cpu", precision or "float32", data_dir))
         except DemoFailed as error:
             fail(str(error), ExitCode.MACHINE)
 

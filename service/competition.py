@@ -12,7 +12,7 @@ from service.errors import Fault, InvalidKey, InvalidRequest, ScoringError, Zero
 
 NEAR_TIE_RELATIVE = 0.01
 NEAR_TIE_ABSOLUTE = 0.01
-"""What the network allows two validators to differ by (numerics: relative, or absolute in units of loss)."""
+"""What the network allows two validators to differ by: relative to the loss, or in units of loss."""
 
 
 MAX_MANIFESTS = 1 << 12

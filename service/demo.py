@@ -49,8 +49,11 @@ class _Candidate:
         }
 
 
-async def run_demo(seconds: float) -> None:
-    """Train, encrypt, publish, serve, post, and tell what came back. Raises DemoFailed."""
+async def run_demo(seconds: float, device: str, precision: str, data_dir: Path | None) -> None:
+    """Train, encrypt, publish, serve, post, and tell what came back.
+
+    Raises DemoFailed, and pydantic's ValidationError for a device or a precision that there is not.
+    """
     console = Console(highlight=False)
     with (
         tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder,
@@ -65,12 +68,13 @@ async def run_demo(seconds: float) -> None:
         )
         candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
         console.print("[bold]3.[/] Starting the service and a worker process ...")
+        asked: dict[str, Any] = {"device": device, "precision": precision}
         settings = ExplicitSettings(
+            **asked,
             port=0,
             grpc_port=0,
-            device=("cpu",),
             small_model=True,
-            data_dir=Path(folder) / "data",
+            data_dir=data_dir or Path(folder) / "data",
             allow_http=True,
             allow_private_addresses=True,
         )

@@ -1,4 +1,4 @@
-"""One test per way in which a worker, a job or a caller misbehaves (the fault table, "Workers")."""
+"""One test per way in which a worker, a job or a caller misbehaves."""
 
 import asyncio
 import os

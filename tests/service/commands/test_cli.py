@@ -261,7 +261,9 @@ def test_encrypt_then_check_then_the_sdk(shell: Shell, files: FileServer) -> Non
 
 
 def test_encrypt_prints_the_next_step(shell: Shell) -> None:
-    ran = shell.run("encrypt", "plain.safetensors", "--small-model", "-o", "given.enc", "--key", KEY)
+    ran = shell.run(
+        "encrypt", "plain.safetensors", *SMALL, "--data-dir", "d", "-o", "given.enc", "--key", KEY
+    )
     published = (shell.folder / "given.enc").read_bytes()
     assert published == (shell.folder / "sealed.enc").read_bytes()
     assert f"key        {KEY}\n" in ran.out
@@ -280,7 +282,7 @@ def test_encrypt_refuses_what_the_network_would(shell: Shell, weights: str) -> N
 
 
 def test_check_says_what_to_do(shell: Shell) -> None:
-    ran = shell.run("check", "sealed.enc", "--small-model", "--key", base58.b58encode(bytes(32)).decode())
+    ran = shell.run("check", "sealed.enc", *SMALL, "--key", base58.b58encode(bytes(32)).decode())
     assert ran.code == 1
     assert ran.out.startswith("✗ the key does not fit: decrypting gives no safetensors header → give the key")
     assert ran.out.endswith("Refused: 1 finding. Do not commit this.\n")
@@ -335,6 +337,7 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (["serve", "--data-dir", "text"], 3, "cannot serve: "),
         (["serve", "--api-key", ""], 2, "api-keys: one of them is empty"),
         (["serve", "--grpc-port", "70000"], 2, "grpc-port: Input should be less than or equal to 65535"),
+        (["demo", "--device", "tpu"], 2, "device: 'tpu' is not a device"),
         (["what"], 2, "No such command 'what'. See `soma-eval --help`."),
     ],
     ids=lambda value: " ".join(value[:6]) if isinstance(value, list) else "",
@@ -362,7 +365,7 @@ def test_an_error_is_one_line_with_a_code(
 
 
 def test_the_demo_works(shell: Shell) -> None:
-    ran = shell.run("demo", "--seconds", "0.5")
+    ran = shell.run("demo", "--seconds", "0.5", *SMALL, "--precision", "float32", "--data-dir", "of-the-demo")
     assert (ran.code, ran.err) == (0, "")
     assert "winner" in ran.out
 
