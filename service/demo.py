@@ -59,15 +59,6 @@ async def run_demo(seconds: float, device: str, precision: str, data_dir: Path |
         tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder,
         _file_server(Path(folder)) as base_url,
     ):
-        text = _real_text()
-        console.print(f"[bold]1.[/] Training one of two candidates of the small model for {seconds:g} s ...")
-        steps = await _make_candidates(Path(folder), seconds, text[:-_HELD_OUT_BYTES])
-        console.print(f"   {steps} steps on {len(text) - _HELD_OUT_BYTES:,} bytes of Python's documentation.")
-        console.print(
-            "[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server."
-        )
-        candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
-        console.print("[bold]3.[/] Starting the service and a worker process ...")
         asked: dict[str, Any] = {"device": device, "precision": precision}
         settings = ExplicitSettings(
             **asked,
@@ -78,6 +69,15 @@ async def run_demo(seconds: float, device: str, precision: str, data_dir: Path |
             allow_http=True,
             allow_private_addresses=True,
         )
+        text = _real_text()
+        console.print(f"[bold]1.[/] Training one of two candidates of the small model for {seconds:g} s ...")
+        steps = await _make_candidates(Path(folder), seconds, text[:-_HELD_OUT_BYTES])
+        console.print(f"   {steps} steps on {len(text) - _HELD_OUT_BYTES:,} bytes of Python's documentation.")
+        console.print(
+            "[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server."
+        )
+        candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
+        console.print("[bold]3.[/] Starting the service and a worker process ...")
         async with run_service(settings) as (_parts, addresses):
             async with httpx.AsyncClient(base_url=addresses.http, trust_env=False, timeout=60.0) as client:
                 await _evaluate(console, client, candidates, text[-_HELD_OUT_BYTES:])
