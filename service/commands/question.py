@@ -82,8 +82,6 @@ def parse_candidates(weights: Sequence[str], keys: Sequence[bytes | None]) -> tu
     names = [name for given in weights for name in _expand(given)]
     if len(keys) not in (0, 1, len(names)):
         raise BadUsage(f"{len(keys)} keys for {len(names)} weights files: give one key, or one for each")
-    if len(set(names)) < len(names):
-        raise BadUsage("a weights file is given twice: give each once")
     one_each = list(keys) * len(names) if len(keys) == 1 else keys or [None] * len(names)
     return tuple(Candidate(name, key) for name, key in zip(names, one_each, strict=True))
 

@@ -132,6 +132,8 @@ class ScoreSheet:
     def num_wins(self) -> int:
         """In how many of the runs the winner has the lowest loss."""
         winner = self.winner
+        if winner is None:
+            return 0
         return sum(
             pick_winner([outcome.runs[i].loss if outcome.runs else None for outcome in self.outcomes])
             == winner

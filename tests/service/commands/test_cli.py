@@ -169,6 +169,11 @@ def test_several_files_and_seeds_are_averaged_and_shown(shell: Shell) -> None:
     assert model["loss"] == approx(sum(losses) / 2)
 
 
+def test_the_same_weights_twice_are_a_tie_and_the_first_wins(shell: Shell) -> None:
+    ran = shell.run("score", *SMALL, *("--weights", "plain.safetensors") * 2, "--data", "text", "--json")
+    assert (ran.code, ran.json["winner"], ran.json["margin"], ran.json["near_tie"]) == (0, 0, 0.0, True)
+
+
 def test_no_winner_is_the_weights_fault(shell: Shell) -> None:
     ran = shell.run("score", *SMALL, "--weights", "sealed.enc", "--data", "text")
     assert ran.code == 1
