@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SOMA_EVAL_",
         env_file=".env",
+        env_ignore_empty=True,  # compose files pass what is not set as an empty text
         extra="ignore",
         frozen=True,
         validate_default=True,
@@ -119,7 +120,7 @@ class Settings(BaseSettings):
     def _split_api_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+        return tuple(part.strip() for part in value.split(","))
 
     @field_validator("api_keys")
     @classmethod

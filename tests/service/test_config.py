@@ -46,6 +46,8 @@ def test_keys_left_empty_in_the_environment_are_none_and_a_comma_is_a_mistake(
 ) -> None:
     monkeypatch.setenv("SOMA_EVAL_API_KEYS", "")
     assert Settings().api_keys == ()
+    monkeypatch.setenv("SOMA_EVAL_API_KEY", "canary-1")
+    assert len(Settings().api_keys) == 1
     monkeypatch.setenv("SOMA_EVAL_API_KEYS", ",")
     with pytest.raises(ValidationError):
         Settings()
