@@ -179,7 +179,7 @@ async def health() -> Health:
 @_operations.head("/ready", include_in_schema=False)
 @_operations.get("/ready", response_model=Readiness)
 async def ready(request: Request, parts: PartsOfApp) -> Any:
-    """200 only while a worker has lately passed a real evaluation, and the service is not stopping."""
+    """200 only while a worker has recently passed a real evaluation, and the service is not stopping."""
     readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
     match readiness.status:
         case "ready":
@@ -187,7 +187,7 @@ async def ready(request: Request, parts: PartsOfApp) -> Any:
         case "draining":
             error: ScoringError = Draining("the service is stopping")
         case "no-worker":
-            error = NoWorker("no worker has lately passed its self-test")
+            error = NoWorker("no worker has recently passed its self-test")
     return _refuse(error, request, devices=[device.model_dump() for device in readiness.devices])
 
 
@@ -254,7 +254,6 @@ def _accepted(job: Job, request: Request) -> JSONResponse:
 
 
 def _job_status(job: Job, request: Request) -> JobStatus:
-    result = job.result
     return JobStatus(
         id=job.id,
         kind=job.kind,
@@ -266,13 +265,19 @@ def _job_status(job: Job, request: Request) -> JobStatus:
             models=[_phase_progress(progress) for progress in job.models],
             estimated_seconds_left=job.estimated_seconds_left(),
         ),
-        result=EvalResponse.of(result)
-        if isinstance(result, Evaluation)
-        else ScoreResponse.of(result)
-        if isinstance(result, Verdict)
-        else None,
+        result=_result_of(job),
         error=_problem(job.error, request)[1] if job.error else None,
     )
+
+
+def _result_of(job: Job) -> EvalResponse | ScoreResponse | None:
+    match job.result:
+        case Evaluation() as evaluation:
+            return EvalResponse.of(evaluation)
+        case Verdict() as verdict:
+            return ScoreResponse.of(verdict)
+        case None:
+            return None
 
 
 def _phase_progress(progress: Progress) -> PhaseProgress:

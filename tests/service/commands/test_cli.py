@@ -48,6 +48,11 @@ class Ran:
         return json.loads(self.out)
 
 
+def _hear_ctrl_c() -> None:
+    """A test run in the background of a shell ignores it, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Shell:
     """A folder in which commands run."""
 
@@ -73,6 +78,7 @@ class Shell:
             env=self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_hear_ctrl_c,
         )
 
     def _environment(self) -> dict[str, str]:
