@@ -1,6 +1,5 @@
 """The HTTP door: routes, and every failure as problem+json by one table."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
@@ -35,6 +34,7 @@ from service.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
+from service.unless import unless
 from service.verdict import Evaluation, OnProgress, Progress, Verdict, ignore_progress
 
 STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
@@ -224,14 +224,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     The work runs in this very task, so that it is admitted before the next request is looked at: of many that
     come at once, all that find no place are then refused at the gate.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(_watch_connection(request))
-            result = await work
-            watching.cancel()
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return result
+    return await unless(_watch_connection(request), work)
 
 
 async def _watch_connection(request: Request) -> NoReturn:

@@ -5,11 +5,11 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import structlog
 import uvicorn
@@ -20,11 +20,11 @@ from service.http_api import create_app
 from service.http_protocol import BoundedHttpProtocol, allow_more_open_files
 from service.lifespan import Parts, open_service
 from service.log import log_loop_trouble
+from service.unless import unless
 
 KEEP_ALIVE_SECONDS = 30
 _LAST_GOODBYES_SECONDS = 5
 
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -57,7 +57,7 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         try:
-            parts, addresses = await _unless(stop, stack.enter_async_context(run_service(settings)))
+            parts, addresses = await unless(_watch(stop), stack.enter_async_context(run_service(settings)))
         except _StopAsked:
             log.info("stopped before the start had ended")
             return
@@ -73,18 +73,6 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
 
 class _StopAsked(Exception):
     """A signal has come."""
-
-
-async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T:
-    """Await the work in this very task; cancel it and raise _StopAsked when the event comes first."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(_watch(stop))
-            result = await work
-            watching.cancel()
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return result
 
 
 async def _watch(stop: asyncio.Event) -> NoReturn:
