@@ -68,7 +68,7 @@ def main() -> None:
         if len(sys.argv) > 1:
             _complain(f"{_message(error)} See `{_help_command(error)}`.")
         else:
-            typer.echo(error.ctx.get_help())  # type: ignore[attr-defined]
+            typer.echo(_message(error))
         code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED

@@ -393,14 +393,19 @@ async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_pat
         assert d.bytes_sent() == len(CONTENT) - 60_000
 
 
+async def _close_midway(d: Delivery, blob: BlobRef) -> None:
+    """Close the cache while it downloads from a slow server."""
+    task = asyncio.create_task(d.fetch(blob))
+    await asyncio.sleep(0.4)
+    await d.cache.close()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
     async with MisbehavingServer(SLOW) as server:
         blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
         async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
-            task = asyncio.create_task(d.fetch(blob))
-            await asyncio.sleep(0.4)
-            await d.cache.close()
-            await asyncio.gather(task, return_exceptions=True)
+            await _close_midway(d, blob)
             assert len(d.files()) == 2
         server.requests.clear()
         async with delivery(tmp_path) as d:
@@ -412,10 +417,7 @@ async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 async def test_a_download_without_a_checksum_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
     async with delivery(tmp_path, SLOW, limits=ONE_CONNECTION) as d:
-        task = asyncio.create_task(d.fetch(BlobRef(d.server.url())))
-        await asyncio.sleep(0.4)
-        await d.cache.close()
-        await asyncio.gather(task, return_exceptions=True)
+        await _close_midway(d, BlobRef(d.server.url()))
         assert d.files() == []
 
 
@@ -436,10 +438,7 @@ async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: st
     async with MisbehavingServer(SLOW) as server:
         blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
         async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
-            task = asyncio.create_task(d.fetch(blob))
-            await asyncio.sleep(0.4)
-            await d.cache.close()
-            await asyncio.gather(task, return_exceptions=True)
+            await _close_midway(d, blob)
         (spoilt,) = (tmp_path / "partial").glob("*.json")
         spoilt.write_text(note)
         server.requests.clear()
