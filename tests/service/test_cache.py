@@ -20,6 +20,7 @@ from service.cache import BlobCache, CachedBlob, CacheInUse
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.errors import BlobKind, Draining, ScoringError
+from service.pace import DownloadProgress
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import MAX_BYTES, QUICK, Delivery, FakeDns, delivery
@@ -394,9 +395,15 @@ async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_pat
 
 
 async def _close_midway(d: Delivery, blob: BlobRef) -> None:
-    """Close the cache while it downloads from a slow server."""
-    task = asyncio.create_task(d.fetch(blob))
-    await asyncio.sleep(0.4)
+    """Close the cache when a third of the file has come from a slow server."""
+    came = asyncio.Event()
+
+    def look(progress: DownloadProgress) -> None:
+        if progress.bytes_done > len(CONTENT) // 3:
+            came.set()
+
+    task = asyncio.create_task(d.fetch(blob, on_progress=look))
+    await came.wait()
     await d.cache.close()
     await asyncio.gather(task, return_exceptions=True)
 
