@@ -1,4 +1,7 @@
-"""Long work: a request that goes on while its caller asks for news. Bounded in number and in age."""
+"""Long work: a request that goes on while its caller asks for news.
+
+A job that waits or runs is kept; those that have ended are kept up to a number, the last to end longest, and an age.
+"""
 
 import asyncio
 import secrets
@@ -107,7 +110,7 @@ class JobStore:
             job.note(progress)
 
         task = asyncio.create_task(self._run(job, work, on_progress))
-        task.add_done_callback(lambda _: self._tasks.pop(job.id))
+        task.add_done_callback(lambda _: self._end(job))
         self._jobs[job.id], self._tasks[job.id] = job, task
         admission = asyncio.create_task(admitted.wait())
         try:
@@ -160,16 +163,27 @@ class JobStore:
     async def _run(self, job: Job, work: Work, on_progress: OnProgress) -> None:
         try:
             job.result = await work(on_progress)
-            job.finish("succeeded")
+            self._finish(job, "succeeded")
         except ScoringError as error:
             job.error = error
-            job.finish("failed")
+            self._finish(job, "failed")
         except asyncio.CancelledError:
-            job.finish("cancelled")
+            self._finish(job, "cancelled")
         except Exception as error:
             log_bug(error, job_id=job.id)
             job.error = InternalError("an unexpected error; the log has it under the job's id")
-            job.finish("failed")
+            self._finish(job, "failed")
+
+    def _finish(self, job: Job, state: JobState) -> None:
+        """From now on it is kept by when it ended, not by when it came."""
+        self._jobs.move_to_end(job.id)
+        job.finish(state)
+
+    def _end(self, job: Job) -> None:
+        """Its task is over."""
+        del self._tasks[job.id]
+        if not job.finished:  # cancelled before it began
+            self._finish(job, "cancelled")
 
     def _forget_old(self) -> None:
         finished = [job for job in self._jobs.values() if job.finished_at is not None]

@@ -63,6 +63,37 @@ async def test_finished_jobs_are_bounded_in_number_and_age() -> None:
         store.get(jobs[3].id)
 
 
+async def test_a_long_job_outlives_the_younger_ones_that_ended_before_it() -> None:
+    store = JobStore(max_finished=2)
+    may_end = asyncio.Event()
+
+    async def long(on_progress: OnProgress) -> Evaluation:
+        on_progress(Progress("admitted"))
+        await may_end.wait()
+        raise NoWorker("none")
+
+    job = await store.submit("eval", 1, long)
+    younger = [await store.submit("eval", 1, failing) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert store.get(job.id).state == "queued"  # one that has not ended is always there
+    may_end.set()
+    await asyncio.sleep(0.01)
+    assert store.get(job.id).state == "failed"
+    assert store.get(younger[3].id).state == "failed"
+    with pytest.raises(JobNotFound):
+        store.get(younger[2].id)
+
+
+async def test_a_job_that_is_cancelled_before_it_begins_has_an_end() -> None:
+    store = JobStore()
+    submitting = asyncio.create_task(store.submit("eval", 1, endless))
+    await asyncio.sleep(0)  # the job's task is there, and has not run
+    await store.close()
+    job = await submitting
+    assert job.state == "cancelled"
+    assert [seen.state async for seen in store.follow(job.id)] == ["cancelled"]
+
+
 async def test_closing_stops_all_work() -> None:
     store = JobStore()
     job = await store.submit("eval", 1, endless)
