@@ -39,7 +39,7 @@ from service.errors import (
     SizeMismatch,
 )
 from service.file_threads import FileThreads
-from service.pace import DownloadProgress, OnDownloadProgress
+from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress
 from service.partial_file import OUT_OF_SPACE, PartialFile
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob"]
@@ -194,6 +194,16 @@ class BlobCache:
         finally:
             self._unpin(entry)
 
+    @property
+    def download_limits(self) -> DownloadLimits:
+        """What a download is held to."""
+        return self._downloader.limits
+
+    def size_of(self, blob: BlobRef) -> int | None:
+        """Bytes of a blob that `fetch` would find here without a download; None if it is not here."""
+        entry = self._delivered(blob)
+        return None if entry is None else entry.size
+
     def _check(self, blob: BlobRef, kind: BlobKind, max_bytes: int) -> None:
         """What can be said without the network, and so is said whether the blob is here or not."""
         self._downloader.check_url(blob.url, kind)
@@ -228,10 +238,14 @@ class BlobCache:
 
     async def _find_delivered(self, blob: BlobRef) -> Entry | None:
         """The entry, pinned, if it is here and this URL has delivered it."""
+        entry = self._delivered(blob)
+        return None if entry is None else await self._find(entry.path.name)
+
+    def _delivered(self, blob: BlobRef) -> Entry | None:
         entry = self._entries.get(blob.checksum or "")
         if entry is None or checksum_of(blob.url.encode()) not in entry.urls:
             return None
-        return await self._find(entry.path.name)
+        return entry
 
     async def _find(self, checksum: str) -> Entry | None:
         """The entry, pinned, if it is here and its file still is what it was."""

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     queue_size: int = Field(default=64, ge=1)
     """Requests that may wait or run at once; one more is told queue-full."""
     max_weights_at_once: int = Field(default=16, ge=1)
-    """Weights files that are fetched, or kept for an evaluation, at once; they must fit in the cache."""
+    """Weights files that are downloaded at once."""
     request_timeout_seconds: float = Field(default=3600.0, gt=0)
     drain_timeout_seconds: float = Field(default=60.0, ge=0)
     """How long running work may go on after SIGTERM."""

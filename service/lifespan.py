@@ -52,7 +52,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             max_running=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
-            max_weights_held=settings.max_weights_at_once,
+            max_downloads=settings.max_weights_at_once,
             kept_bytes=await cache.room_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
         )

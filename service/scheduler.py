@@ -1,110 +1,60 @@
 """Who may start, and when: admission, fair order, deadlines and draining. Policy only.
 
 A request is admitted (or told queue-full) before a byte is fetched for it and holds its ticket to its end.
-Each of its models then waits for a place among the weights that are fetched or kept at once, so that their
-files fit on the disk, and, once they are here, for its turn to be evaluated. Both go round: the request
-served fewest times so far is next, the older one on a tie, so that a competition of fifty models does not
-keep a single evaluation waiting.
+Each of its models then waits for a weights slot, so that the files of all fit on the disk and connections are
+bounded, and, once its weights are here, for an execution slot. Both are shared out by time (see fair_semaphore), so
+that neither a competition of fifty models, nor weights that are slow to evaluate, nor a stream of small requests
+keeps anybody else waiting.
 """
 
 import asyncio
-import itertools
 import math
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.fair_semaphore import FairSemaphore, Grant
 
-_TURN_SECONDS_AT_FIRST = 5.0
-_WEIGHT_OF_LATEST = 0.2
+_MOST_KEPT_FOR_EVALUATING = 0.5
+_LEAST_KEPT_FOR_EVALUATING = 0.02
+"""Shares of a request's time that its downloads may not use, whatever evaluating is expected to take."""
 
 
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One admitted request."""
 
-    number: int
     num_evaluations: int
+    deadline: asyncio.Timeout
+    started: float
+    """When it was admitted, on the event loop's clock."""
     num_finished: int = 0
+    """Models whose evaluation, or error, is there."""
 
 
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    ticket: Ticket
-    num_places: int
-    came: asyncio.Future[None]
+class WeightsSlot:
+    """What one model's weights hold: bytes of the disk, and, while they are downloaded, a connection."""
 
-
-class _FairPlaces:
-    """A number of places, handed out in fair order; a request holds at most so many at once."""
-
-    def __init__(self, num_places: int, max_per_request: int) -> None:
-        self._num_free = num_places
-        self._max_per_request = max_per_request
-        self._waiters: list[_Waiter] = []
-        self._num_served: Counter[Ticket] = Counter()
-        self._num_held: Counter[Ticket] = Counter()
+    def __init__(self, *grants: Grant[Ticket]) -> None:
+        self._grants = grants
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiters)
+    def is_wanted(self) -> bool:
+        """Whether somebody waits who could be granted what this one holds."""
+        return any(grant.is_wanted for grant in self._grants)
 
-    @asynccontextmanager
-    async def hold(self, ticket: Ticket, num_places: int = 1) -> AsyncIterator[None]:
-        """Wait for places, fewer if a request may not hold so many, and hold them for the length of the block."""
-        num_places = min(num_places, self._max_per_request)
-        waiter = _Waiter(ticket, num_places, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
-        self._hand_out()
-        try:
-            await waiter.came
-        except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-                self._hand_out()  # it may have been all that others waited behind
-            else:  # the places came as their holder left
-                self._give_back(waiter)
-            raise
-        try:
-            yield
-        finally:
-            self._give_back(waiter)
-
-    def forget(self, ticket: Ticket) -> None:
-        """The request has ended."""
-        del self._num_served[ticket], self._num_held[ticket]
-
-    def _give_back(self, holder: _Waiter) -> None:
-        self._num_free += holder.num_places
-        self._num_held[holder.ticket] -= holder.num_places
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        """Nobody overtakes one who waits for several places to be free at once."""
-        while eligible := [waiter for waiter in self._waiters if self._may_hold(waiter)]:
-            next_up = min(
-                eligible, key=lambda waiter: (self._num_served[waiter.ticket], waiter.ticket.number)
-            )
-            if next_up.num_places > self._num_free:
-                return
-            self._waiters.remove(next_up)
-            self._num_free -= next_up.num_places
-            self._num_served[next_up.ticket] += 1
-            self._num_held[next_up.ticket] += next_up.num_places
-            next_up.came.set_result(None)
-
-    def _may_hold(self, waiter: _Waiter) -> bool:
-        has_left = waiter.came.cancelled()  # and its task has not run since
-        return not has_left and self._num_held[waiter.ticket] + waiter.num_places <= self._max_per_request
+    def release_connection(self) -> None:
+        """The weights are here."""
+        for connection in self._grants[1:]:
+            connection.release()
 
 
 class Scheduler:
     """Admits at most `queue_size` requests, and lets at most `max_running` evaluations run.
 
-    At most `max_weights_held` weights are fetched or here at once, fewer if they take more than `kept_bytes` in all.
+    At most `max_downloads` weights are downloaded at once, and what is downloaded or kept for an evaluation takes at
+    most `kept_bytes`.
     """
 
     def __init__(
@@ -112,20 +62,18 @@ class Scheduler:
         *,
         queue_size: int,
         max_running: int,
-        max_weights_held: int,
+        max_downloads: int,
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
         self._queue_size = queue_size
         self._max_running = max_running
-        self._turns = _FairPlaces(max_running, max_per_request=max_running)
-        # One request of slow publishers leaves others half of the places.
-        self._kept = _FairPlaces(max_weights_held, max_per_request=(max_weights_held + 1) // 2)
-        self._bytes_per_place = max(1, kept_bytes // max_weights_held)
+        self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
+        # One request of slow publishers leaves others half.
+        self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
+        self._bytes = FairSemaphore[Ticket](kept_bytes, max_per_request=kept_bytes // 2)
         self._timeout_seconds = timeout_seconds
-        self._tickets: dict[Ticket, asyncio.Timeout] = {}
-        self._numbers = itertools.count()
-        self._turn_seconds = _TURN_SECONDS_AT_FIRST
+        self._tickets: set[Ticket] = set()
         self._drained = asyncio.Event()
         self._draining = False
         self._ended = False
@@ -137,13 +85,13 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Evaluations that wait for a turn."""
-        return self._turns.num_waiting
+        """Evaluations that wait for an execution slot."""
+        return self._execution.num_waiting
 
     @property
     def num_waiting_for_room(self) -> int:
         """Models whose weights wait until they may be fetched."""
-        return self._kept.num_waiting
+        return self._connections.num_waiting + self._bytes.num_waiting
 
     @property
     def draining(self) -> bool:
@@ -168,8 +116,10 @@ class Scheduler:
         request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
         """
         self.check_room()
-        ticket = Ticket(next(self._numbers), num_evaluations)
-        deadline = self._tickets[ticket] = asyncio.timeout(self._timeout_seconds)
+        deadline = asyncio.timeout(self._timeout_seconds)
+        now = asyncio.get_running_loop().time()
+        ticket = Ticket(num_evaluations, deadline, now)
+        self._tickets.add(ticket)
         try:
             async with deadline:
                 yield ticket
@@ -181,33 +131,51 @@ class Scheduler:
             detail = f"the request took longer than {self._timeout_seconds:g} s"
             raise DeadlineExceeded(detail) from error
         finally:
-            del self._tickets[ticket]
-            self._turns.forget(ticket)
-            self._kept.forget(ticket)
+            self._tickets.remove(ticket)
+            for semaphore in (self._execution, self._connections, self._bytes):
+                semaphore.forget(ticket)
             if not self._tickets:
                 self._drained.set()
 
     @asynccontextmanager
-    async def room_for_weights(self, ticket: Ticket, num_bytes: int) -> AsyncIterator[None]:
-        """Wait for room among the weights fetched or kept at once, and hold it for the length of the block."""
-        async with self._kept.hold(ticket, max(1, math.ceil(num_bytes / self._bytes_per_place))):
-            yield
+    async def weights_slot(
+        self, ticket: Ticket, num_bytes: int, *, is_downloaded: bool
+    ) -> AsyncIterator[WeightsSlot]:
+        """Wait for room on the disk, and for a connection unless the weights are here; hold both for the block.
+
+        The connection comes first, so that nobody who only waits for one keeps others from the disk.
+        """
+        async with AsyncExitStack() as grants:
+            connections = []
+            if not is_downloaded:
+                connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
+            room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
+            yield WeightsSlot(room, *connections)
 
     @asynccontextmanager
-    async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for one evaluation's turn, and hold it for the length of the block."""
-        async with self._turns.hold(ticket):
-            started = time.monotonic()
-            try:
-                yield
-                self._learn(time.monotonic() - started)
-            finally:
-                ticket.num_finished += 1
+    async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait until one evaluation may run, and hold the slot for the length of the block."""
+        async with self._execution.hold(ticket):
+            yield
+
+    def seconds_for_downloads(self, ticket: Ticket) -> float:
+        """What the request has left less what evaluating needs: after that its downloads are given up.
+
+        That is the evaluations it has left at the pace of late, beside the requests that share the devices now;
+        at most half of a request's time, so that a download always has the other half.
+        """
+        num_left = ticket.num_evaluations - ticket.num_finished
+        num_sharing = max(1, self._execution.num_active_requests)
+        expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running
+        kept = min(expected, _MOST_KEPT_FOR_EVALUATING * self._timeout_seconds)
+        kept = max(kept, _LEAST_KEPT_FOR_EVALUATING * self._timeout_seconds)
+        return ticket.started + self._timeout_seconds - kept - asyncio.get_running_loop().time()
 
     def retry_after_seconds(self) -> float:
         """When a place may be free: what the requests ahead still have to evaluate, at the pace of late."""
         fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
-        return float(max(1, math.ceil(max(1, fewest_left) * self._turn_seconds / self._max_running)))
+        seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running
+        return float(max(1, math.ceil(seconds)))
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Refuse new requests from now on; wait for those admitted. False when some are left at the end."""
@@ -217,9 +185,9 @@ class Scheduler:
     async def end_admitted(self, timeout_seconds: float) -> bool:
         """End the work of all who are admitted: each is told Draining. False when some go on at the end."""
         self._ended = True
-        for deadline in self._tickets.values():
-            if not deadline.expired():
-                deadline.reschedule(0.0)  # long past
+        for ticket in self._tickets:
+            if not ticket.deadline.expired():
+                ticket.deadline.reschedule(0.0)  # long past
         return await self._empty_within(timeout_seconds)
 
     async def _empty_within(self, seconds: float) -> bool:
@@ -232,6 +200,3 @@ class Scheduler:
         except TimeoutError:
             return False
         return True
-
-    def _learn(self, seconds: float) -> None:
-        self._turn_seconds += _WEIGHT_OF_LATEST * (seconds - self._turn_seconds)

@@ -5,15 +5,15 @@ door ──► Scorer.score ──► Scheduler.admit      queue-full is said no
              ├─ data ────► BlobCache ──► Downloader ──► (address guard)
              ├─ model 0 ─► BlobCache ─┐
              ├─ model 1 ─► BlobCache ─┤ each as soon as its own weights and the data are there
-             │                        └► Scheduler.turn ──► WorkerPool.evaluate
+             │                        └► Scheduler.execution_slot ──► WorkerPool.evaluate
              ▼
          Verdict: the winner, its distance to the target, and every model's own outcome
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from service.competition import (
     margin,
     pick_winner,
 )
+from service.download_watch import DownloadWatch, SlotWanted
 from service.errors import (
     BlobKind,
     BlobTooLarge,
@@ -37,11 +38,13 @@ from service.errors import (
     ScoringError,
     SizeMismatch,
     ZeroEmbedding,
+    exhaustion_of,
 )
+from service.log import log_bug
 from service.metrics import Metrics
 from service.pace import DownloadProgress
 from service.pool_errors import to_scoring_error
-from service.scheduler import Scheduler, Ticket
+from service.scheduler import Scheduler, Ticket, WeightsSlot
 from service.verdict import (
     Evaluation,
     ModelOutcome,
@@ -106,10 +109,19 @@ class Scorer:
         Cancelling the task stops all its work.
         """
         self._check(competition)
-        async with self._scheduler.admit(len(competition.models)) as ticket:
-            request = _Request(competition, ticket, on_progress)
-            on_progress(Progress("admitted"))
-            outcomes = await self._evaluate_all(request)
+        try:
+            async with self._scheduler.admit(len(competition.models)) as ticket:
+                request = _Request(competition, ticket, _harmless(on_progress))
+                request.on_progress(Progress("admitted"))
+                outcomes = await self._evaluate_all(request)
+        except ScoringError:
+            raise
+        except Exception as error:
+            trouble = exhaustion_of(error)
+            if trouble is None:
+                raise
+            log_bug(error)
+            raise trouble from error
         return _verdict(outcomes)
 
     async def evaluate(
@@ -153,7 +165,7 @@ class Scorer:
                         for index, model in enumerate(models)
                     ]
             except BaseExceptionGroup as failures:  # the first has cancelled the others
-                raise failures.exceptions[0] from None
+                raise _most_innocent(failures.exceptions) from None
             return [outcome.result() for outcome in outcomes]
 
     async def _outcome(
@@ -173,17 +185,15 @@ class Scorer:
                 raise
             request.on_progress(Progress("failed", model_index=index))
             return ModelOutcome(error=error.of_model(index))
+        finally:
+            request.ticket.num_finished += 1
         request.on_progress(Progress("done", model_index=index))
         return _with_distance(evaluation, request.competition.target_embedding, index)
 
     async def _evaluate(
         self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
     ) -> Evaluation:
-        async with (
-            self._scheduler.room_for_weights(request.ticket, self._most_bytes(model.weights)),
-            self._weights(request, index, model.weights) as weights,
-        ):
-            data_blob = await data
+        async with self._files(request, index, model.weights, data) as (weights, data_blob):
             job = EvalJob(
                 weights_path=str(weights.path),
                 weights_checksum=weights.checksum,
@@ -195,7 +205,7 @@ class Scorer:
             )
             waiting_since = time.monotonic()
             request.on_progress(Progress("queued", model_index=index))
-            async with self._scheduler.turn(request.ticket):
+            async with self._scheduler.execution_slot(request.ticket):
                 queue_seconds = time.monotonic() - waiting_since
                 try:
                     result = await self._pool.evaluate(job, _report_batches(request.on_progress, index))
@@ -213,6 +223,21 @@ class Scorer:
         return _evaluation(job, data_blob, result, timings)
 
     @asynccontextmanager
+    async def _files(
+        self, request: _Request, index: int, published: BlobRef, data: asyncio.Task[CachedBlob]
+    ) -> AsyncIterator[tuple[CachedBlob, CachedBlob]]:
+        """One model's weights and the data, both here for the length of the block."""
+        async with self._weights(request, index, published) as weights:
+            if data.done():
+                yield weights, data.result()
+                return
+        # Weights that wait for slow data hold nothing that others need; they stay in the cache.
+        await asyncio.wait([data])
+        known = replace(published, checksum=weights.checksum, size=weights.size)
+        async with self._weights(request, index, known):
+            yield weights, data.result()
+
+    @asynccontextmanager
     async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:
         data = request.competition.data
         if isinstance(data, bytes):
@@ -221,26 +246,61 @@ class Scorer:
             return
         # Bytes of another length are other bytes, and are told as such: so the checksum is looked at first.
         promised = data if data.checksum is None else replace(data, size=None)
-        async with self._cache.fetch(
-            promised,
-            kind="data",
-            max_bytes=self._limits.max_data_bytes,
-            on_progress=_report_bytes(request.on_progress, "data", None),
-        ) as blob:
+        watch = self._watch(request, "data", self._limits.max_data_bytes)
+
+        def on_progress(progress: DownloadProgress) -> None:
+            watch.note(progress, is_slot_wanted=False)
+            _report_bytes(request.on_progress, progress, "data", None)
+
+        async with AsyncExitStack() as pins:
+            fetching = self._cache.fetch(
+                promised, kind="data", max_bytes=self._limits.max_data_bytes, on_progress=on_progress
+            )
+            blob = await watch.wait(pins.enter_async_context(fetching))
             if data.size not in (None, blob.size):
                 raise SizeMismatch(f"the data has {blob.size} bytes, not the number promised", blob="data")
             if blob.size == 0:
                 raise EmptyData("the data is empty", fault="data_submitter", blob="data")
             yield blob
 
-    def _weights(
-        self, request: _Request, index: int, weights: BlobRef
-    ) -> AbstractAsyncContextManager[CachedBlob]:
-        return self._cache.fetch(
-            weights,
-            kind="model",
-            max_bytes=self._limits.max_model_bytes,
-            on_progress=_report_bytes(request.on_progress, "model", index),
+    @asynccontextmanager
+    async def _weights(self, request: _Request, index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
+        """One model's weights, in a slot of the scheduler that others get meanwhile when they come too slowly."""
+        most_bytes = self._most_bytes(published)
+        watch = self._watch(request, "model", most_bytes)
+        while True:
+            size = self._cache.size_of(published)
+            async with (
+                self._scheduler.weights_slot(
+                    request.ticket, most_bytes if size is None else size, is_downloaded=size is not None
+                ) as slot,
+                AsyncExitStack() as pins,
+            ):
+                if size is not None and self._cache.size_of(published) is None:
+                    continue  # evicted while it waited for room
+
+                def on_progress(progress: DownloadProgress, slot: WeightsSlot = slot) -> None:
+                    watch.note(progress, is_slot_wanted=slot.is_wanted)
+                    _report_bytes(request.on_progress, progress, "model", index)
+
+                fetching = self._cache.fetch(
+                    published, kind="model", max_bytes=self._limits.max_model_bytes, on_progress=on_progress
+                )
+                try:
+                    weights = await watch.wait(pins.enter_async_context(fetching))
+                except SlotWanted:
+                    continue
+                slot.release_connection()
+                yield weights
+                return
+
+    def _watch(self, request: _Request, kind: BlobKind, most_bytes: int) -> DownloadWatch:
+        return DownloadWatch(
+            kind,
+            self._cache.download_limits,
+            most_bytes=most_bytes,
+            request_started=request.ticket.started,
+            seconds_left=lambda: self._scheduler.seconds_for_downloads(request.ticket),
         )
 
     def _most_bytes(self, weights: BlobRef) -> int:
@@ -265,6 +325,15 @@ def _verdict(outcomes: list[ModelOutcome]) -> Verdict:
     winner_loss = losses[winner]
     assert winner_loss is not None
     return Verdict(winner, tuple(outcomes), lead, is_near_tie(winner_loss, lead))
+
+
+def _most_innocent(errors: Sequence[BaseException]) -> BaseException:
+    """Of errors that came at once the first that blames nobody but this service, else the first.
+
+    Trouble of this machine may well be the cause of what is said of the others.
+    """
+    ours = (error for error in errors if not isinstance(error, ScoringError) or error.fault == "service")
+    return next(ours, errors[0])
 
 
 def _most_telling(errors: list[ScoringError]) -> ScoringError:
@@ -315,21 +384,30 @@ def _where_cached(weights: CachedBlob, result: EvalResult) -> WeightsCached:
 
 
 def _report_bytes(
-    on_progress: OnProgress, blob: BlobKind, model_index: int | None
-) -> Callable[[DownloadProgress], None]:
-    def report(progress: DownloadProgress) -> None:
-        on_progress(
-            Progress(
-                "downloading",
-                blob=blob,
-                model_index=model_index,
-                bytes_done=progress.bytes_done,
-                bytes_total=progress.bytes_total,
-                bytes_per_second=progress.bytes_per_second,
-            )
+    on_progress: OnProgress, progress: DownloadProgress, blob: BlobKind, model_index: int | None
+) -> None:
+    on_progress(
+        Progress(
+            "downloading",
+            blob=blob,
+            model_index=model_index,
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            bytes_per_second=progress.bytes_per_second,
         )
+    )
 
-    return report
+
+def _harmless(on_progress: OnProgress) -> OnProgress:
+    """The same; an error of the one who listens is logged, and costs no competition its result."""
+
+    def tell(progress: Progress) -> None:
+        try:
+            on_progress(progress)
+        except Exception as error:
+            log_bug(error)
+
+    return tell
 
 
 def _report_batches(on_progress: OnProgress, model_index: int) -> Callable[[EvalProgress], None]:

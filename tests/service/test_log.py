@@ -63,9 +63,7 @@ async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
     parts = SimpleNamespace(
         settings=Settings(data_dir=tmp_path),
         metrics=Metrics(),
-        scheduler=Scheduler(
-            queue_size=1, max_running=1, max_weights_held=1, kept_bytes=1, timeout_seconds=1.0
-        ),
+        scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
         scorer=SimpleNamespace(evaluate=_failing),
     )
     app = create_app(cast(Parts, parts))
