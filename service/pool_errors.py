@@ -8,6 +8,7 @@ from service.errors import (
     NonFiniteResult,
     NoWorker,
     OutOfMemory,
+    OutOfResources,
     ScoringError,
     WeightsInvalid,
     WorkerCrashed,
@@ -32,6 +33,8 @@ def to_scoring_error(error: worker_errors.WorkerError, data_fault: Fault) -> Sco
             return OutOfMemory(error.detail)
         case worker_errors.NoWorker():
             return NoWorker(error.detail, retry_after_seconds=5.0)
-        case worker_errors.WorkerCrashed() | worker_errors.FileUnreadable():
+        case worker_errors.WorkerCrashed():
             return WorkerCrashed(error.detail)
+        case worker_errors.FileUnreadable():  # of the cache: it was whole when it was verified
+            return OutOfResources(error.detail)
     raise TypeError(f"no row for {type(error).__name__}")

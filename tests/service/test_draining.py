@@ -39,7 +39,7 @@ class Posting(threading.Thread):
     def run(self) -> None:
         with self._service.client() as client:
             try:
-                self.response = client.post("/eval", json=self._body, timeout=120.0)
+                self.response = client.post("/eval", json=self._body, timeout=240.0)
             except httpx.TransportError:
                 return
 
@@ -52,7 +52,7 @@ def wait_until_evaluating(client: httpx.Client) -> None:
 
 
 def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> None:
-    with live_service(tmp_path) as service, service.client() as client:
+    with live_service(tmp_path, "--drain-timeout-seconds", "200") as service, service.client() as client:
         posting = Posting(service, long_work)
         wait_until_evaluating(client)
         service.process.send_signal(signal.SIGTERM)
@@ -68,8 +68,9 @@ def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> Non
         refused = client.post("/eval", json=long_work)
         assert_problem(refused, "draining")
         assert refused.headers["retry-after"]
-        posting.join(120)
+        posting.join(240)
         assert posting.response is not None
+        assert posting.response.status_code == 200, posting.response.text
         assert posting.response.json()["loss"] == pytest.approx(GOLDEN.loss, rel=1e-5)
         assert service.process.wait(60) == 0
 
