@@ -364,7 +364,7 @@ def serve(
         typer.Option(help="Requests that may run or wait at once; one more gets 429 (default 64)."),
     ] = None,
     max_weights_at_once: Annotated[
-        int | None, typer.Option(help="Weights files that are downloaded or evaluated at once (default 16).")
+        int | None, typer.Option(help="Weights files that are downloaded at once (default 16).")
     ] = None,
     request_timeout_seconds: Annotated[
         float | None, typer.Option(help="Time limit of one request in seconds (default 3600).")

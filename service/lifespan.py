@@ -59,7 +59,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         limits = Limits(
             embedding_dim=config.embedding_dim,
             max_data_bytes=settings.max_data_bytes,
-            max_model_bytes=min(settings.max_model_bytes, settings.cache_max_bytes),
+            max_model_bytes=settings.max_model_bytes,
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )

@@ -106,6 +106,9 @@ class Scorer:
         A model that cannot be fetched or judged has its error in its outcome. Raises that error when no
         model is valid, or when the winner's distance is undefined. Any error of the data or of this service
         itself is raised: a winner named without a model that we failed to judge would be misleading.
+        That holds for time too: a file that does not come in time is its publisher's DownloadTimeout, but an
+        evaluation that does not end in time says nothing of the weights that would hold on a faster machine, and the
+        whole request is DeadlineExceeded.
         Cancelling the task stops all its work.
         """
         self._check(competition)
@@ -289,6 +292,7 @@ class Scorer:
                 try:
                     weights = await watch.wait(pins.enter_async_context(fetching))
                 except SlotWanted:
+                    request.on_progress(Progress("queued", model_index=index))
                     continue
                 slot.release_connection()
                 yield weights

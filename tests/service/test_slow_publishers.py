@@ -12,10 +12,10 @@ import pytest
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, honest, silent, slow_body
-from tests.recipe import make_data, small_weights_bytes
+from tests.recipe import golden_cases, make_data, small_weights_bytes
 from tests.service.test_eval import assert_problem
 from tests.service.test_eval import request_for as eval_request
-from tests.service.test_score import GOLDEN, competition
+from tests.service.test_score import GOLDEN, competition, manifest
 
 WEIGHTS = small_weights_bytes()
 NO_CHECKSUM = "1" * 32
@@ -23,8 +23,8 @@ NO_CHECKSUM = "1" * 32
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """Any rate is good enough, and a request may take no more than some seconds."""
-    flags = ("--request-timeout-seconds", "8", "--min-download-rate", "1")
+    """Any rate is good enough, a request may take no more than some seconds, and the disk is small."""
+    flags = ("--request-timeout-seconds", "8", "--min-download-rate", "1", "--cache-max-bytes", "4000000")
     with live_service(tmp_path_factory.mktemp("impatient"), *flags) as service:
         yield service
 
@@ -108,6 +108,28 @@ async def test_slow_data_is_its_submitters_fault(impatient: LiveService, files: 
         body = {**competition(files, GOLDEN), "data_url": server.url("/data")}
         problem = assert_problem(await client.post("/score", json=body), "download-timeout")
     assert (problem["fault"], problem["blob"]) == ("data_submitter", "data")
+
+
+async def test_evaluations_that_take_too_long_are_nobodys_fault(
+    impatient: LiveService, files: FileServer
+) -> None:
+    body = competition(files, GOLDEN)
+    data = manifest(files, "long.bin", make_data(golden_cases()["small-1-mib"].data))
+    promised = {f"data_{name}": data[name] for name in ("url", "checksum", "size")}
+    async with client_of(impatient) as client:
+        models = body["model_manifests"] * 5
+        response = await client.post("/score", json={**body, **promised, "model_manifests": models})
+    problem = assert_problem(response, "deadline-exceeded")
+    assert (problem["fault"], problem["model_index"], problem["retryable"]) == ("service", None, True)
+
+
+async def test_a_cache_that_is_too_small_for_a_file_is_not_its_publishers_fault(
+    impatient: LiveService, files: FileServer
+) -> None:
+    large = eval_request(files, "large.bin", bytes(5_000_000))
+    async with client_of(impatient) as client:
+        problem = assert_problem(await client.post("/eval", json=large), "insufficient-storage")
+    assert (problem["fault"], problem["retryable"]) == ("service", True)
 
 
 async def test_publishers_that_hang_keep_nobody_waiting(narrow: LiveService, files: FileServer) -> None:
