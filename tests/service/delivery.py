@@ -120,9 +120,17 @@ class Delivery:
             cached = await self.fetch(BlobRef(server.url(), checksum_of(self.content), len(self.content)))
             assert not cached.was_cached
 
+    @asynccontextmanager
+    async def stored(self, content: bytes) -> AsyncIterator[CachedBlob]:
+        """A blob with these bytes, in use while inside the block, and still in the cache after."""
+        async with MisbehavingServer(honest(content)) as server:
+            blob = BlobRef(server.url(), checksum_of(content), len(content))
+            async with self.cache.fetch(blob, kind="model", max_bytes=MAX_BYTES) as cached:
+                yield cached
+
     def files(self) -> list[str]:
         """Every file of somebody's bytes, and every note on an unfinished one."""
-        own = ("lock", "urls")
+        own = ("lock", "urls", "CACHEDIR.TAG")
         return sorted(
             path.name
             for path in self.folder.rglob("*")

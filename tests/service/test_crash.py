@@ -172,7 +172,7 @@ async def test_on_a_small_disk_what_nobody_uses_makes_way(small_disk: Path) -> N
         for seed in range(5):
             content = random_bytes(400_000, seed=seed)
             async with (
-                d.cache.put(content) as cached,
+                d.stored(content) as cached,
                 MisbehavingServer(servers.honest(content[::-1])) as server,
             ):
                 reversed_ = await d.fetch(BlobRef(server.url(), checksum_of(content[::-1])))
