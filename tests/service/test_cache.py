@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from service.cache import BlobCache, CachedBlob, CacheInUse
+from service.cache import BlobCache, CachedBlob, CacheInUse, ForeignFolder
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.errors import BlobKind, Draining, ScoringError
 from service.pace import DownloadProgress
+from service.partial_file import PartialFile
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import MAX_BYTES, QUICK, Delivery, FakeDns, delivery
@@ -746,3 +747,80 @@ async def test_a_full_disk_is_nobodys_fault_but_ours(
         )
         assert d.server.requests == []
         await d.assert_still_works()
+
+
+# -- leaving a reset -------------------------------------------------------------------------------------------
+
+
+async def test_who_leaves_while_a_download_starts_over_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file changes again and again: each time what came is forgotten, and written bytes are waited for."""
+
+    async def behave(request: Request, reply: Reply) -> None:
+        await servers.honest(CONTENT, etag=f'"{request.number}"')(request, reply)
+
+    async with delivery(tmp_path, behave, limits=replace(ONE_CONNECTION, max_attempts=50)) as d:
+        resetting = asyncio.Event()
+        real = PartialFile.reset
+
+        async def reset(partial: PartialFile) -> None:
+            _ = partial._run(time.sleep, 0.2)  # a disk that is slow
+            resetting.set()
+            await real(partial)
+
+        monkeypatch.setattr(PartialFile, "reset", reset)
+        task = asyncio.create_task(d.fetch())
+        await resetting.wait()
+        num_requests = len(d.server.requests)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await d.cache.close()
+        assert len(d.server.requests) == num_requests
+
+
+# -- the folder ------------------------------------------------------------------------------------------------
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["blobs/holiday.jpg"],
+        ["partial/thesis.tex", "lock"],
+        ["urls/bookmarks.txt"],
+        ["notes.txt"],
+        ["CACHEDIR.TAG", "blobs/of-another-program"],
+        ["lock", "blobs/deep/er"],
+    ],
+)
+async def test_a_folder_with_files_of_others_is_refused_and_left_alone(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"Signature: 8a477f597d28d172789f06886806bc55\n")
+    before = _tree(tmp_path)
+    with pytest.raises(ForeignFolder, match="--data-dir a folder that is new or empty"):
+        async with delivery(tmp_path):
+            pass
+    assert _tree(tmp_path) == before
+
+
+async def test_a_cache_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    async with delivery(tmp_path) as d:
+        blob = d.blob()
+        await d.fetch(blob)
+    (tmp_path / "CACHEDIR.TAG").unlink()
+    async with delivery(tmp_path) as d:
+        assert (await d.fetch(blob)).was_cached
+    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+async def test_a_file_system_of_its_own_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    async with delivery(tmp_path) as d:
+        await d.fetch()
