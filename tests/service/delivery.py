@@ -155,6 +155,7 @@ async def delivery(
     limits: DownloadLimits = QUICK,
     dns: FakeDns | None = None,
     max_bytes: int = 64 << 20,
+    retry_seconds: float = 5.0,
 ) -> AsyncIterator[Delivery]:
     """Everything up and running; an honest server by default."""
     content = random_bytes(300_000) if content is None else content
@@ -162,7 +163,7 @@ async def delivery(
     downloader = Downloader(
         policy, limits, ssl_context=client_context(), resolver=dns or FakeDns(), network=network
     )
-    cache = BlobCache(folder, downloader, max_bytes=max_bytes)
+    cache = BlobCache(folder, downloader, max_bytes=max_bytes, retry_seconds=retry_seconds)
     await cache.start()
     try:
         async with MisbehavingServer(behave or honest(content), tls) as server:
