@@ -258,34 +258,39 @@ async def test_a_folder_that_is_gone_is_nobodys_fault_but_ours(tmp_path: Path) -
         await _until_trouble(d.cache, True)
 
 
-def _mapping(path: Path) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _mapping(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has mapped the file and closed it, as a worker does with weights."""
     code = (
         "import mmap, sys; file = open(sys.argv[1], 'rb'); mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ);"
         "file.close(); print(flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_what_a_worker_has_mapped_is_not_deleted_in_vain(small_disk: Path) -> None:
     mapped, idle = random_bytes(400_000), random_bytes(400_000, seed=1)
-    async with delivery(small_disk) as d:
-        async with d.stored(mapped) as cached:
-            worker = await asyncio.to_thread(_mapping, cached.path)
-        async with d.stored(idle):
-            pass
-        await d.fetch()  # the mapped one was used longest ago, and deleting it would free nothing
-        assert d.files() == sorted([checksum_of(mapped), checksum_of(CONTENT)])
-        async with d.cache.hold(bytes(300_000)):
-            with pytest.raises(ServiceTrouble):
-                async with d.cache.hold(bytes(400_000)):
-                    pass
-        assert checksum_of(mapped) in d.files()
-        await asyncio.to_thread(worker.communicate)
-        async with d.stored(idle), d.cache.hold(bytes(400_000)):
-            assert checksum_of(mapped) not in d.files()
+    with contextlib.ExitStack() as workers:
+        async with delivery(small_disk) as d:
+            async with d.stored(mapped) as cached:
+                worker = workers.enter_context(_mapping(cached.path))
+            async with d.stored(idle):
+                pass
+            await d.fetch()  # the mapped one was used longest ago, and deleting it would free nothing
+            assert d.files() == sorted([checksum_of(mapped), checksum_of(CONTENT)])
+            async with d.cache.hold(bytes(300_000)):
+                with pytest.raises(ServiceTrouble):
+                    async with d.cache.hold(bytes(400_000)):
+                        pass
+            assert checksum_of(mapped) in d.files()
+            worker.kill()
+            await asyncio.to_thread(worker.wait)
+            async with d.stored(idle), d.cache.hold(bytes(400_000)):
+                assert checksum_of(mapped) not in d.files()
