@@ -413,7 +413,7 @@ class BlobCache:
         except OSError as error:
             self._health.suspect()
             raise exhaustion_of(error) or OutOfResources("the disk of this machine does not work") from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if (trouble := exhaustion_of(error)) is not None:
                 raise trouble from error
             raise

@@ -17,6 +17,7 @@ from service.competition import BlobRef
 from service.download import Downloader
 from service.errors import BlobKind, ScoringError
 from service.pace import DownloadLimits, OnDownloadProgress
+from service.resolver import Resolver
 from service.url_policy import UrlPolicy
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 
@@ -153,7 +154,7 @@ async def delivery(
     tls: bool = True,
     policy: UrlPolicy = LOCAL,
     limits: DownloadLimits = QUICK,
-    dns: FakeDns | None = None,
+    dns: Resolver | None = None,
     max_bytes: int = 64 << 20,
     retry_seconds: float = 5.0,
 ) -> AsyncIterator[Delivery]:

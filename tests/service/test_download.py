@@ -14,12 +14,12 @@ from typing import Any
 import h11
 import pytest
 
-from service.address_guard import SystemResolver
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.download import Downloader
 from service.errors import ScoringError
 from service.pace import DownloadProgress
+from service.resolver import SystemResolver
 from service.url_policy import UrlPolicy
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import NAME, MisbehavingServer, Reply, Request, random_bytes
