@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +193,21 @@ async def test_without_a_network_no_publisher_is_to_blame_for_silence(
             async with delivery(tmp_path, servers.silent, limits=replace(LIMITS, floor_seconds=0.5)) as d:
                 d.downloader._own_resolver = SystemResolver()
                 assert (await d.refused()).full_code == code
+
+
+def test_look_ups_that_hang_do_not_hold_up_the_end_of_the_process() -> None:
+    code = """
+import asyncio, socket, time
+from service.resolver import SystemResolver
+socket.getaddrinfo = lambda *args, **options: time.sleep(3600)
+
+async def main():
+    resolver = SystemResolver()
+    tasks = [asyncio.create_task(resolver(f"{i}.test", 443)) for i in range(100)]
+    await asyncio.sleep(0.2)
+    resolver.close()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=True, capture_output=True)
+    assert done.stderr == b""

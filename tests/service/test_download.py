@@ -281,7 +281,7 @@ async def test_three_redirects_are_followed(tmp_path: Path, status: int) -> None
 
 async def test_a_fourth_redirect_is_not_followed(tmp_path: Path) -> None:
     behave = servers.redirecting("/elsewhere", servers.honest(CONTENT), num_times=1000)
-    async with delivery(tmp_path, behave) as d:
+    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         assert len(d.server.requests) % 4 == 0
         await d.assert_still_works()
@@ -665,7 +665,8 @@ async def test_a_whole_without_ranges_that_breaks_starts_from_nothing(tmp_path: 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "truncated"])
 async def test_tries_are_bounded(tmp_path: Path, reset: bool) -> None:
-    async with delivery(tmp_path, servers.breaking_after(0, CONTENT, reset=reset)) as d:
+    behave = servers.breaking_after(0, CONTENT, reset=reset)
+    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
         failure = await d.refused()
         assert (failure.full_code, failure.retryable) == ("model-unavailable", True)
         assert len(d.server.requests) == QUICK.max_attempts
