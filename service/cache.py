@@ -263,30 +263,30 @@ class BlobCache:
 
     async def _find_delivered(self, blob: BlobRef) -> Entry | None:
         """The entry, pinned, if it is here and this URL has delivered it."""
-        entry = self._index.get(blob.checksum or "")
-        if entry is None:
-            return None
-        digest = checksum_of(blob.url.encode())
-        if entry.urls is not None and digest not in entry.urls:
-            return None
-        return await self._find(entry.name, lambda: was_delivered(entry, self._urls, digest))
+        entry = self._delivered(blob)
+        return None if entry is None else await self._find(entry.name)
 
-    async def _find(self, checksum: str, is_wanted: Callable[[], bool] = lambda: True) -> Entry | None:
-        """The entry, pinned, if it is here, is wanted, and its file still is what it was."""
+    def _delivered(self, blob: BlobRef) -> Entry | None:
+        entry = self._index.get(blob.checksum or "")
+        if entry is None or not was_delivered(entry, self._urls, checksum_of(blob.url.encode())):
+            return None
+        return entry
+
+    async def _find(self, checksum: str) -> Entry | None:
+        """The entry, pinned, if it is here and its file still is what it was."""
         entry = self._index.get(checksum)
         if entry is None:
             return None
         self._index.pin(entry)
         try:
             with self._disk_errors():
-                wanted, intact = await self._run(_look_at, entry, is_wanted)
+                intact = await self._run(touch, entry.path, entry.size)
         except BaseException:
             self._index.unpin(entry)
             raise
-        if wanted and intact:
+        if intact:
             return entry
-        if not intact:
-            self._index.remove(entry)
+        self._index.remove(entry)
         self._index.unpin(entry)
         return None
 
@@ -448,11 +448,6 @@ def download_name(blob: BlobRef) -> str:
     if blob.checksum is None:
         return secrets.token_hex(8)
     return checksum_of(f"{blob.checksum} {blob.url}".encode())
-
-
-def _look_at(entry: Entry, is_wanted: Callable[[], bool]) -> tuple[bool, bool]:
-    """In a thread: whether the entry is wanted, and whether its file still is what it was."""
-    return (False, True) if not is_wanted() else (True, touch(entry.path, entry.size))
 
 
 def _check_entry(entry: Entry, terms: _Terms) -> None:

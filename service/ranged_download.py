@@ -135,7 +135,7 @@ class RangedDownload:
         if self._total is None:
             self._todo = [_Part(0, self._limits.part_bytes)]
         else:
-            await self._partial.reserve(self._total)
+            await self._reserve(self._total)
             self._todo = list(self._partial.missing(self._total))
             if self._total == 0:  # even so the server must say that there is such a file
                 self._todo = [_Part(0, 0)]
@@ -292,8 +292,12 @@ class RangedDownload:
 
     async def _learn_total(self, total: int) -> None:
         self._check_size(total)
-        await self._partial.reserve(total)
+        await self._reserve(total)
         self._total = total
+
+    async def _reserve(self, num_bytes: int) -> None:
+        with self._pace.own_work():
+            await self._partial.reserve(num_bytes)
 
     def _note_origin(self, response: httpx.Response) -> None:
         if self._etag is None:
@@ -305,14 +309,14 @@ class RangedDownload:
         """Write a body to its place, counting. What came before a connection broke is written too."""
         at = part.start
         most = self._max_bytes if part.end is None else part.end
-        async with _Writer(self._partial, part) as writer, body_of(response) as body:
+        async with _Writer(self._partial, part, self._pace) as writer, body_of(response) as body:
             while num_bytes := await body.read_into(writer.space):
                 at += num_bytes
                 self._pace.received += num_bytes
                 if at > most:
                     self._refuse_more(response, part)
                 if part.end is None:
-                    await self._partial.reserve(min(most, at + _UNKNOWN_SIZE_STEP))
+                    await self._reserve(min(most, at + _UNKNOWN_SIZE_STEP))
                 await writer.add(num_bytes)
         if part.end is None:
             self._total = part.end = at
@@ -343,9 +347,10 @@ class RangedDownload:
 class _Writer:
     """Gathers what comes into larger writes, and goes on receiving while the last one is written."""
 
-    def __init__(self, partial: PartialFile, part: _Part) -> None:
+    def __init__(self, partial: PartialFile, part: _Part, pace: Pace) -> None:
         self._partial = partial
         self._part = part
+        self._pace = pace
         self._buffer = partial.buffers.take()
         self._gathered = 0
         self._since = time.monotonic()
@@ -386,7 +391,8 @@ class _Writer:
 
     async def _end_write(self) -> None:
         if self._writing is not None:
-            await self._writing
+            with self._pace.own_work():
+                await self._writing
             self._writing = None
 
     async def _write(self, buffer: memoryview, size: int) -> None:

@@ -97,7 +97,7 @@ async def main(folder: Path, lack: str, port: int, checksum: str) -> None:
     resolver = SystemResolver()
     async with delivery(folder, tls=False, policy=policy, limits=LIMITS, dns=resolver) as d:
         kind, _, num_left = lack.partition("-")
-        scarce: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+        scarce: Callable[[], contextlib.AbstractContextManager[None]] = {
             "descriptors": lambda: few_descriptors(int(num_left)),
             "threads": no_new_threads,
             "ports": lambda: no_ports(d.server.port),

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -372,6 +374,21 @@ async def test_no_time_is_spent_without_end_on_a_file_that_never_stays(tmp_path:
     async with delivery(tmp_path, behave) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         await d.assert_still_works()
+
+
+async def test_a_disk_that_is_slow_is_not_the_publishers_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        time.sleep(0.02)  # 200 kB/s, of the 2 MB/s that the publisher is held to
+        return real(fd, data, offset)
+
+    strict = replace(QUICK, min_bytes_per_second=2e6, num_connections=1)
+    async with delivery(tmp_path, limits=strict) as d:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        assert not (await d.fetch()).was_cached
 
 
 # -- length --------------------------------------------------------------------------------------------------
