@@ -58,11 +58,12 @@ class CacheRoom:
 
     async def make_room(self, num_bytes: int) -> None:
         """Evict until so many more bytes stay within the limit. Raises InsufficientStorage, OSError."""
-        while self.bytes_used + num_bytes > self.max_bytes:
-            if not await self.evict_one():
-                raise InsufficientStorage("the cache is full of files that are in use")
+        async with self._evicting:
+            while self.bytes_used + num_bytes > self.max_bytes:
+                if not await self._evict_one():
+                    raise InsufficientStorage("the cache is full of files that are in use")
 
-    async def evict_one(self, *, small: bool = False, must_free_disk: bool = False) -> bool:
+    async def _evict_one(self, *, small: bool = False, must_free_disk: bool = False) -> bool:
         """Delete the least recently used file that is idle; False if there is none.
 
         A file that a worker has mapped takes its room on the disk until the worker lets go of it. So it comes
@@ -109,7 +110,7 @@ class CacheRoom:
     async def _free_some(self) -> bool:
         """Evict something because the disk is full; False when that would free nothing."""
         is_short_of_inodes = await self.run(is_out_of_inodes, self.partials)
-        return await self.evict_one(small=is_short_of_inodes, must_free_disk=True)
+        return await self._evict_one(small=is_short_of_inodes, must_free_disk=True)
 
     async def _evict(self, entry: Entry) -> None:
         doomed = self.partials / f"{secrets.token_hex(8)}.evicted"
