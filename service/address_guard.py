@@ -8,67 +8,20 @@ above with the name from the URL, so SNI, Host and the certificate check stay by
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
 
 import asyncio
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import httpcore
 import httpx
 
 from service.asyncio_network import AsyncioNetwork, SocketOption
-from service.body_stream import BodyStream, protocol_errors, with_plain_body
+from service.body_stream import BodyStream, transport_errors, with_plain_body
+from service.errors import exhaustion_of
+from service.resolver import Resolver
 from service.url_policy import ForbiddenTarget, UrlPolicy
-
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host and port to addresses as text, in order of preference; raises OSError if there is no answer."""
 
 _MAX_ADDRESSES_DIALLED = 6
 _MAX_SECONDS_PER_ADDRESS = 4.0
-
-
-class SystemResolver:
-    """The system's resolver, in threads of its own: a DNS server that hangs holds up nothing else.
-
-    A look-up cannot be broken off, so there are threads for many that hang, started as they are needed. All who
-    ask for a host at the same time share one look-up: a name takes one thread, however often it is asked for.
-    """
-
-    def __init__(self, num_threads: int = 512) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="resolver")
-        self._lookups: dict[str, asyncio.Future[list[str]]] = {}
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        """Every address of a host. Raises OSError (socket.gaierror) if it has none."""
-        lookup = self._lookups.get(host)
-        if lookup is None:
-            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _resolve, host)
-            self._lookups[host] = lookup
-            lookup.add_done_callback(lambda done: self._end_lookup(host, done))
-        return list(dict.fromkeys(await asyncio.shield(lookup)))
-
-    def _end_lookup(self, host: str, lookup: asyncio.Future[list[str]]) -> None:
-        del self._lookups[host]
-        if not lookup.cancelled():
-            lookup.exception()  # whoever still waits sees it; nobody may
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _resolve(host: str) -> list[str]:
-    try:
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label too long for IDNA
-        raise OSError("the host's name is malformed") from error
-    return [_text(sockaddr) for *_, sockaddr in infos]
-
-
-def _text(sockaddr: tuple[Any, ...]) -> str:
-    scope_id = sockaddr[3] if len(sockaddr) == 4 else 0
-    return f"{sockaddr[0]}%{scope_id}" if scope_id and "%" not in sockaddr[0] else str(sockaddr[0])
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
@@ -113,7 +66,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     async def _judged_addresses(self, host: str, port: int) -> Sequence[str]:
         try:
             addresses = await self._resolver(host, port)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and exhaustion_of(error) is None:
+                raise
             raise httpcore.ConnectError("the host's name has no address") from error
         if not addresses:
             raise httpcore.ConnectError("the host's name has no address")
@@ -136,6 +91,8 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
+                if exhaustion_of(error) is not None:
+                    break
             else:
                 return BodyStream(stream)
         raise failure
@@ -165,6 +122,6 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The reply to one request, its body not yet read."""
-        with protocol_errors():
+        with transport_errors():
             response = await super().handle_async_request(request)
         return with_plain_body(response, request.extensions.get("timeout", {}).get("read"))

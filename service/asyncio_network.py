@@ -20,6 +20,14 @@ _SPILL_BYTES = 1 << 16
 _MAX_SPILLED_BYTES = 1 << 18
 
 
+class HandshakeFailed(httpcore.ConnectError):
+    """There was a connection, and it could not be encrypted."""
+
+
+class HandshakeTimeout(httpcore.ConnectTimeout):
+    """There was a connection, and it was not encrypted in time."""
+
+
 class AsyncioNetwork(httpcore.AsyncNetworkBackend):
     """Dials from the running event loop."""
 
@@ -39,6 +47,9 @@ class AsyncioNetwork(httpcore.AsyncNetworkBackend):
                 _, receiver = await loop.create_connection(_Receiver, host, port, local_addr=local)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("no connection in time") from error
+        except PermissionError:
+            # A firewall of this machine's: who names the port or address it forbids must not make that our failure.
+            raise httpcore.ConnectError("the connection is not permitted") from None
         except OSError as error:
             raise httpcore.ConnectError("no connection") from error
         for option in socket_options or ():
@@ -96,14 +107,14 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> "AsyncioStream":
-        """The same connection, encrypted. Raises httpcore.ConnectError, httpcore.ConnectTimeout."""
+        """The same connection, encrypted. Raises HandshakeFailed, HandshakeTimeout."""
         try:
             async with asyncio.timeout(timeout):
                 await self._receiver.start_tls(ssl_context, server_hostname)
         except TimeoutError as error:
-            raise httpcore.ConnectTimeout("no handshake in time") from error
+            raise HandshakeTimeout("no handshake in time") from error
         except (OSError, ValueError) as error:  # a certificate or a name that does not fit
-            raise httpcore.ConnectError("no handshake") from error
+            raise HandshakeFailed("no handshake") from error
         return self
 
     def get_extra_info(self, info: str) -> Any:

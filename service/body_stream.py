@@ -36,12 +36,27 @@ _PLAIN_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\r?", re.I
 
 
 @contextlib.contextmanager
-def protocol_errors() -> Iterator[None]:
-    """Raise httpx.RemoteProtocolError for what a reply makes h11, httpcore and httpx raise by mistake."""
+def transport_errors() -> Iterator[None]:
+    """Raise httpx.RemoteProtocolError for what a reply makes h11, httpcore and httpx raise by mistake.
+
+    Any other httpx.TransportError is raised from what the network below has raised.
+    """
     try:
         yield
+    except httpx.TransportError as error:
+        _restore_causes(error)
+        raise
     except (ValueError, h11.ProtocolError) as error:
         raise httpx.RemoteProtocolError("the reply makes no sense") from error
+
+
+def _restore_causes(error: BaseException) -> None:
+    """httpcore's pool raises what the network raised `from None`: put back what that was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if cause.__cause__ is None and isinstance(cause, httpcore.NetworkError | httpcore.TimeoutException):
+            cause.__cause__ = cause.__context__
+        cause = cause.__cause__
 
 
 class BodyStream(httpcore.AsyncNetworkStream):
@@ -156,10 +171,10 @@ class PlainBody(httpx.AsyncByteStream):
             return 0
         try:
             num_bytes = await self._connection.read_into(buffer[: self._num_left], self._timeout)
-        except httpcore.TimeoutException:
-            raise httpx.ReadTimeout("the connection is silent") from None
-        except httpcore.NetworkError:
-            raise httpx.ReadError("the connection broke") from None
+        except httpcore.TimeoutException as error:
+            raise httpx.ReadTimeout("the connection is silent") from error
+        except httpcore.NetworkError as error:
+            raise httpx.ReadError("the connection broke") from error
         if num_bytes == 0:
             raise httpx.RemoteProtocolError("the connection was closed in the middle of a body")
         self._num_left -= num_bytes
@@ -187,7 +202,7 @@ class _OtherBody:
         """See Body."""
         while not self._held:
             try:
-                with protocol_errors():
+                with transport_errors():
                     self._held = memoryview(await anext(self._chunks))
             except StopAsyncIteration:
                 return 0

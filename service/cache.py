@@ -8,24 +8,28 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from service.cache_folder import (
     CacheInUse,
-    Entry,
+    ForeignFolder,
     delete,
+    leftover_at,
     lock,
     note_url,
     sweep,
     touch,
-    urls_file,
-    write_blob,
+    was_delivered,
+    write_file,
 )
+from service.cache_index import CacheIndex, Entry
+from service.cache_room import CacheRoom, FileRoom
 from service.checksum import checksum_of, is_checksum
 from service.competition import BlobRef
+from service.disk_health import DiskHealth
 from service.download import Downloader
 from service.errors import (
     BlobError,
@@ -36,13 +40,15 @@ from service.errors import (
     DownloadTimeout,
     Draining,
     InsufficientStorage,
+    OutOfResources,
     SizeMismatch,
+    exhaustion_of,
 )
 from service.file_threads import FileThreads
 from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress
-from service.partial_file import OUT_OF_SPACE, PartialFile
+from service.partial_file import PartialFile
 
-__all__ = ["BlobCache", "CacheInUse", "CachedBlob"]
+__all__ = ["BlobCache", "CacheInUse", "CachedBlob", "ForeignFolder"]
 
 _HASHED_AT_ONCE_BYTES = 1 << 16
 """So little is hashed before a thread would have begun."""
@@ -102,20 +108,22 @@ class _Flight:
 class BlobCache:
     """Content-addressed blobs under one directory. `start` before use, `close` after; one event loop.
 
-    `max_bytes` bounds what lies there, unfinished downloads included.
+    `max_bytes` bounds what lies there, unfinished downloads included. Where a write fails, the disk is looked at
+    every `retry_seconds` until it works again.
     """
 
-    def __init__(self, directory: Path, downloader: Downloader, *, max_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, downloader: Downloader, *, max_bytes: int, retry_seconds: float = 5.0
+    ) -> None:
         self._directory = directory
         self._blobs = directory / "blobs"
         self._partials = directory / "partial"
         self._urls = directory / "urls"
         self._downloader = downloader
-        self._max_bytes = max_bytes
-        self._entries: dict[str, Entry] = {}
-        self._leftovers: dict[str, Entry] = {}
+        self._index = CacheIndex()
+        self._room = CacheRoom(self._index, self._partials, self._urls, self._run, max_bytes)
+        self._health = DiskHealth(self._room, retry_seconds)
         self._flights: dict[str, _Flight] = {}
-        self._claims: dict[Path, int] = {}
         self._threads = FileThreads()
         self._lock_fd = -1
         self._closing = False
@@ -125,12 +133,18 @@ class BlobCache:
     async def start(self) -> None:
         """Make the folders, take the lock, delete what a crash left behind except what can be gone on with.
 
-        Raises CacheInUse if another service has the lock, OSError if the directory cannot be used.
+        Raises CacheInUse if another service has the lock, ForeignFolder if the directory holds files of
+        somebody else's, OSError if it cannot be used.
         """
+        try:
+            self._threads.start()
+        except RuntimeError as error:
+            raise OSError("this machine is out of threads") from error
         await self._run(self._take_lock)
-        self._entries, self._leftovers = await self._run(sweep, self._blobs, self._partials, self._urls)
+        for entry in sorted(await self._run(sweep, self._directory), key=lambda entry: entry.last_used):
+            self._index.add(entry)
         with contextlib.suppress(InsufficientStorage):
-            await self._make_room(0)
+            await self._room.make_room(0)
 
     async def close(self) -> None:
         """End every download, wait for the last thread, give the lock back."""
@@ -139,6 +153,7 @@ class BlobCache:
         for flight in flights:
             flight.abandon()
         await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+        await self._health.close()
         self._threads.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -147,6 +162,22 @@ class BlobCache:
     def _take_lock(self) -> None:
         """In a thread, which notes the descriptor by itself: a cancelled start hears of nothing."""
         self._lock_fd = lock(self._directory)
+
+    # -- what is here ----------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the disk, for people; None while it takes what is written."""
+        return self._health.trouble
+
+    @property
+    def bytes_used(self) -> int:
+        """What lies in the directory, unfinished downloads included."""
+        return self._room.bytes_used
+
+    async def room_bytes(self) -> int:
+        """What the cache can hold when nothing is in use: its limit, or less on a small disk."""
+        return min(self._room.max_bytes, self.bytes_used + await self._room.free_disk_bytes())
 
     # -- use -------------------------------------------------------------------------------------------
 
@@ -163,7 +194,8 @@ class BlobCache:
 
         A file is taken from the cache for a URL that has delivered these very bytes before. Any other URL
         must deliver them first: whether the cache happens to hold them must not change a verdict.
-        `on_progress` is called on the event loop. Raises what Downloader.download raises.
+        `on_progress` is called on the event loop. Raises what Downloader.download raises, and OutOfResources
+        where the disk does not work.
         """
         self._check(blob, kind, max_bytes)
         self._check_open()
@@ -173,26 +205,29 @@ class BlobCache:
         try:
             _check_entry(entry, terms)
             seconds = 0.0 if was_cached else time.monotonic() - began
-            yield CachedBlob(entry.path, entry.path.name, entry.size, was_cached, seconds)
+            yield CachedBlob(entry.path, entry.name, entry.size, was_cached, seconds)
         finally:
-            self._unpin(entry)
+            self._index.unpin(entry)
 
     @contextlib.asynccontextmanager
-    async def put(self, data: bytes) -> AsyncIterator[CachedBlob]:
-        """A file with these bytes, the same way; raises InsufficientStorage."""
+    async def hold(self, data: bytes) -> AsyncIterator[CachedBlob]:
+        """A file with these bytes while inside the with-block; nothing is left of it after.
+
+        Raises InsufficientStorage, OutOfResources.
+        """
         self._check_open()
         began = time.monotonic()
         checksum = await self._checksum_of(data)
-        entry = await self._find(checksum)
-        was_cached = entry is not None
-        if entry is None:
-            entry = await self._write(checksum, data)
+        path = self._partials / f"{secrets.token_hex(8)}.part"
+        room = FileRoom(self._room)
         try:
-            yield CachedBlob(
-                entry.path, checksum, entry.size, was_cached, 0.0 if was_cached else time.monotonic() - began
-            )
+            with self._disk_errors():
+                await self._write(path, data, room)
+            yield CachedBlob(path, checksum, len(data), False, time.monotonic() - began)
         finally:
-            self._unpin(entry)
+            with contextlib.suppress(OSError):  # the sweep at the next start finds it
+                await self._run(delete, path)
+            room.close()
 
     @property
     def download_limits(self) -> DownloadLimits:
@@ -239,31 +274,30 @@ class BlobCache:
     async def _find_delivered(self, blob: BlobRef) -> Entry | None:
         """The entry, pinned, if it is here and this URL has delivered it."""
         entry = self._delivered(blob)
-        return None if entry is None else await self._find(entry.path.name)
+        return None if entry is None else await self._find(entry.name)
 
     def _delivered(self, blob: BlobRef) -> Entry | None:
-        entry = self._entries.get(blob.checksum or "")
-        if entry is None or checksum_of(blob.url.encode()) not in entry.urls:
+        entry = self._index.get(blob.checksum or "")
+        if entry is None or not was_delivered(entry, self._urls, checksum_of(blob.url.encode())):
             return None
         return entry
 
     async def _find(self, checksum: str) -> Entry | None:
         """The entry, pinned, if it is here and its file still is what it was."""
-        entry = self._entries.get(checksum)
+        entry = self._index.get(checksum)
         if entry is None:
             return None
-        entry.num_pins += 1
+        self._index.pin(entry)
         try:
-            intact = await self._run(touch, entry.path, entry.size)
+            with self._disk_errors():
+                intact = await self._run(touch, entry.path, entry.size)
         except BaseException:
-            self._unpin(entry)
+            self._index.unpin(entry)
             raise
-        entry.last_used = time.time()
         if intact:
             return entry
-        self._unpin(entry)
-        if self._entries.get(checksum) is entry:
-            del self._entries[checksum]
+        self._index.remove(entry)
+        self._index.unpin(entry)
         return None
 
     def _start_download(self, terms: _Terms, name: str) -> _Flight:
@@ -285,7 +319,7 @@ class BlobCache:
             return
         flight.is_released = True
         if not flight.task.cancelled() and flight.task.exception() is None:
-            self._unpin(flight.task.result())
+            self._index.unpin(flight.task.result())
 
     async def _wait(self, flight: _Flight, on_progress: OnDownloadProgress | None) -> Entry:
         """The flight's entry, pinned for the caller. The last to leave an unfinished flight ends it."""
@@ -299,7 +333,7 @@ class BlobCache:
             if (failure := flight.task.exception()) is not None:
                 raise _copy_of(failure) from None
             entry = flight.task.result()
-            entry.num_pins += 1
+            self._index.pin(entry)
             return entry
         finally:
             flight.num_waiters -= 1
@@ -314,12 +348,13 @@ class BlobCache:
         """Download, verify, publish: an entry, pinned once."""
         path = self._partials / f"{name}.part"
         is_resumable = flight.terms.blob.checksum is not None
-        leftover = self._leftovers.pop(path.stem, None)
-        self._claims[path] = leftover.size if leftover is not None else 0
+        if (leftover := self._index.get(path.name)) is not None:
+            self._index.remove(leftover)
         limits = self._downloader.limits
+        room = FileRoom(self._room)
         partial = PartialFile(
             path,
-            _Room(self, path),
+            room,
             self._threads,
             is_resumable=is_resumable,
             checkpoint_bytes=limits.checkpoint_bytes,
@@ -327,19 +362,20 @@ class BlobCache:
         )
         keep = False
         try:
-            return await self._fill_and_publish(flight, partial)
-        except (BlobUnavailable, DownloadTimeout, asyncio.CancelledError):
+            with self._disk_errors():
+                return await self._fill_and_publish(flight, partial, room)
+        except (BlobUnavailable, DownloadTimeout, OutOfResources, asyncio.CancelledError):
             keep = is_resumable
             raise
         finally:
             try:
                 await partial.close(keep=keep)
             finally:
-                del self._claims[path]
+                room.close()
                 if keep:
                     self._remember_leftover(path)
 
-    async def _fill_and_publish(self, flight: _Flight, partial: PartialFile) -> Entry:
+    async def _fill_and_publish(self, flight: _Flight, partial: PartialFile, room: FileRoom) -> Entry:
         terms = flight.terms
         await partial.open()
         found = await self._downloader.download(
@@ -348,108 +384,53 @@ class BlobCache:
         flight.is_publishing = True
         entry = await self._find(found.checksum)  # the same bytes came from elsewhere: one file is enough
         if entry is None:
-            destination = self._blobs / found.checksum
-            await partial.publish(destination, found.size)
-            self._claims[partial.path] = 0
-            entry = self._admit(destination, found.size)
+            await partial.publish(self._blobs / found.checksum, found.size)
+            room.close()
+            entry = self._admit(found.checksum, found.size)
         try:
             await self._run(note_url, self._urls, entry, checksum_of(terms.blob.url.encode()))
         except BaseException:
-            self._unpin(entry)
+            self._index.unpin(entry)
             raise
         return entry
 
     def _remember_leftover(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._leftovers[path.stem] = Entry(path, path.stat().st_size, time.time())
+        with contextlib.suppress(OSError):
+            leftover = leftover_at(path)
+            if leftover is not None:
+                self._index.add(leftover)
 
-    def _admit(self, path: Path, size: int) -> Entry:
-        entry = self._entries.setdefault(path.name, Entry(path, size, time.time()))
-        entry.num_pins += 1
+    def _admit(self, checksum: str, size: int) -> Entry:
+        entry = self._index.get(checksum)
+        if entry is None:
+            entry = Entry(self._blobs, checksum, size, time.time())
+            self._index.add(entry)
+        self._index.pin(entry)
         return entry
 
-    async def _write(self, checksum: str, data: bytes) -> Entry:
-        path = self._partials / f"{secrets.token_hex(8)}.part"
-        destination = self._blobs / checksum
-        self._claims[path] = 0
+    async def _write(self, path: Path, data: bytes, room: FileRoom) -> None:
+        await room.expect(len(data))
+        await room.take(len(data))
+        await room.with_room(lambda: self._run(write_file, path, data))
+
+    # -- trouble ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Raise an error of this service's for one of the disk: no publisher is at fault."""
         try:
-            room = _Room(self, path)
-            await room.claim(len(data))
-            while True:
-                try:
-                    await self._run(write_blob, path, destination, data)
-                except asyncio.CancelledError:
-                    if destination.exists():  # nobody wants it now, but there it lies
-                        self._unpin(self._admit(destination, len(data)))
-                    raise
-                except OSError as error:
-                    if error.errno not in OUT_OF_SPACE:
-                        raise
-                    if not await room.free_some():
-                        raise InsufficientStorage("the disk has no room for the data") from error
-                else:
-                    return self._admit(destination, len(data))
-        finally:
-            del self._claims[path]
-
-    # -- room ------------------------------------------------------------------------------------------
-
-    @property
-    def bytes_used(self) -> int:
-        """What lies in the directory or is promised to a download."""
-        entries = (*self._entries.values(), *self._leftovers.values())
-        return sum(entry.size for entry in entries) + sum(self._claims.values())
-
-    async def room_bytes(self) -> int:
-        """What the cache can hold when nothing is in use: its limit, or less on a small disk."""
-        disk = await self._run(os.statvfs, self._partials)
-        return min(self._max_bytes, self.bytes_used + disk.f_bavail * disk.f_frsize)
-
-    async def claim(self, path: Path, num_bytes: int) -> None:
-        """Expected `num_bytes` in all to a file on its way in. Raises InsufficientStorage."""
-        more = num_bytes - self._claims[path]
-        if more <= 0:
-            return
-        disk = await self._run(os.statvfs, self._partials)
-        if more > disk.f_bavail * disk.f_frsize + self._idle_bytes:
-            raise InsufficientStorage("the disk has no room for the file")
-        await self._make_room(more)
-        self._claims[path] = num_bytes
-
-    @property
-    def _idle_bytes(self) -> int:
-        """What could be evicted."""
-        entries = (*self._entries.values(), *self._leftovers.values())
-        return sum(entry.size for entry in entries if entry.num_pins == 0)
-
-    async def _make_room(self, num_bytes: int) -> None:
-        if self.bytes_used - self._idle_bytes + num_bytes > self._max_bytes:  # nothing is evicted in vain
-            raise InsufficientStorage("the cache is full of files that are in use")
-        while self.bytes_used + num_bytes > self._max_bytes:
-            if not await self.evict_one():
-                raise InsufficientStorage("the cache is full of files that are in use")
-
-    async def evict_one(self) -> bool:
-        """Delete the file that has not been used for the longest time; False if all are in use."""
-        idle = [
-            (entry.last_used, name, shelf)
-            for shelf in (self._entries, self._leftovers)
-            for name, entry in shelf.items()
-            if entry.num_pins == 0
-        ]
-        if not idle:
-            return False
-        _, name, shelf = min(idle, key=lambda candidate: candidate[0])
-        entry = shelf.pop(name)
-        doomed = self._partials / f"{secrets.token_hex(8)}.evicted"
-        with contextlib.suppress(FileNotFoundError):
-            entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
-        note = urls_file(self._urls, name) if shelf is self._entries else entry.path.with_suffix(".json")
-        await self._run(delete, doomed, note)
-        return True
-
-    def _unpin(self, entry: Entry) -> None:
-        entry.num_pins -= 1
+            yield
+        except OSError as error:
+            self._health.suspect()
+            raise exhaustion_of(error) or OutOfResources("the disk of this machine does not work") from error
+        except (RuntimeError, MemoryError) as error:
+            if (trouble := exhaustion_of(error)) is not None:
+                raise trouble from error
+            raise
+        except InsufficientStorage as error:
+            if isinstance(error.__cause__, OSError):
+                self._health.suspect()
+            raise
 
     # -- threads ---------------------------------------------------------------------------------------
 
@@ -470,20 +451,6 @@ class BlobCache:
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([job])
             raise
-
-
-class _Room:
-    """The room that one file takes or is promised."""
-
-    def __init__(self, cache: BlobCache, path: Path) -> None:
-        self._cache = cache
-        self._path = path
-
-    async def claim(self, num_bytes: int) -> None:
-        await self._cache.claim(self._path, num_bytes)
-
-    async def free_some(self) -> bool:
-        return await self._cache.evict_one()
 
 
 def download_name(blob: BlobRef) -> str:

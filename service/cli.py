@@ -106,6 +106,7 @@ def _help_command(error: BaseException) -> str:
 @contextmanager
 def _said_in_one_line(beginning: str = "") -> Iterator[None]:
     """Ends the command with the right code and one line for every error that was foreseen."""
+    from service.cache_folder import ForeignFolder
     from service.commands.question import BadUsage
     from service.commands.remedies import remedy
     from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
@@ -113,7 +114,7 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
 
     try:
         yield
-    except BadUsage as error:
+    except (BadUsage, ForeignFolder) as error:
         fail(str(error), ExitCode.USAGE)
     except ScoringError as error:
         usage = isinstance(error, InvalidUrl | InvalidRequest)

@@ -14,16 +14,27 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
-from service.address_guard import GuardedTransport, Resolver, SystemResolver
+from service.address_guard import GuardedTransport
 from service.asyncio_network import AsyncioNetwork
 from service.body_stream import body_of
 from service.competition import BlobRef
 from service.config import Settings
-from service.errors import BlobKind, BlobUnavailable, DownloadTimeout, ForbiddenUrl, InvalidUrl
+from service.connection_failure import describe, may_be_our_network
+from service.errors import (
+    BlobKind,
+    BlobUnavailable,
+    DownloadTimeout,
+    ForbiddenUrl,
+    InvalidUrl,
+    OutOfResources,
+    ServiceTrouble,
+    exhaustion_of,
+)
 from service.pace import DownloadLimits, OnDownloadProgress
 from service.partial_file import PartialFile
 from service.ranged_download import Downloaded, RangedDownload
 from service.replies import Broken, check_reply, content_length, parse_content_range
+from service.resolver import Resolver, SystemResolver
 from service.url_policy import DEFAULT_PORTS, BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
 
 _HEADERS = {"User-Agent": "soma-eval", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -89,26 +100,55 @@ class Downloader:
         """Fill an open partial file with the blob and verify size and checksum as far as they are promised.
 
         Raises InvalidUrl, ForbiddenUrl, BlobTooLarge, SizeMismatch, ChecksumMismatch, BlobUnavailable,
-        DownloadTimeout and InsufficientStorage.
+        DownloadTimeout, InsufficientStorage, OutOfResources and OSError where the disk does not work.
         """
-        with _refusals_of(kind):
-            return await RangedDownload(
-                self.get, self.limits, blob, partial, kind=kind, max_bytes=max_bytes, on_progress=on_progress
-            ).run()
+        try:
+            with _refusals_of(kind):
+                return await RangedDownload(
+                    self.get,
+                    self.limits,
+                    blob,
+                    partial,
+                    kind=kind,
+                    max_bytes=max_bytes,
+                    on_progress=on_progress,
+                ).run()
+        except (BlobUnavailable, DownloadTimeout) as error:
+            await self._raise_own_trouble(error.__cause__)
+            raise
 
     async def read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
         """The first bytes of a file (fewer if it is shorter) and its size, where the server tells it.
 
-        Raises InvalidUrl, ForbiddenUrl, BlobUnavailable and DownloadTimeout.
+        Raises InvalidUrl, ForbiddenUrl, BlobUnavailable, DownloadTimeout and OutOfResources.
         """
         try:
             with _refusals_of(kind):
                 async with asyncio.timeout(self.limits.floor_seconds):
                     return await self._read_head(url, kind, num_bytes)
-        except (TimeoutError, httpx.TimeoutException):
+        except (TimeoutError, httpx.TimeoutException) as error:
+            await self._raise_own_trouble(error)
             raise DownloadTimeout("the server took too long to answer", blob=kind) from None
-        except (httpx.TransportError, Broken):
-            raise BlobUnavailable("the connection broke", blob=kind) from None
+        except (httpx.TransportError, Broken) as error:
+            await self._raise_own_trouble(error)
+            raise BlobUnavailable(describe(error), blob=kind) from None
+
+    async def _raise_own_trouble(self, failure: BaseException | None) -> None:
+        """Raise the ServiceTrouble that made a connection fail, if it was this machine's.
+
+        A host that does not answer is its publisher's failure as long as this machine's resolver answers at all;
+        otherwise nothing can be reached from here, and no publisher is to blame.
+        """
+        if failure is None:
+            return
+        trouble: ServiceTrouble | None = exhaustion_of(failure)
+        if trouble is None and may_be_our_network(failure) and not await self._is_online():
+            trouble = OutOfResources("the name resolver of this machine does not answer")
+        if trouble is not None:
+            raise trouble from failure
+
+    async def _is_online(self) -> bool:
+        return self._own_resolver is None or await self._own_resolver.is_answering()
 
     async def _read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
         async with self.get(url, {"Range": f"bytes=0-{num_bytes - 1}"}) as response:
@@ -116,7 +156,7 @@ class Downloader:
             if response.status_code == 206:
                 first, _, total = parse_content_range(response) or (-1, -1, None)
                 if first != 0:
-                    raise Broken
+                    raise Broken("the server sent other bytes than it was asked for")
             else:
                 total = content_length(response)
             head, num_read = bytearray(num_bytes), 0
@@ -147,7 +187,7 @@ class Downloader:
             url = _join(url, location)
             origin, target = target, self.policy.parse(url)
             self.policy.check_redirect(origin, target)
-        raise Broken
+        raise Broken(f"the server redirects more than {self.limits.max_redirects} times")
 
     async def _send(self, url: str, target: ParsedUrl, headers: dict[str, str]) -> httpx.Response:
         idle = self.limits.idle_seconds

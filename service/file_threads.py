@@ -16,7 +16,7 @@ _YIELDING_NICENESS = 5
 
 
 class FileThreads:
-    """Two pools. `close` at the end."""
+    """Two pools. `start` them before use: later the system may have no thread left. `close` at the end."""
 
     def __init__(self) -> None:
         self.files = ThreadPoolExecutor(_NUM_FILE_THREADS, "files", initializer=_step_aside)
@@ -24,10 +24,31 @@ class FileThreads:
         self.hashing = ThreadPoolExecutor(_NUM_HASH_THREADS, "hashing")
         """Whatever computes a checksum."""
 
+    def start(self) -> None:
+        """Start every thread. Raises RuntimeError where the system has none left."""
+        _start_all(self.files, _NUM_FILE_THREADS)
+        _start_all(self.hashing, _NUM_HASH_THREADS)
+
     def close(self) -> None:
         """Wait for the last job of each."""
         self.files.shutdown(wait=True)
         self.hashing.shutdown(wait=True)
+
+
+def _start_all(pool: ThreadPoolExecutor, num_threads: int) -> None:
+    """A pool starts a thread for a job while none of its threads is idle: these jobs keep theirs busy."""
+    all_started = threading.Barrier(num_threads + 1)
+    try:
+        for _ in range(num_threads):
+            pool.submit(_wait_for, all_started)
+        all_started.wait()
+    finally:
+        all_started.abort()
+
+
+def _wait_for(barrier: threading.Barrier) -> None:
+    with contextlib.suppress(threading.BrokenBarrierError):
+        barrier.wait()
 
 
 def _step_aside() -> None:

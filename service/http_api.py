@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from service import errors
-from service.errors import Draining, InternalError, InvalidRequest, NoWorker, ScoringError
+from service.errors import Draining, InternalError, InvalidRequest, NoWorker, OutOfResources, ScoringError
 from service.http_gate import ClientLeft, Gate, on_client_left
 from service.jobs import Job
 from service.lifespan import Parts
@@ -180,7 +180,7 @@ async def health() -> Health:
 @_operations.head("/ready", include_in_schema=False)
 @_operations.get("/ready", response_model=Readiness)
 async def ready(request: Request, parts: PartsOfApp) -> Any:
-    """200 only while a worker has recently passed a real evaluation, and the service is not stopping."""
+    """200 only while a worker has recently passed a real evaluation, the disk works, and nothing is stopping."""
     readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
     match readiness.status:
         case "ready":
@@ -189,6 +189,8 @@ async def ready(request: Request, parts: PartsOfApp) -> Any:
             error: ScoringError = Draining("the service is stopping")
         case "no-worker":
             error = NoWorker("no worker has recently passed its self-test")
+        case "no-storage":
+            error = OutOfResources(parts.cache.trouble or "the disk of this machine does not work")
     return _refuse(error, request, devices=[device.model_dump() for device in readiness.devices])
 
 

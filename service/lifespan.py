@@ -1,12 +1,16 @@
 """Builds every part of the service in order, and closes them in the other. Shared by the doors."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from service.cache import BlobCache
+from service.cache_folder import make_private_folder
 from service.config import Settings
 from service.download import Downloader
 from service.jobs import JobStore
@@ -22,6 +26,7 @@ class Parts:
     """A service that is up."""
 
     settings: Settings
+    cache: BlobCache
     scorer: Scorer
     scheduler: Scheduler
     pool: WorkerPool
@@ -31,10 +36,12 @@ class Parts:
     architecture: dict[str, Any]
     versions: dict[str, str]
 
-    def readiness(self) -> Literal["ready", "draining", "no-worker"]:
+    def readiness(self) -> Literal["ready", "draining", "no-worker", "no-storage"]:
         """Whether a request sent now would be worked on."""
         if self.scheduler.draining:
             return "draining"
+        if self.cache.trouble is not None:
+            return "no-storage"
         return "ready" if _every_kind_ready(self.pool) else "no-worker"
 
 
@@ -69,6 +76,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         _watch(metrics, scheduler, pool)
         yield Parts(
             settings=settings,
+            cache=cache,
             scorer=Scorer(cache, scheduler, pool, limits, metrics),
             scheduler=scheduler,
             pool=pool,
@@ -80,13 +88,31 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         )
 
 
+def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:
+    """The service's cache of blobs. Raises CacheInUse where another service has it, ForeignFolder, OSError."""
+    return _open_cache(settings, settings.data_dir)
+
+
 @asynccontextmanager
-async def open_cache(settings: Settings) -> AsyncIterator[BlobCache]:
-    """The cache of blobs. Raises CacheInUse where another process has it, or OSError."""
+async def open_private_cache(settings: Settings) -> AsyncIterator[BlobCache]:
+    """A cache for one command, beside a service that may be running: a folder of its own in the data folder.
+
+    Nothing is left of it. Raises ForeignFolder, OSError.
+    """
+    folder = await asyncio.to_thread(make_private_folder, settings.data_dir)
+    try:
+        async with _open_cache(settings, folder) as cache:
+            yield cache
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCache]:
     async with AsyncExitStack() as stack:
         downloader = Downloader.from_settings(settings)
         stack.push_async_callback(downloader.aclose)
-        cache = BlobCache(settings.data_dir, downloader, max_bytes=settings.cache_max_bytes)
+        cache = BlobCache(folder, downloader, max_bytes=settings.cache_max_bytes)
         stack.push_async_callback(cache.close)
         await cache.start()
         yield cache

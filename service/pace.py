@@ -2,11 +2,13 @@
 
 Two rules bound the time, both from the same two numbers: a download may take `floor_seconds + size /
 min_bytes_per_second` in all, and no stretch of `floor_seconds` may bring fewer than `min_bytes_per_second`.
+Time in which bytes that came wait for our own disk is not the publisher's, and does not count.
 """
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from service.errors import BlobKind, DownloadTimeout
@@ -60,7 +62,9 @@ class Pace:
     def __init__(self, limits: DownloadLimits, kind: BlobKind) -> None:
         self._limits = limits
         self._kind: BlobKind = kind
-        self._began = self._window_began = time.monotonic()
+        self._num_waiting = 0
+        self._waiting_since = self._own_seconds = 0.0
+        self._began = self._window_began = self._now()
         self._samples = deque([(self._began, 0)])
         self._window_start_bytes = 0
         self.received = 0
@@ -68,11 +72,29 @@ class Pace:
 
     def begin_stretch(self) -> None:
         """What lies behind is no measure of what comes."""
-        self._window_began, self._window_start_bytes = time.monotonic(), self.received
+        self._window_began, self._window_start_bytes = self._now(), self.received
+
+    @contextlib.contextmanager
+    def own_work(self) -> Iterator[None]:
+        """A connection is not read from, as long as this block takes, because of our own disk."""
+        if self._num_waiting == 0:
+            self._waiting_since = time.monotonic()
+        self._num_waiting += 1
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+            if self._num_waiting == 0:
+                self._own_seconds += time.monotonic() - self._waiting_since
+
+    def _now(self) -> float:
+        """A clock that stands still during our own work."""
+        now = self._waiting_since if self._num_waiting else time.monotonic()
+        return now - self._own_seconds
 
     def check(self, expected_bytes: int) -> None:
         """Raise DownloadTimeout after the deadline or a stretch with too little in it."""
-        now, limits = time.monotonic(), self._limits
+        now, limits = self._now(), self._limits
         if now - self._began > limits.floor_seconds + expected_bytes / limits.min_bytes_per_second:
             raise DownloadTimeout("the file took longer than its size allows", blob=self._kind)
         if now - self._window_began >= limits.floor_seconds:

@@ -28,14 +28,21 @@ Span = tuple[int, int]
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_ALLOCATED_AHEAD_WRITES = 4
+"""The disk's room is taken for so many writes at once."""
+
+
 class Space(Protocol):
     """Who gives out the room on the disk."""
 
-    async def claim(self, num_bytes: int) -> None:
-        """Hold `num_bytes` in all for this file. Raises InsufficientStorage."""
+    async def expect(self, num_bytes: int) -> None:
+        """The file will have `num_bytes` in all. Raises InsufficientStorage if it never fits."""
 
-    async def free_some(self) -> bool:
-        """Delete something that nobody uses; False when there is nothing."""
+    async def take(self, num_bytes: int) -> None:
+        """The file takes `num_bytes` of the disk now. Raises InsufficientStorage."""
+
+    async def with_room(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs room on the disk, as often as it takes. Raises InsufficientStorage, OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class PartialFile:
         self._checkpointed_bytes = 0
         self._fd = -1
         self._reserved = 0
+        self._allocated: list[Span] = []
+        self._step_bytes = write_bytes * _ALLOCATED_AHEAD_WRITES
         self._sync_error: OSError | None = None
         self._jobs: set[asyncio.Future[Any]] = set()
         self.buffers = Buffers(write_bytes)
@@ -81,15 +90,17 @@ class PartialFile:
 
     async def open(self) -> None:
         """Open the file, and take up what an earlier attempt left if there is a readable note of it."""
-        await self._run(self._open)
+        await self._space.with_room(lambda: self._run(self._open))
+        self._allocated = list(self.done)
         if self.was_resumed:
-            self._reserved = await self._run(os.path.getsize, self.path)
-            await self._space.claim(self._reserved)
+            await self._space.expect(self.num_done)
+            await self._space.take(self.num_done)
         self._start_following()
 
     def _open(self) -> None:
         """In a thread, which notes what it opened by itself: a cancelled caller hears of nothing."""
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         found = read_note(self._sidecar)
         if found is not None and found[1][-1][1] <= os.fstat(self._fd).st_size:
             self.origin, self.done = found
@@ -101,7 +112,8 @@ class PartialFile:
     async def reset(self) -> None:
         """Forget every byte; the room stays reserved."""
         self._stop_following()
-        await self._settle()
+        if await self._settle():
+            raise asyncio.CancelledError
         self.done, self.origin, self.was_resumed = [], None, False
         self._checkpointed_bytes = 0
         await self._run(self._sidecar.unlink, True)
@@ -147,7 +159,7 @@ class PartialFile:
     @property
     def num_done(self) -> int:
         """Bytes that are here."""
-        return sum(end - start for start, end in self.done)
+        return _num_bytes(self.done)
 
     @property
     def frontier(self) -> int:
@@ -165,18 +177,22 @@ class PartialFile:
         return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
     async def reserve(self, num_bytes: int) -> None:
-        """Take room on the disk for a file of this size. Raises InsufficientStorage."""
+        """Expect a file of this size, and take the first of its room. Raises InsufficientStorage."""
         if num_bytes <= self._reserved:
             return
-        await self._space.claim(num_bytes)
-        while True:
-            try:
-                await self._run(os.posix_fallocate, self._fd, 0, num_bytes)
-            except OSError as error:
-                await self._make_room(error)
-            else:
-                break
+        await self._space.expect(num_bytes)
         self._reserved = num_bytes
+        await self._allocate((0, 0))
+
+    async def _allocate(self, span: Span) -> None:
+        """Take the disk's room for bytes that have come, and for a few more behind them."""
+        start = span[0]
+        end = max(span[1], min(start + self._step_bytes, self._reserved))
+        if start == end or _covers(self._allocated, span):
+            return
+        self._allocated = _merged(self._allocated, (start, end))
+        await self._space.take(_num_bytes(self._allocated))
+        await self._space.with_room(lambda: self._run(os.posix_fallocate, self._fd, start, end - start))
 
     async def write(self, offset: int, size: int, buffer: memoryview) -> None:
         """Put the first bytes of a buffer of `buffers`, which is taken over, in their place.
@@ -184,13 +200,8 @@ class PartialFile:
         Waits where the checksum lags behind. Raises InsufficientStorage, and OSError where the disk is broken.
         """
         self._check_synced()
-        while True:
-            try:
-                await self._run(_write, self._fd, buffer[:size], offset)
-            except OSError as error:
-                await self._make_room(error)
-            else:
-                break
+        await self._allocate((offset, offset + size))
+        await self._space.with_room(lambda: self._run(_write, self._fd, buffer[:size], offset))
         is_in_order = offset == self.frontier
         self._add_done((offset, offset + size))
         if self.num_done - self._checkpointed_bytes >= self._checkpoint_bytes:
@@ -223,20 +234,8 @@ class PartialFile:
         if self._sync_error is not None:
             _raise_lost(self._sync_error)
 
-    async def _make_room(self, error: OSError) -> None:
-        if error.errno not in OUT_OF_SPACE:
-            raise error
-        if error.errno == errno.EFBIG or not await self._space.free_some():
-            raise InsufficientStorage("the disk has no room for the file") from error
-
     def _add_done(self, span: Span) -> None:
-        merged: list[Span] = []
-        for start, end in sorted([*self.done, span]):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-            else:
-                merged.append((start, end))
-        self.done = merged
+        self.done = _merged(self.done, span)
 
     # -- the note for another attempt ------------------------------------------------------------------
 
@@ -268,6 +267,7 @@ class PartialFile:
         try:
             await self._run(_publish, self._fd, self.path, self._sidecar, destination, total)
         except OSError as error:
+            self._sync_error = error
             _raise_lost(error)
 
     # -- threads ---------------------------------------------------------------------------------------
@@ -289,6 +289,24 @@ class PartialFile:
         self._jobs.discard(job)
         if not job.cancelled():
             job.exception()  # whoever awaits it sees it; nobody may, after a cancellation
+
+
+def _merged(spans: list[Span], span: Span) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in sorted([*spans, span]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _covers(spans: list[Span], span: Span) -> bool:
+    return span[0] < span[1] and any(start <= span[0] and span[1] <= end for start, end in spans)
+
+
+def _num_bytes(spans: list[Span]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def read_note(sidecar: Path) -> tuple[Origin, list[Span]] | None:

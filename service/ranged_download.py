@@ -13,7 +13,16 @@ import httpx
 
 from service.body_stream import body_of
 from service.competition import BlobRef
-from service.errors import BlobKind, BlobTooLarge, BlobUnavailable, ChecksumMismatch, SizeMismatch
+from service.connection_failure import describe
+from service.errors import (
+    BlobKind,
+    BlobTooLarge,
+    BlobUnavailable,
+    ChecksumMismatch,
+    DownloadTimeout,
+    SizeMismatch,
+    exhaustion_of,
+)
 from service.pace import DownloadLimits, DownloadProgress, OnDownloadProgress, Pace, Ramp
 from service.partial_file import Origin, PartialFile, Span
 from service.replies import Broken, check_reply, content_length, etag_of, good_etag, parse_content_range
@@ -81,6 +90,8 @@ class RangedDownload:
         self._todo: list[Span | _Part] = []
         self._num_parts = 0
         self._failures = 0
+        self._failure: Exception | None = None
+        """The last failure since bytes came; one that was this machine's own stays."""
         self._received_at_failure = 0
 
     async def run(self) -> Downloaded:
@@ -124,7 +135,7 @@ class RangedDownload:
         if self._total is None:
             self._todo = [_Part(0, self._limits.part_bytes)]
         else:
-            await self._partial.reserve(self._total)
+            await self._reserve(self._total)
             self._todo = list(self._partial.missing(self._total))
             if self._total == 0:  # even so the server must say that there is such a file
                 self._todo = [_Part(0, 0)]
@@ -138,7 +149,7 @@ class RangedDownload:
                     parts, timeout=self._limits.tick_seconds, return_when=asyncio.FIRST_COMPLETED
                 )
                 _raise_first(done)
-                self._pace.check(self._max_bytes if self._total is None else self._total)
+                self._check_pace()
                 self._report()
                 if self._another_part_helps(ramp):
                     self._num_parts += 1
@@ -169,7 +180,7 @@ class RangedDownload:
             while not part.is_done:
                 try:
                     await self._fetch_part(part)
-                except (httpx.TransportError, Broken):
+                except (httpx.TransportError, Broken) as failure:
                     if self._num_parts > 1:  # the others go on, and take over what is left of this part
                         self._num_parts -= 1
                         ramp.most = self._num_parts
@@ -178,7 +189,7 @@ class RangedDownload:
                     if part.end and part.start >= part.end:  # all of it came before the connection broke
                         part.is_done = True
                         break
-                    await self._back_off()
+                    await self._back_off(failure)
                     if part.start > 0 and not self._ranges:
                         raise _StartOver from None
         self._num_parts -= 1
@@ -195,15 +206,24 @@ class RangedDownload:
             self._todo.insert(0, (start + size, end))
         return _Part(start, min(start + size, end))
 
-    async def _back_off(self) -> None:
+    async def _back_off(self, failure: Exception) -> None:
         if self._pace.received - self._received_at_failure > self._limits.part_bytes // 8:
-            self._failures = 0
+            self._failures, self._failure = 0, None
         self._received_at_failure = self._pace.received
         self._failures += 1
+        if self._failure is None or exhaustion_of(self._failure) is None:
+            self._failure = failure
         if self._failures >= self._limits.max_attempts:
-            raise BlobUnavailable("the connection broke again and again", blob=self._kind) from None
+            tries = f"{self._failures} tries" if self._failures > 1 else "one try"
+            raise BlobUnavailable(f"{describe(failure)} ({tries})", blob=self._kind) from self._failure
         seconds = self._limits.backoff_seconds * 2 ** (self._failures - 1)
         await asyncio.sleep(min(seconds, _MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1.0))
+
+    def _check_pace(self) -> None:
+        try:
+            self._pace.check(self._max_bytes if self._total is None else self._total)
+        except DownloadTimeout as timeout:
+            raise timeout from self._failure
 
     # -- one request -----------------------------------------------------------------------------------
 
@@ -253,7 +273,7 @@ class RangedDownload:
 
     def _give_up_ranges(self) -> NoReturn:
         if not self._ranges:
-            raise Broken
+            raise Broken("the server sent other bytes than it was asked for")
         self._ranges = False
         raise _StartOver
 
@@ -272,8 +292,12 @@ class RangedDownload:
 
     async def _learn_total(self, total: int) -> None:
         self._check_size(total)
-        await self._partial.reserve(total)
+        await self._reserve(total)
         self._total = total
+
+    async def _reserve(self, num_bytes: int) -> None:
+        with self._pace.own_work():
+            await self._partial.reserve(num_bytes)
 
     def _note_origin(self, response: httpx.Response) -> None:
         if self._etag is None:
@@ -285,14 +309,14 @@ class RangedDownload:
         """Write a body to its place, counting. What came before a connection broke is written too."""
         at = part.start
         most = self._max_bytes if part.end is None else part.end
-        async with _Writer(self._partial, part) as writer, body_of(response) as body:
+        async with _Writer(self._partial, part, self._pace) as writer, body_of(response) as body:
             while num_bytes := await body.read_into(writer.space):
                 at += num_bytes
                 self._pace.received += num_bytes
                 if at > most:
                     self._refuse_more(response, part)
                 if part.end is None:
-                    await self._partial.reserve(min(most, at + _UNKNOWN_SIZE_STEP))
+                    await self._reserve(min(most, at + _UNKNOWN_SIZE_STEP))
                 await writer.add(num_bytes)
         if part.end is None:
             self._total = part.end = at
@@ -311,7 +335,7 @@ class RangedDownload:
         """A body that says itself that it has ended is short; any other may have been cut off."""
         if response.status_code == 200 and "transfer-encoding" in response.headers:
             raise SizeMismatch("the file is shorter than was promised", blob=self._kind)
-        raise Broken
+        raise Broken("the server closed the connection before the whole file had come")
 
     def _check_size(self, size: int | None) -> None:
         if size is not None and size > self._max_bytes:
@@ -323,9 +347,10 @@ class RangedDownload:
 class _Writer:
     """Gathers what comes into larger writes, and goes on receiving while the last one is written."""
 
-    def __init__(self, partial: PartialFile, part: _Part) -> None:
+    def __init__(self, partial: PartialFile, part: _Part, pace: Pace) -> None:
         self._partial = partial
         self._part = part
+        self._pace = pace
         self._buffer = partial.buffers.take()
         self._gathered = 0
         self._since = time.monotonic()
@@ -366,7 +391,8 @@ class _Writer:
 
     async def _end_write(self) -> None:
         if self._writing is not None:
-            await self._writing
+            with self._pace.own_work():
+                await self._writing
             self._writing = None
 
     async def _write(self, buffer: memoryview, size: int) -> None:

@@ -12,14 +12,14 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)
 
 
 class Broken(Exception):
-    """The reply or the connection was no good; another try may succeed."""
+    """The reply was no good; another try may succeed. Its message says why, and repeats no word of the server's."""
 
 
 def check_reply(response: httpx.Response, kind: BlobKind) -> None:
     """Accept 200 and 206 of bytes as they are. Raises BlobUnavailable; Broken."""
     status = response.status_code
     if status in _WORTH_ANOTHER_TRY:
-        raise Broken
+        raise Broken(f"the server answered with status {status}")
     if status not in (200, 206):
         raise BlobUnavailable(f"the server answered with status {status}", blob=kind)
     if response.headers.get("content-encoding", "identity").lower() not in ("identity", ""):

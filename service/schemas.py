@@ -391,7 +391,7 @@ class Device(_Wire):
 class Readiness(_Wire):
     """Whether requests are taken, and by which workers."""
 
-    status: Literal["ready", "draining", "no-worker"]
+    status: Literal["ready", "draining", "no-worker", "no-storage"]
     devices: list[Device]
 
 

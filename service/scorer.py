@@ -244,7 +244,7 @@ class Scorer:
     async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:
         data = request.competition.data
         if isinstance(data, bytes):
-            async with self._cache.put(data) as blob:
+            async with self._cache.hold(data) as blob:
                 yield blob
             return
         # Bytes of another length are other bytes, and are told as such: so the checksum is looked at first.

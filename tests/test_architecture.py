@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 DOWNLOAD = {
     *("service.download", "service.ranged_download", "service.replies"),
     *("service.address_guard", "service.body_stream", "service.asyncio_network"),
+    "service.connection_failure",
 }
 """The downloader and what it dials and reads with."""
 

@@ -16,7 +16,7 @@ from service.competition import BlobRef
 from service.config import Settings
 from service.download import Downloader
 from service.encryption import commitment_of, commitment_of_plain, decrypt_start
-from service.lifespan import open_cache
+from service.lifespan import open_private_cache
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _FIRST_BYTES = 256 << 10
@@ -85,7 +85,7 @@ async def check(
         )
     if full:
         async with (
-            open_cache(settings) as cache,
+            open_private_cache(settings) as cache,
             cache.fetch(
                 BlobRef(place),
                 kind="model",

@@ -13,7 +13,7 @@ from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome,
 from service.competition import BlobRef, cosine_distance
 from service.config import Settings
 from service.errors import ScoringError, WeightsInvalid
-from service.lifespan import open_cache, open_pool
+from service.lifespan import open_pool, open_private_cache
 from service.pace import DownloadProgress
 from service.pool_errors import to_scoring_error
 from workers.architectures import CURRENT_VERSION, load_architecture
@@ -179,5 +179,5 @@ async def _cache_for(question: Question, settings: Settings) -> AsyncIterator[Bl
     if not any(candidate.is_url for candidate in question.candidates):
         yield None
         return
-    async with open_cache(settings) as cache:
+    async with open_private_cache(settings) as cache:
         yield cache

@@ -17,6 +17,7 @@ from service.competition import BlobRef
 from service.download import Downloader
 from service.errors import BlobKind, ScoringError
 from service.pace import DownloadLimits, OnDownloadProgress
+from service.resolver import Resolver
 from service.url_policy import UrlPolicy
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 
@@ -120,9 +121,17 @@ class Delivery:
             cached = await self.fetch(BlobRef(server.url(), checksum_of(self.content), len(self.content)))
             assert not cached.was_cached
 
+    @asynccontextmanager
+    async def stored(self, content: bytes) -> AsyncIterator[CachedBlob]:
+        """A blob with these bytes, in use while inside the block, and still in the cache after."""
+        async with MisbehavingServer(honest(content)) as server:
+            blob = BlobRef(server.url(), checksum_of(content), len(content))
+            async with self.cache.fetch(blob, kind="model", max_bytes=MAX_BYTES) as cached:
+                yield cached
+
     def files(self) -> list[str]:
         """Every file of somebody's bytes, and every note on an unfinished one."""
-        own = ("lock", "urls")
+        own = ("lock", "urls", "CACHEDIR.TAG")
         return sorted(
             path.name
             for path in self.folder.rglob("*")
@@ -145,8 +154,9 @@ async def delivery(
     tls: bool = True,
     policy: UrlPolicy = LOCAL,
     limits: DownloadLimits = QUICK,
-    dns: FakeDns | None = None,
+    dns: Resolver | None = None,
     max_bytes: int = 64 << 20,
+    retry_seconds: float = 5.0,
 ) -> AsyncIterator[Delivery]:
     """Everything up and running; an honest server by default."""
     content = random_bytes(300_000) if content is None else content
@@ -154,7 +164,7 @@ async def delivery(
     downloader = Downloader(
         policy, limits, ssl_context=client_context(), resolver=dns or FakeDns(), network=network
     )
-    cache = BlobCache(folder, downloader, max_bytes=max_bytes)
+    cache = BlobCache(folder, downloader, max_bytes=max_bytes, retry_seconds=retry_seconds)
     await cache.start()
     try:
         async with MisbehavingServer(behave or honest(content), tls) as server:

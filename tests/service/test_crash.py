@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from service.cache import download_name
+from service.cache import BlobCache, download_name
 from service.checksum import checksum_of
 from service.competition import BlobRef
+from service.errors import ServiceTrouble
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import delivery
 
 SIZE = 200_000
+CONTENT = random_bytes(300_000)
 NUM_KILLS = 50
 
 
@@ -138,12 +141,10 @@ async def test_after_a_crash_the_download_is_gone_on_with_to_its_end(
 # -- a full disk -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one mebibyte."""
-    folder = tmp_path / "disk"
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", str(folder)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -152,6 +153,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    with _mounted(tmp_path / "disk", "size=1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """A file system that takes about forty files and folders."""
+    with _mounted(tmp_path / "disk", "size=64m,nr_inodes=40") as folder:
+        yield folder
 
 
 async def test_a_full_disk_is_insufficient_storage_and_the_next_request_works(small_disk: Path) -> None:
@@ -172,7 +187,7 @@ async def test_on_a_small_disk_what_nobody_uses_makes_way(small_disk: Path) -> N
         for seed in range(5):
             content = random_bytes(400_000, seed=seed)
             async with (
-                d.cache.put(content) as cached,
+                d.stored(content) as cached,
                 MisbehavingServer(servers.honest(content[::-1])) as server,
             ):
                 reversed_ = await d.fetch(BlobRef(server.url(), checksum_of(content[::-1])))
@@ -191,3 +206,91 @@ async def test_a_limit_on_the_size_of_files_is_insufficient_storage(
         ]
         await fetching.start(tmp_path, *blobs, max_file_bytes=100_000)
         assert await fetching.outcomes() == ["insufficient-storage", checksum_of(small)]
+
+
+async def test_without_inodes_small_blobs_make_way_and_large_ones_stay(few_inodes: Path) -> None:
+    large = random_bytes(2 << 20)
+    async with delivery(few_inodes) as d, MisbehavingServer(servers.honest(large)) as server:
+        blob = BlobRef(server.url(), checksum_of(large), len(large))
+        await d.fetch(blob, max_bytes=1 << 30)
+        for seed in range(40):
+            async with d.stored(random_bytes(100, seed=seed)), d.cache.hold(b"inline"):
+                pass
+        assert (await d.fetch(blob, max_bytes=1 << 30)).was_cached
+        assert d.cache.trouble is None
+
+
+async def _remount(folder: Path, mode: str) -> None:
+    command = ["mount", "-o", f"remount,{mode}", str(folder)]
+    await asyncio.to_thread(subprocess.run, command, check=True)
+
+
+async def _until_trouble(cache: BlobCache, expected: bool) -> None:
+    while (cache.trouble is not None) is not expected:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_disk_that_takes_nothing_is_told_until_it_works_again(small_disk: Path) -> None:
+    async with delivery(small_disk, retry_seconds=0.05) as d:
+        await d.fetch()
+        mirror = d.blob(path="/mirror")
+        await _remount(small_disk, "ro")
+        failure = await d.refused(mirror)
+        assert (failure.full_code, failure.fault, failure.retryable) == ("out-of-resources", "service", True)
+        with pytest.raises(ServiceTrouble):
+            async with d.cache.hold(b"inline"):
+                pass
+        assert (await d.fetch()).was_cached  # what is here can still be read
+        await _until_trouble(d.cache, True)
+        await _remount(small_disk, "rw")
+        await _until_trouble(d.cache, False)
+        assert not (await d.fetch(mirror)).was_cached
+
+
+async def test_a_folder_that_is_gone_is_nobodys_fault_but_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with delivery(folder, retry_seconds=0.05) as d:
+        blob = d.blob()
+        await d.fetch(blob)
+        shutil.rmtree(folder)
+        failure = await d.refused(blob)
+        assert (failure.full_code, failure.fault, failure.retryable) == ("out-of-resources", "service", True)
+        await _until_trouble(d.cache, True)
+
+
+@contextlib.contextmanager
+def _mapping(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has mapped the file and closed it, as a worker does with weights."""
+    code = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ);"
+        "file.close(); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_what_a_worker_has_mapped_is_not_deleted_in_vain(small_disk: Path) -> None:
+    mapped, idle = random_bytes(400_000), random_bytes(400_000, seed=1)
+    with contextlib.ExitStack() as workers:
+        async with delivery(small_disk) as d:
+            async with d.stored(mapped) as cached:
+                worker = workers.enter_context(_mapping(cached.path))
+            async with d.stored(idle):
+                pass
+            await d.fetch()  # the mapped one was used longest ago, and deleting it would free nothing
+            assert d.files() == sorted([checksum_of(mapped), checksum_of(CONTENT)])
+            async with d.cache.hold(bytes(300_000)):
+                with pytest.raises(ServiceTrouble):
+                    async with d.cache.hold(bytes(400_000)):
+                        pass
+            assert checksum_of(mapped) in d.files()
+            worker.kill()
+            await asyncio.to_thread(worker.wait)
+            async with d.stored(idle), d.cache.hold(bytes(400_000)):
+                assert checksum_of(mapped) not in d.files()

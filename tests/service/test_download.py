@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,12 @@ from typing import Any
 import h11
 import pytest
 
-from service.address_guard import SystemResolver
 from service.checksum import checksum_of
 from service.competition import BlobRef
 from service.download import Downloader
 from service.errors import ScoringError
 from service.pace import DownloadProgress
+from service.resolver import SystemResolver
 from service.url_policy import UrlPolicy
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import NAME, MisbehavingServer, Reply, Request, random_bytes
@@ -281,7 +283,7 @@ async def test_three_redirects_are_followed(tmp_path: Path, status: int) -> None
 
 async def test_a_fourth_redirect_is_not_followed(tmp_path: Path) -> None:
     behave = servers.redirecting("/elsewhere", servers.honest(CONTENT), num_times=1000)
-    async with delivery(tmp_path, behave) as d:
+    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         assert len(d.server.requests) % 4 == 0
         await d.assert_still_works()
@@ -372,6 +374,21 @@ async def test_no_time_is_spent_without_end_on_a_file_that_never_stays(tmp_path:
     async with delivery(tmp_path, behave) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         await d.assert_still_works()
+
+
+async def test_a_disk_that_is_slow_is_not_the_publishers_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        time.sleep(0.02)  # 200 kB/s, of the 2 MB/s that the publisher is held to
+        return real(fd, data, offset)
+
+    strict = replace(QUICK, min_bytes_per_second=2e6, num_connections=1)
+    async with delivery(tmp_path, limits=strict) as d:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        assert not (await d.fetch()).was_cached
 
 
 # -- length --------------------------------------------------------------------------------------------------
@@ -665,7 +682,8 @@ async def test_a_whole_without_ranges_that_breaks_starts_from_nothing(tmp_path: 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "truncated"])
 async def test_tries_are_bounded(tmp_path: Path, reset: bool) -> None:
-    async with delivery(tmp_path, servers.breaking_after(0, CONTENT, reset=reset)) as d:
+    behave = servers.breaking_after(0, CONTENT, reset=reset)
+    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
         failure = await d.refused()
         assert (failure.full_code, failure.retryable) == ("model-unavailable", True)
         assert len(d.server.requests) == QUICK.max_attempts

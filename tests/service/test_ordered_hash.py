@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,14 +18,18 @@ from service.file_threads import FileThreads
 from service.partial_file import Origin, PartialFile
 from tests.misbehaving_server import random_bytes
 
+T = TypeVar("T")
+
 
 class NoLimit:
     """Room for everything."""
 
-    async def claim(self, num_bytes: int) -> None: ...
+    async def expect(self, num_bytes: int) -> None: ...
 
-    async def free_some(self) -> bool:
-        return False
+    async def take(self, num_bytes: int) -> None: ...
+
+    async def with_room(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await work()
 
 
 def _pieces(content: bytes, cuts: list[int]) -> list[tuple[int, bytes]]:

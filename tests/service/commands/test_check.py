@@ -1,18 +1,21 @@
 """What `check` says of uploads that went wrong, each in its own words, from a file and over the network."""
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import base58
 import pytest
 
+from service.cache_folder import lock, make_private_folder
 from service.checksum import checksum_of
 from service.commands.check import Checked, check, parse_expected
 from service.commands.diagnosis import Expected
 from service.commands.question import BadUsage
 from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
+from service.lifespan import open_cache
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -193,6 +196,33 @@ async def test_full_downloads_and_verifies(files: FileServer, settings: Settings
     swapped = Expected(TEST_KEY, checksum_of(PLAIN), len(SEALED))
     checked = await check(url, swapped, settings, full=True)
     assert [finding.code for finding in checked.findings] == ["checksum-mismatch"]
+
+
+async def test_full_works_beside_a_running_service_and_leaves_nothing(
+    files: FileServer, settings: Settings
+) -> None:
+    url = files.publish("sealed.enc", SEALED)
+    async with open_cache(settings):
+        before = sorted(settings.data_dir.rglob("*"))
+        checked = await check(url, SEALED_PROMISE, settings, full=True)
+        assert (checked.findings, checked.is_whole) == ([], True)
+        assert list((settings.data_dir / "commands").iterdir()) == []
+        assert sorted(settings.data_dir.rglob("*")) == sorted([*before, settings.data_dir / "commands"])
+
+
+async def test_what_a_killed_command_left_is_deleted_by_the_next(
+    files: FileServer, settings: Settings
+) -> None:
+    left = make_private_folder(settings.data_dir)
+    (left / "blobs").mkdir()
+    os.utime(left, (0, 0))
+    in_use = make_private_folder(settings.data_dir)
+    assert not left.exists()
+    fd = lock(in_use)
+    os.utime(in_use, (0, 0))
+    await check(files.publish("sealed.enc", SEALED), SEALED_PROMISE, settings, full=True)
+    assert in_use.exists()
+    os.close(fd)
 
 
 @pytest.mark.parametrize("start", ["", "  "], ids=["", "after-spaces"])
