@@ -29,7 +29,9 @@ class Runner:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         _prepare_device(config)
-        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(config.device, config.precision)
+        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
+            config.device, config.precision, small_model=config.small_model
+        )
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
         self._in_use: WeightsId | None = None
         self._loading = threading.Lock()
@@ -45,9 +47,9 @@ class Runner:
         """Of the architectures that make the numbers."""
         return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
 
-    def self_test(self) -> str | None:
+    def self_test(self, *, with_large: bool) -> str | None:
         """None when known numbers come out right; else what came out."""
-        wrong: str | None = self._self_test.run()
+        wrong: str | None = self._self_test.run(with_large=with_large)
         return wrong
 
     def resident(self) -> frozenset[WeightsId]:
