@@ -128,3 +128,5 @@ class DeviceStatus:
     restarts: int
     device_name: str = ""
     """What the vendor calls it; empty for a CPU."""
+    trouble: str = ""
+    """Why it is not to be relied on now; empty when nothing is wrong."""
