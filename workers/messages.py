@@ -78,7 +78,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class SelfTestFailed:
-    """The device computes wrongly, or not at all."""
+    """The device computes wrongly, or not at all; the parent ends the process, and whatever it has in hand."""
 
     detail: str
 

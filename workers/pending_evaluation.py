@@ -5,8 +5,6 @@ import logging
 import time
 from typing import Literal
 
-import numpy as np
-
 from workers.errors import NonFiniteResult, WorkerError
 from workers.types import BatchScore, DeviceKind, EvalJob, EvalProgress, OnEvalProgress
 
@@ -107,7 +105,7 @@ class PendingEvaluation:
         self._scores[score.index] = score
         self._last_scored_at = time.monotonic()
         self._report("evaluating")
-        if not _is_finite(score):  # one such batch makes the mean so: the rest is not worth computing
+        if not score.is_finite:  # one such batch makes the mean so: the rest is not worth computing
             self.fail(NonFiniteResult("the loss or the embedding of a batch is NaN or infinite"))
         elif len(self._scores) == self.num_batches and not self.outcome.done():
             self.outcome.set_result([self._scores[index] for index in range(self.num_batches)])
@@ -142,9 +140,3 @@ class PendingEvaluation:
             self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches))
         except Exception:
             logger.exception("the caller's on_progress raised")
-
-
-def _is_finite(score: BatchScore) -> bool:
-    return bool(
-        np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all()
-    )

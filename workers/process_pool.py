@@ -80,16 +80,15 @@ class ProcessPool:
         self._check(job)
         evaluation = PendingEvaluation(job, _num_batches(job), on_progress)
         self._evaluations.append(evaluation)
-        self._dispatch()
         try:
+            self._dispatch()
             scores = await evaluation.outcome
-        finally:
-            self._retire(evaluation)
-        self._quarantine.clear(job)
-        try:
+            self._quarantine.clear(job)
             return self._result(evaluation, scores)
         except MemoryError:
-            raise OutOfMemory("there is too little memory to put the result together") from None
+            raise OutOfMemory("this service has too little memory for the evaluation") from None
+        finally:
+            self._retire(evaluation)
 
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, without waiting."""

@@ -264,7 +264,7 @@ class Supervisor:
             if isinstance(message, PipeClosed):
                 return None
             if isinstance(message, SelfTestFailed):
-                return Death(f"failed its self-test: {message.detail}", Cause.OTHER)
+                return Death(f"failed its self-test: {message.detail}", Cause.ERROR)
             self._note_heard(message)
             self._act_on(message)
             if death := self._overdue():

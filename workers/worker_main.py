@@ -150,6 +150,9 @@ class Worker:
             self._send(Loaded(task.task_id, runner.load(task.job, checkpoint)))
             self._report_resident(runner)
             for score in runner.evaluate(task.job, range(task.start, task.stop), checkpoint):
+                if not score.is_finite and (wrong := runner.self_test(with_large=False)):
+                    self._send(SelfTestFailed(wrong))  # a broken device, and no verdict on these weights
+                    return
                 self._send(BatchDone(task.task_id, score))
         except StopRequested:
             self._send(Stopped(task.task_id))

@@ -67,7 +67,10 @@ class MisbehavingRunner:
             if job.weights_checksum == "slow":
                 _take_long(checkpoint)
             time.sleep(BATCH_SECONDS)
-            yield BatchScore(index, float(index + job.seed), 1.0, np.full(4, index, dtype=np.float32), False)
+            loss = float("nan") if job.weights_checksum.startswith("nan") else float(index + job.seed)
+            if job.weights_checksum == "nan-of-a-spoiled-device":
+                (Path(job.weights_path).parent / "spoiled").touch()
+            yield BatchScore(index, loss, 1.0, np.full(4, index, dtype=np.float32), False)
 
     def _fail_if_sick(self, job: EvalJob) -> None:
         """What a device does that fails in every larger evaluation, as long as the job's folder names it."""

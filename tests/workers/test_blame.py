@@ -16,7 +16,14 @@ from tests.workers.pools import (
     until,
     until_whole,
 )
-from workers.errors import EvaluationCrashesWorker, NoWorker, OutOfMemory, WorkerCrashed, WorkerTrouble
+from workers.errors import (
+    EvaluationCrashesWorker,
+    NonFiniteResult,
+    NoWorker,
+    OutOfMemory,
+    WorkerCrashed,
+    WorkerTrouble,
+)
 from workers.process_pool import ProcessPool
 from workers.types import WorkerConfig
 
@@ -135,6 +142,22 @@ async def test_one_evaluation_alone_takes_no_device_out_of_service(tmp_path: Pat
             with pytest.raises(WorkerTrouble):
                 await pool.evaluate(job("exits", tmp_path))
         await until_whole(pool)
+
+
+# -- a result that is not finite
+
+
+async def test_weights_that_give_no_finite_result_are_refused(tmp_path: Path) -> None:
+    async with misbehaving_pool() as pool:
+        with pytest.raises(NonFiniteResult):
+            await pool.evaluate(job("nan", tmp_path))
+        assert restarts(pool) == 0
+
+
+async def test_nan_of_a_device_that_computes_wrongly_is_no_verdict(tmp_path: Path) -> None:
+    async with misbehaving_pool([WorkerConfig(f"wrong:{tmp_path / 'spoiled'}")]) as pool:
+        with pytest.raises(WorkerTrouble):
+            await pool.evaluate(job("nan-of-a-spoiled-device", tmp_path))
 
 
 # -- faults
