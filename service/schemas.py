@@ -386,6 +386,8 @@ class Device(_Wire):
     busy: bool
     restarts: int
     """How often its process had to be started again."""
+    trouble: str
+    """Why it is not to be relied on now, such as that it is out of service; empty when nothing is wrong."""
 
 
 class Readiness(_Wire):

@@ -22,7 +22,7 @@ class Architecture(Protocol):
     ModelRunner: Any
     """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device."""
     SelfTest: Any
-    """(device, precision) -> whose `run()` says what a device computes wrongly, None if nothing."""
+    """(device, precision, small_model=) -> whose `run(with_large=)` says what a device computes wrongly, or None."""
 
     EvaluationRefused: Any
     """Base of the verdicts, exceptions with a `detail` whose names are those in `workers.errors`."""

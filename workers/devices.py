@@ -1,14 +1,15 @@
 """Which devices there are, and each worker's fair share of the machine, found without importing torch."""
 
+import contextlib
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from workers.errors import NoWorker
+from workers.isolated_python import python_command, python_environment
 from workers.types import WorkerConfig
 
 logger = logging.getLogger(__name__)
@@ -16,11 +17,14 @@ logger = logging.getLogger(__name__)
 CPU_MEMORY_SHARE = 0.5
 """Of the memory that is free at the start, what all CPU workers' resident weights may take together."""
 
+_KILL_SECONDS = 1.0
+"""How long to wait for a killed process: one that hangs in a driver never ends."""
+
 
 def resolve_devices(names: Sequence[str]) -> list[str]:
     """Torch devices, one worker each: "auto" is every GPU or else one CPU worker, "cuda" every GPU.
 
-    Raises NoWorker when a GPU is asked for and there is none.
+    Raises NoWorker when a GPU is asked for and there is none, and what `count_gpus` raises.
     """
     devices: list[str] = []
     for name in names:
@@ -34,16 +38,51 @@ def resolve_devices(names: Sequence[str]) -> list[str]:
     return devices
 
 
-def count_gpus() -> int:
-    """GPUs that torch can use. Asks torch in a process of its own, where a driver is to be seen at all."""
-    if not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
+def count_gpus(timeout_seconds: float = 120.0) -> int:
+    """GPUs that torch can use. Asks torch in a process of its own, where a driver is to be seen at all.
+
+    Raises NoWorker when no answer comes in time, or no process can be started.
+    """
+    if not _has_gpu_driver():
         return 0
     question = "import torch; print(torch.cuda.device_count())"
-    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
-    num_gpus = int(answer.stdout) if answer.returncode == 0 else 0
+    try:
+        process = subprocess.Popen(
+            python_command("-c", question),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=python_environment(),
+            cwd="/",
+            text=True,
+        )
+    except OSError as error:
+        raise NoWorker(f"torch could not be asked for GPUs: {error.strerror}") from None
+    answer = _answer_within(process, timeout_seconds)
+    if answer is None:
+        raise NoWorker(
+            f"torch did not say within {timeout_seconds:g} s how many GPUs there are: their driver may hang; "
+            "device cpu asks no driver"
+        )
+    num_gpus = int(answer) if answer.strip().isdecimal() else 0
     if num_gpus == 0:
         logger.warning("there is a GPU driver, but torch can use no GPU")
     return num_gpus
+
+
+def _has_gpu_driver() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def _answer_within(process: "subprocess.Popen[str]", timeout_seconds: float) -> str | None:
+    """What the process prints; None when it must be killed, perhaps in vain."""
+    try:
+        return process.communicate(timeout=timeout_seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_KILL_SECONDS)
+        return None
 
 
 def share_machine(config: WorkerConfig, devices: Sequence[str]) -> list[WorkerConfig]:

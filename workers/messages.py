@@ -52,7 +52,7 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """Prove again that you compute rightly."""
+    """Prove again that you compute rightly, with the small evaluation."""
 
 
 ToWorker = Configure | Evaluate | Stop | Prefetch | SelfTest
@@ -62,12 +62,15 @@ ToWorker = Configure | Evaluate | Stop | Prefetch | SelfTest
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The process runs; says nothing of the job."""
+    """The process runs; whether its work advances is told by `progress` alone."""
+
+    progress: int = 0
+    """Rises whenever the work advances: a layer of a batch, a piece of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The self-test passed."""
+    """The self-test passed; the first of a process has a large evaluation too."""
 
     device_name: str
     versions: dict[str, str]
@@ -75,14 +78,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class SelfTestFailed:
-    """The device computes wrongly, or not at all."""
+    """The device computes wrongly, or not at all; the parent ends the process, and whatever it has in hand."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """From here on the worker's death is this task's doing."""
+    """From here on the task is in the worker's hands: its death is one during this task."""
 
     task_id: int
 

@@ -5,13 +5,13 @@ import logging
 import time
 from typing import Literal
 
-import numpy as np
-
-from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed, WorkerError
-from workers.quarantine import MAX_DEATHS
+from workers.errors import NonFiniteResult, WorkerError
 from workers.types import BatchScore, DeviceKind, EvalJob, EvalProgress, OnEvalProgress
 
 logger = logging.getLogger(__name__)
+
+MAX_DEATHS = 2
+"""Workers that may be lost during one evaluation."""
 
 
 class PendingEvaluation:
@@ -32,7 +32,6 @@ class PendingEvaluation:
         self._on_progress = on_progress
         self._devices: set[str] = set()
         self._deaths = 0
-        self._deaths_by_own_doing = 0
         self.load_seconds = 0.0
         """The longest that a worker took to load the weights; 0.0 when none had to."""
         self._first_loaded_at = 0.0
@@ -42,13 +41,18 @@ class PendingEvaluation:
 
     @property
     def num_free(self) -> int:
-        """Batches that nobody has yet; none once there is an outcome."""
-        return 0 if self.outcome.done() else sum(len(batches) for batches in self._free)
+        """Batches that anybody may take; none once there is an outcome, or as many workers were lost as may be."""
+        return 0 if self.outcome.done() or self.is_exhausted else sum(len(batches) for batches in self._free)
 
     @property
     def num_left(self) -> int:
         """Batches that are not done."""
         return self.num_batches - len(self._scores)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether as many workers were lost as may be: no further one is given to it."""
+        return self._deaths >= MAX_DEATHS
 
     def gains_by(self, holds_weights: bool) -> bool:
         """Whether a further worker makes it faster: the others need longer than it would take to load."""
@@ -78,6 +82,15 @@ class PendingEvaluation:
         if undone:
             self._free.append(range(undone[0], undone[-1] + 1))
             self._free.sort(key=lambda batches: batches.start)
+        if not self.running and not self._scores:  # nothing is done: any kind of device will do
+            self.start_over()
+
+    def start_over(self) -> None:
+        """Forget what was done on devices of one kind, for no more of that kind are to be had; nothing runs."""
+        self.kind = None
+        self._devices.clear()
+        self._scores.clear()
+        self._free = [range(self.num_batches)]
 
     def loaded(self, device: str, seconds: float, versions: dict[str, str]) -> None:
         """A worker has the weights on its device; it took `seconds`, 0.0 when they were there."""
@@ -92,7 +105,7 @@ class PendingEvaluation:
         self._scores[score.index] = score
         self._last_scored_at = time.monotonic()
         self._report("evaluating")
-        if not _is_finite(score):  # one such batch makes the mean so: the rest is not worth computing
+        if not score.is_finite:  # one such batch makes the mean so: the rest is not worth computing
             self.fail(NonFiniteResult("the loss or the embedding of a batch is NaN or infinite"))
         elif len(self._scores) == self.num_batches and not self.outcome.done():
             self.outcome.set_result([self._scores[index] for index in range(self.num_batches)])
@@ -101,15 +114,10 @@ class PendingEvaluation:
         """A range came to its end."""
         self.running.pop(task_id)
 
-    def worker_died(self, task_id: int, own_doing: bool) -> None:
-        """A worker died of this evaluation, or at least during it; the second one ends it."""
+    def worker_died(self, task_id: int) -> None:
+        """A worker was lost during this evaluation."""
         self.give_back(task_id)
         self._deaths += 1
-        self._deaths_by_own_doing += own_doing
-        if self._deaths_by_own_doing >= MAX_DEATHS:
-            self.fail(EvaluationCrashesWorker("two workers died of this evaluation"))
-        elif self._deaths >= MAX_DEATHS:
-            self.fail(WorkerCrashed("two workers were lost during this evaluation"))
 
     def fail(self, error: WorkerError) -> None:
         """There will be no result."""
@@ -132,9 +140,3 @@ class PendingEvaluation:
             self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches))
         except Exception:
             logger.exception("the caller's on_progress raised")
-
-
-def _is_finite(score: BatchScore) -> bool:
-    return bool(
-        np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all()
-    )

@@ -8,16 +8,25 @@ the same to the bit however it was cut. The parent never imports torch.
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.architectures import UnknownArchitecture, load_architecture
-from workers.errors import EmptyData, EvaluationCrashesWorker, NonFiniteResult, NoWorker, WeightsInvalid
+from workers.errors import (
+    EmptyData,
+    NonFiniteResult,
+    NoWorker,
+    OutOfMemory,
+    WeightsInvalid,
+    WorkerCrashed,
+)
+from workers.isolated_python import absolute_path
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.pending_evaluation import PendingEvaluation
 from workers.quarantine import Quarantine
-from workers.supervisor import Death, Patience, State, Supervisor
+from workers.supervisor import Patience, State, Supervisor
 from workers.types import (
     BatchScore,
     DeviceKind,
@@ -27,10 +36,8 @@ from workers.types import (
     OnEvalProgress,
     WorkerConfig,
 )
+from workers.worker_death import Death
 from workers.worker_process import ENTRY_MODULE
-
-MAX_FAILED_STARTS = 3
-"""Starts in a row without a passed self-test after which a worker is no longer waited for."""
 
 
 class ProcessPool:
@@ -60,7 +67,7 @@ class ProcessPool:
         await self._settled.wait()
         if self._hopeless():
             await self.close()
-            raise NoWorker(f"no worker could start: {self._workers[0].last_trouble}")
+            raise NoWorker(f"no worker could start: {self._workers[0].trouble}")
 
     async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
         """Evaluate one model on one data set, on every device that is idle.
@@ -69,16 +76,19 @@ class ProcessPool:
         device too. `on_progress` is called on the event loop, after each batch.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
+        job = _with_absolute_paths(job)
         self._check(job)
         evaluation = PendingEvaluation(job, _num_batches(job), on_progress)
         self._evaluations.append(evaluation)
-        self._dispatch()
         try:
+            self._dispatch()
             scores = await evaluation.outcome
+            self._quarantine.clear(job)
+            return self._result(evaluation, scores)
+        except MemoryError:
+            raise OutOfMemory("this service has too little memory for the evaluation") from None
         finally:
             self._retire(evaluation)
-        self._quarantine.acquit(job)
-        return self._result(evaluation, scores)
 
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, without waiting."""
@@ -94,6 +104,11 @@ class ProcessPool:
             evaluation.fail(NoWorker("the pool was closed"))
 
     # -- what the supervisors report
+
+    def worker_started(self, worker: Supervisor) -> None:
+        """A new process has passed its whole self-test: the faults its device had were not its own."""
+        self._quarantine.device_passed(self._workers.index(worker))
+        self._judge_all()
 
     def worker_idle(self, worker: Supervisor) -> None:
         """The worker can take a task."""
@@ -118,26 +133,39 @@ class ProcessPool:
 
     def worker_died(self, worker: Supervisor, death: Death) -> None:
         """The process is gone: what it had in hand goes to another, if it may."""
+        index = self._workers.index(worker)
         if death.task:
             evaluation = self._forget(death.task)
-            evaluation.worker_died(death.task.task_id, death.own_doing)
-            if death.own_doing:
-                self._quarantine.record_death(evaluation.job)
+            evaluation.worker_died(death.task.task_id)
+            num_alike = sum(other.kind == worker.kind for other in self._workers)
+            self._quarantine.record_death(evaluation.job, index, num_alike, death.cause)
         elif death.unaccepted_task:
             self._forget(death.unaccepted_task).give_back(death.unaccepted_task.task_id)
+        if death.starting or worker.hopeless:
+            self._quarantine.device_failed(index)
         self._note_settled()
-        for evaluation in self._evaluations:
-            if self._hopeless(evaluation.kind):
-                evaluation.fail(NoWorker(f"no worker can start: {worker.last_trouble}"))
+        self._judge_all()
         self._dispatch()
+
+    def _judge_all(self) -> None:
+        """Fail each evaluation that no worker may or can take any more."""
+        for evaluation in self._evaluations:
+            if refusal := self._quarantine.refusal(evaluation.job):
+                evaluation.fail(refusal)
+            elif evaluation.is_exhausted and not self._quarantine.awaits_test(evaluation.job):
+                evaluation.fail(WorkerCrashed("two workers were lost during this evaluation"))
+            elif self._hopeless():
+                evaluation.fail(NoWorker(f"no worker can start: {self._workers[0].trouble}"))
+            elif self._hopeless(evaluation.kind):
+                evaluation.start_over()
 
     # -- policy
 
     def _check(self, job: EvalJob) -> None:
         if job.data_size < 1:
             raise EmptyData("there are no bytes to evaluate on")
-        if self._quarantine.holds(job):
-            raise EvaluationCrashesWorker("this evaluation has recently ended two workers")
+        if refusal := self._quarantine.refusal(job):
+            raise refusal
         if not self._lives or self._hopeless():
             raise NoWorker("no worker is alive, and none will be soon")
 
@@ -154,7 +182,7 @@ class ProcessPool:
         """The oldest evaluation that nobody works on, and the best worker for it."""
         for evaluation in self._evaluations:
             if evaluation.num_free and not evaluation.running:
-                worker = _best_worker(idle, evaluation)
+                worker = self._best_worker(idle, evaluation)
                 if worker:
                     return evaluation, worker
         return None
@@ -162,21 +190,51 @@ class ProcessPool:
     def _next_to_help(self, idle: list[Supervisor]) -> tuple[PendingEvaluation, Supervisor] | None:
         """The evaluation with most left of those that a further worker makes faster, and that worker."""
         for evaluation in sorted(self._evaluations, key=lambda each: each.num_free, reverse=True):
-            worker = _best_worker(idle, evaluation)
+            worker = self._best_worker(idle, evaluation)
             if worker and evaluation.gains_by(evaluation.job.weights_id in worker.resident):
                 return evaluation, worker
         return None
+
+    def _best_worker(self, idle: list[Supervisor], evaluation: PendingEvaluation) -> Supervisor | None:
+        """One that holds the weights already, else a GPU, else one that holds least.
+
+        An evaluation stays on devices of one kind, on which it has one result to the bit. One that a worker was
+        lost in goes to another device, where there is one.
+        """
+        weights = evaluation.job.weights_id
+        avoided = self._quarantine.suspicious_workers(evaluation.job)
+        alike = {
+            index: worker
+            for index, worker in enumerate(self._workers)
+            if evaluation.kind in (None, worker.kind) and not worker.hopeless
+        }
+        allowed = [worker for index, worker in alike.items() if index not in avoided]
+        return min(
+            (worker for worker in allowed or alike.values() if worker in idle),
+            key=lambda worker: (
+                weights not in worker.resident,
+                worker.kind.device == "cpu",
+                len(worker.resident),
+            ),
+            default=None,
+        )
 
     def _load_ahead(self) -> None:
         """All are busy: the worker with least left to do loads the next evaluation's weights meanwhile."""
         waiting = (each for each in self._evaluations if each.num_free and not each.running)
         evaluation = next(waiting, None)
-        busy = [worker for worker in self._workers if worker.state is State.BUSY]
+        busy = [
+            worker for worker in self._workers if worker.state is State.BUSY and not self._on_trial(worker)
+        ]
         if evaluation is None or evaluation.loading_ahead or not busy:
             return
         evaluation.loading_ahead = True
         if not any(evaluation.job.weights_id in worker.resident for worker in busy):
             min(busy, key=self._num_left).prefetch(evaluation.job)
+
+    def _on_trial(self, worker: Supervisor) -> bool:
+        """Whether its task has ended a worker before: if it does so again, nothing else may be the cause."""
+        return bool(worker.task and self._quarantine.suspicious_workers(worker.task.job))
 
     def _num_left(self, worker: Supervisor) -> int:
         """Batches until this busy worker is likely to be free."""
@@ -226,14 +284,15 @@ class ProcessPool:
 
     def _hopeless(self, kind: DeviceKind | None = None) -> bool:
         """Whether no worker (of this kind) is likely to live soon."""
-        wanted = [worker for worker in self._workers if kind in (None, worker.kind)]
-        return all(worker.failed_starts >= MAX_FAILED_STARTS for worker in wanted)
+        return all(worker.hopeless for worker in self._workers if kind in (None, worker.kind))
 
     def _note_settled(self) -> None:
-        if all(
-            worker.status().ready or worker.failed_starts >= MAX_FAILED_STARTS for worker in self._workers
-        ):
+        if all(worker.settled for worker in self._workers):
             self._settled.set()
+
+
+def _with_absolute_paths(job: EvalJob) -> EvalJob:
+    return replace(job, weights_path=absolute_path(job.weights_path), data_path=absolute_path(job.data_path))
 
 
 def _num_batches(job: EvalJob) -> int:
@@ -247,22 +306,4 @@ def _num_batches(job: EvalJob) -> int:
 def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:
     return np.concatenate(
         [score.token_cross_entropy for score in scores if score.token_cross_entropy is not None]
-    )
-
-
-def _best_worker(idle: list[Supervisor], evaluation: PendingEvaluation) -> Supervisor | None:
-    """One that holds the weights already, else a GPU, else one that holds least.
-
-    An evaluation stays on devices of one kind, on which it has one result to the bit.
-    """
-    weights = evaluation.job.weights_id
-    alike = [worker for worker in idle if evaluation.kind in (None, worker.kind)]
-    return min(
-        alike,
-        key=lambda worker: (
-            weights not in worker.resident,
-            worker.kind.device == "cpu",
-            len(worker.resident),
-        ),
-        default=None,
     )

@@ -91,6 +91,12 @@ class BatchScore:
     token_cross_entropy: NDArray[np.float32] | None = None
     """[sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither the loss nor the embedding is NaN or infinite."""
+        numbers = np.isfinite([self.cross_entropy, self.sig_reg])
+        return bool(numbers.all() and np.isfinite(self.embedding).all())
+
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
@@ -128,3 +134,5 @@ class DeviceStatus:
     restarts: int
     device_name: str = ""
     """What the vendor calls it; empty for a CPU."""
+    trouble: str = ""
+    """Why it is not to be relied on now; empty when nothing is wrong."""

@@ -6,12 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
+from workers.isolated_python import python_command, python_environment
 from workers.messages import Decoder, FromWorker, ToWorker, encode
 from workers.types import WorkerConfig
+from workers.worker_output import WorkerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,6 @@ _KILL_SECONDS = 10.0
 """A process that lives longer than this after SIGKILL sits in the kernel for good."""
 _KEPT_WHEN_FREED_BYTES = 32 << 20
 """The most glibc takes. By default it gives a batch's memory back to the system, and the next faults it in again."""
-_STDERR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,20 @@ class PipeClosed:
 class WorkerProcess:
     """A live worker process and our end of its pipe. Make one with `spawn`."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], transport: asyncio.Transport, pipe: "_Pipe") -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        transport: asyncio.Transport,
+        pipe: "_Pipe",
+        output: WorkerOutput,
+    ) -> None:
         self._popen = popen
         self._transport = transport
         self._pipe = pipe
+        self._output = output
         self.pid = popen.pid
+        self.was_ended_here = False
+        """Whether a signal of ours may have ended it."""
 
     @classmethod
     async def spawn(cls, config: WorkerConfig, entry_module: str = ENTRY_MODULE) -> "WorkerProcess":
@@ -46,15 +55,24 @@ class WorkerProcess:
         Raises OSError when the machine has no room for another process.
         """
         ours, theirs = socket.socketpair()
-        try:
-            transport, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
+        with theirs:
             try:
-                return cls(_start(entry_module, theirs.fileno(), _environment(config)), transport, pipe)
+                transport, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
+            except BaseException:
+                ours.close()
+                raise
+            try:
+                popen = _start(entry_module, theirs.fileno(), _environment(config))
             except BaseException:
                 transport.close()
                 raise
-        finally:
-            theirs.close()
+        process = cls(popen, transport, pipe, WorkerOutput(config.device))
+        try:
+            await process._output.read_from(popen)
+        except BaseException:
+            await asyncio.shield(process.kill())
+            raise
+        return process
 
     def send(self, message: ToWorker) -> None:
         """Put a message on its way; nothing happens when the worker is gone."""
@@ -78,6 +96,7 @@ class WorkerProcess:
         if self._pipe.closed_by_worker:  # dying already, if it has not been told otherwise
             await self._exited_within(term_grace_seconds)
         if self._popen.poll() is None:
+            self.was_ended_here = True
             self._popen.terminate()
             await self._exited_within(term_grace_seconds)
         return await self.kill()
@@ -86,8 +105,10 @@ class WorkerProcess:
         """End the process now, frozen or not, and reap it; returns its exit status."""
         self._transport.close()
         if self._popen.poll() is None:
+            self.was_ended_here = True
             self._popen.send_signal(signal.SIGKILL)
             await self._exited_within(_KILL_SECONDS)
+        await self._output.close()
         if self._popen.returncode is None:
             logger.error("process %d cannot even be killed: its driver hangs", self.pid)
             return -signal.SIGKILL
@@ -125,19 +146,20 @@ class _Pipe(asyncio.Protocol):
 
 def _start(entry_module: str, fd: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", entry_module, str(fd), str(os.getpid())],
+        python_command("-m", entry_module, str(fd), str(os.getpid())),
         stdin=subprocess.DEVNULL,
-        stdout=_STDERR,  # our stdout may be somebody's JSON
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         pass_fds=(fd,),
         env=environment,
+        cwd="/",  # a folder that is always there
         process_group=0,  # Ctrl-C in the terminal reaches the parent alone
     )
 
 
 def _environment(config: WorkerConfig) -> dict[str, str]:
     """The worker's: our import path, its share of threads, and none of the service's secrets."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = python_environment()
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic cuBLAS; read when CUDA starts
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to other workers
     for threshold in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # glibc: reuse what was freed

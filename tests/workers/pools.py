@@ -16,6 +16,7 @@ MISBEHAVING = "tests.workers.misbehaving"
 IMPATIENT = Patience(
     heartbeat=0.1,
     frozen=2.0,
+    progress=2.0,
     start=30.0,
     test=10.0,
     stop=0.5,

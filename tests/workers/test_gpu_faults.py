@@ -9,7 +9,7 @@ import torch
 
 from tests.recipe import golden_cases, make_data, small_weights_bytes
 from tests.workers.pools import pids, until_whole
-from workers.errors import EvaluationCrashesWorker, OutOfMemory
+from workers.errors import OutOfMemory, WorkerCrashed
 from workers.process_pool import ProcessPool
 from workers.types import EvalJob, WorkerConfig
 
@@ -56,7 +56,7 @@ async def test_exhausted_memory_costs_one_job(pool: ProcessPool, tmp_path: Path)
 
 async def test_a_fault_costs_the_worker_and_its_successor_goes_on(pool: ProcessPool, tmp_path: Path) -> None:
     known = pids(pool)
-    with pytest.raises(EvaluationCrashesWorker):
+    with pytest.raises(WorkerCrashed):
         await pool.evaluate(job("touches-foreign-memory", tmp_path))
     await until_whole(pool)
     assert pids(pool) != known

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from workers.errors import EvaluationCrashesWorker, NonFiniteResult, WorkerCrashed
+from workers.errors import NonFiniteResult
 from workers.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
 
@@ -42,7 +42,7 @@ async def test_what_a_dead_worker_left_is_anybodys() -> None:
     assert one.take(1, CPU, num_workers=1) == range(10)
     for index in range(4):
         one.batch_done(score(index))
-    one.worker_died(1, own_doing=False)
+    one.worker_died(1)
     assert one.take(2, CPU, num_workers=1) == range(4, 10)
 
 
@@ -66,25 +66,31 @@ async def test_every_batch_is_done_once_whoever_dies(seed: int) -> None:
     assert [each.index for each in await one.outcome] == list(range(64))
 
 
-@pytest.mark.parametrize(
-    ("own_doing", "error"),
-    [
-        ((True, True), EvaluationCrashesWorker),
-        ((True, False), WorkerCrashed),
-        ((False, True), WorkerCrashed),
-        ((False, False), WorkerCrashed),
-    ],
-)
-async def test_only_deaths_of_its_own_doing_are_a_verdict(
-    own_doing: tuple[bool, bool], error: type[Exception]
-) -> None:
+async def test_after_two_deaths_no_further_worker_is_given() -> None:
     one = evaluation(4)
-    for task_id, own in enumerate(own_doing):
-        assert not one.outcome.done()
+    for task_id in range(2):
+        assert not one.is_exhausted
         one.take(task_id, CPU, num_workers=1)
-        one.worker_died(task_id, own)
-    with pytest.raises(error):
-        await one.outcome
+        one.worker_died(task_id)
+    assert one.is_exhausted
+    assert one.num_free == 0
+
+
+async def test_another_kind_of_device_may_take_over_what_nothing_was_done_of() -> None:
+    one = evaluation(4)
+    one.take(1, CPU, num_workers=1)
+    one.worker_died(1)
+    assert one.kind is None
+
+
+async def test_what_was_done_on_one_kind_of_device_is_not_mixed_with_another() -> None:
+    one = evaluation(4)
+    one.take(1, CPU, num_workers=1)
+    one.batch_done(score(0))
+    one.worker_died(1)
+    assert one.kind == CPU
+    one.start_over()
+    assert one.take(2, DeviceKind("cuda", "any"), num_workers=1) == range(4)
 
 
 async def test_one_batch_that_is_not_finite_ends_it() -> None:

@@ -1,0 +1,32 @@
+"""How another Python is started: with this process's import path, and without running code of any other folder."""
+
+import os
+import sys
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return "/"
+
+
+_START_FOLDER = _current_folder()
+"""Where this process was started; the folder may be gone when a path is needed."""
+
+
+def absolute_path(path: str) -> str:
+    """The path as it was meant when this process started: other processes are started in `/`."""
+    return os.path.join(_START_FOLDER, path)
+
+
+def python_command(*arguments: str) -> list[str]:
+    """The command of this Python with these arguments; `-P` keeps the current folder out of its import path."""
+    return [sys.executable, "-P", *arguments]
+
+
+def python_environment() -> dict[str, str]:
+    """This process's environment with its import path, and without the service's settings: some are secret."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
+    environment["PYTHONPATH"] = os.pathsep.join(absolute_path(path) for path in sys.path)
+    return environment
