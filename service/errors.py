@@ -29,11 +29,15 @@ ScoringError
     ├── WorkerCrashed            worker-crashed
     ├── OutOfMemory              out-of-memory
     ├── InsufficientStorage      insufficient-storage
+    ├── OutOfResources           out-of-resources            descriptors, threads, memory, ports, a disk that works
     └── InternalError            internal-error              our bug; not retryable
 
 Messages are for people and carry no key, no URL, no address and no path.
 """
 
+import errno
+import socket
+import ssl
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self, get_args
 
@@ -293,12 +297,72 @@ class InsufficientStorage(ServiceTrouble):
     title = "The disk is full"
 
 
+class OutOfResources(ServiceTrouble):
+    """This machine has no descriptor, thread, memory or port left, or its disk does not work."""
+
+    code = "out-of-resources"
+    title = "The machine is out of resources"
+
+
 class InternalError(ServiceTrouble):
     """A bug of this service."""
 
     code = "internal-error"
     title = "The service has failed"
     retryable = False
+
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_EXHAUSTED: dict[int, str] = {
+    errno.EMFILE: "this machine is out of file descriptors",
+    errno.ENFILE: "this machine is out of file descriptors",
+    errno.ENOMEM: "this machine is out of memory",
+    errno.EAGAIN: "this machine is out of threads or processes",
+    errno.ENOBUFS: "this machine is out of network buffers",
+    errno.EADDRNOTAVAIL: "this machine is out of network ports",
+    **dict.fromkeys(
+        (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+        "the disk of this machine cannot be read or written",
+    ),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM),
+        "a file or folder of this service is gone or cannot be used",
+    ),
+}
+"""None of these errors is ever the doing of a server that we connect to."""
+
+
+def exhaustion_of(error: BaseException) -> ServiceTrouble | None:
+    """What this machine lacks, if that is what the exception, or one that it was raised from, says.
+
+    Every exception of the system is judged here, and nowhere else, so that a lack of this machine's own is
+    never held against a publisher. None for every other exception: a refused connection, an unknown host.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (trouble := _exhaustion_of_one(cause)) is not None:
+            return trouble
+        cause = cause.__cause__
+    return None
+
+
+def _exhaustion_of_one(error: BaseException) -> ServiceTrouble | None:
+    match error:
+        case MemoryError():
+            return OutOfResources(_EXHAUSTED[errno.ENOMEM])
+        case RuntimeError() if "can't start new thread" in str(error):
+            return OutOfResources(_EXHAUSTED[errno.EAGAIN])
+        # The numbers of these two are not those of errno.
+        case ssl.SSLError():
+            return None
+        case socket.gaierror():
+            is_ours = error.errno == socket.EAI_MEMORY
+            return OutOfResources(_EXHAUSTED[errno.ENOMEM]) if is_ours else None
+        case OSError() if error.errno in _DISK_FULL:
+            return InsufficientStorage("the disk of this machine is full")
+        case OSError() if error.errno in _EXHAUSTED:
+            return OutOfResources(_EXHAUSTED[error.errno])
+    return None
 
 
 def all_codes() -> tuple[str, ...]:

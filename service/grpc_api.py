@@ -94,6 +94,7 @@ ANSWERS: dict[type[ScoringError], Answer] = {
     errors.WorkerCrashed: Answer(StatusCode.INTERNAL, "a worker died under the request"),
     errors.OutOfMemory: Answer(StatusCode.INTERNAL, "the device is out of memory"),
     errors.InsufficientStorage: Answer(StatusCode.INTERNAL, "the disk is full"),
+    errors.OutOfResources: Answer(StatusCode.INTERNAL, "this machine is out of resources"),
     errors.InternalError: Answer(StatusCode.INTERNAL, "the service has failed"),
 }
 """One row for every class that is raised; a class without a row is told as its nearest parent with one."""

@@ -63,6 +63,7 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.WorkerCrashed: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutOfMemory: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InsufficientStorage: HTTPStatus.INSUFFICIENT_STORAGE,
+    errors.OutOfResources: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """One row per failure; a test proves that none is missing."""

@@ -27,6 +27,7 @@ _REMEDIES = {
     "deadline-exceeded": "Give it less data, or raise the service's --request-timeout-seconds.",
     "worker-crashed": "Try again; if it stays so, report it with the command you gave.",
     "out-of-memory": "Close what else uses the device, or take --device cpu.",
+    "out-of-resources": "Close other programs, or raise the limits (ulimit -n, ulimit -u), and try again.",
     "insufficient-storage": "Make room, or give --data-dir another place.",
 }
 

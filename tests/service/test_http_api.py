@@ -49,7 +49,8 @@ def test_only_trouble_is_retryable() -> None:
     retryable = {cls.code for cls in every_error() if cls.retryable}
     assert retryable == {
         *("{blob}-unavailable", "download-timeout", "queue-full", "draining", "no-worker"),
-        *("deadline-exceeded", "worker-crashed", "out-of-memory", "insufficient-storage"),
+        *("deadline-exceeded", "worker-crashed", "out-of-memory", "out-of-resources"),
+        "insufficient-storage",
     }
 
 
