@@ -343,6 +343,13 @@ def serve(
             help="Port of the network's scoring.Scoring; off for none, 0 for a free one (default 9124)."
         ),
     ] = None,
+    grpc_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address that gRPC listens on, which asks for no API key "
+            "(default 127.0.0.1 when API keys are set, else that of --host)."
+        ),
+    ] = None,
     device: DeviceFlag = None,
     small_model: SmallModelFlag = None,
     precision: PrecisionFlag = None,
@@ -429,7 +436,7 @@ def _serve(settings: "Settings") -> None:
 
     configure_log(settings.log_format, settings.log_level)
     with _said_in_one_line("cannot serve: "):
-        asyncio.run(serve(settings, print_addresses))
+        raise typer.Exit(asyncio.run(serve(settings, print_addresses)))
 
 
 @app.command()
