@@ -49,6 +49,11 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def abort_connections(self) -> None:
+        """To their requests it is as if the clients had left."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> int:
     """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped and told so at the limit.
@@ -156,7 +161,7 @@ async def _http_api(
         yield _url(*listener.getsockname()[:2])
     finally:
         server.should_exit = True
-        async with shutdown.when_urgent(lambda: setattr(server, "force_exit", True)):
+        async with shutdown.when_urgent(server.abort_connections):
             await serving
 
 
