@@ -151,6 +151,7 @@ async def serve_grpc(
     port: int,
     is_ready: Callable[[], bool],
     metrics: Metrics,
+    max_models: int = MAX_MANIFESTS,
     max_connections: int = 1024,
     max_messages_arriving: int = MAX_MESSAGES_ARRIVING,
     message_seconds: float = MESSAGE_SECONDS,
@@ -166,7 +167,7 @@ async def serve_grpc(
     """
 
     async def score(message: bytes) -> bytes:
-        competition = competition_of(_decoded(ScoreRequest.decode, message))
+        competition = competition_of(_decoded(ScoreRequest.decode, message), max_models)
         return response_of(await scorer.score(competition)).encode()
 
     async def health(message: bytes) -> bytes:
@@ -312,10 +313,10 @@ def _decoded(decode: Callable[[bytes], T], message: bytes) -> T:
         raise InvalidRequest(str(error)) from None
 
 
-def competition_of(request: ScoreRequest) -> Competition:
+def competition_of(request: ScoreRequest, max_models: int) -> Competition:
     """What the request asks. Raises InvalidRequest or InvalidKey."""
-    if len(request.model_manifests) > MAX_MANIFESTS:
-        raise InvalidRequest("model_manifests has too many models")
+    if len(request.model_manifests) > max_models:  # reading thousands of checksums would hold everybody up
+        raise InvalidRequest(f"a competition must have 1 to {max_models} models")
     if not is_checksum(request.data_checksum):
         raise InvalidRequest("the data needs a Blake2b-256 digest in Base58")
     return Competition(

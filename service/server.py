@@ -123,6 +123,7 @@ async def run_service(
                 port=settings.grpc_port,
                 is_ready=lambda: parts.readiness() == "ready",
                 metrics=parts.metrics,
+                max_models=settings.max_models,
                 max_connections=connections.grpc,
                 grace_seconds=_LAST_GOODBYES_SECONDS,
                 shutdown=shutdown,

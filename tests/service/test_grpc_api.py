@@ -326,6 +326,15 @@ async def test_a_request_that_makes_no_sense_is_an_invalid_argument(
     assert door.scorer.asked == []
 
 
+async def test_more_models_than_the_service_takes_are_not_looked_at() -> None:
+    async with served(max_models=2) as door:
+        request = replace(REQUEST, model_manifests=(ManifestInput("u", "0OIl", 1),) * 3)
+        assert await door.outcome("Score", request.encode()) == (
+            StatusCode.INVALID_ARGUMENT,
+            "the request is not valid: a competition must have 1 to 2 models",
+        )
+
+
 async def test_every_error_arrives_as_the_table_has_it(door: Door) -> None:
     for cls in RAISED:
         for error, _ in failures(cls, "x"):
