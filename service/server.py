@@ -130,7 +130,9 @@ async def run_service(
             ) as grpc_port:
                 url = _url(settings.grpc_listen_host, grpc_port)
                 if not _is_loopback(settings.grpc_listen_host):
-                    log.warning("gRPC has no authentication, and listens beyond this machine", address=url)
+                    log.warning(
+                        "gRPC has no authentication: whoever can reach its address may use it", address=url
+                    )
                 yield parts, Addresses(http, url)
 
 
