@@ -7,12 +7,14 @@ exactly one encoding and `decode` takes no other, so what it accepts encodes to 
 the payload of a signalling NaN, which a Python float does not keep).
 
 Nothing is allocated for a length that the bytes at hand cannot fill: a value takes at most some tens of times
-the bytes it came in. No message of a BcsError quotes the input.
+the bytes it came in, and no more models are read than any competition has. No message of a BcsError quotes the input.
 """
 
 import struct
 from dataclasses import dataclass, field
 from typing import Self
+
+from service.competition import MAX_MANIFESTS
 
 _MAX_LENGTH = (1 << 31) - 1
 _MAX_U32 = (1 << 32) - 1
@@ -71,7 +73,7 @@ class ScoreRequest:
             data_size=reader.u64(),
             model_manifests=tuple(
                 ManifestInput(reader.string(), reader.string(), reader.u64(), reader.optional_string())
-                for _ in range(reader.length(_MIN_MANIFEST_BYTES))
+                for _ in range(reader.length(_MIN_MANIFEST_BYTES, most=MAX_MANIFESTS))
             ),
             target_embedding=reader.floats(),
             seed=reader.u64(),
@@ -178,9 +180,11 @@ class _Reader:
         count = self.length(4)
         return struct.unpack(f"<{count}f", self._take(4 * count))
 
-    def length(self, min_bytes_each: int) -> int:
+    def length(self, min_bytes_each: int, most: int = _MAX_LENGTH) -> int:
         """How many elements follow, judged by what the bytes at hand can hold."""
         length = self._uleb128()
+        if most < length <= _MAX_LENGTH:
+            raise BcsError(f"a vector has more than {most} elements, before byte {self._position}")
         if length > _MAX_LENGTH or length * min_bytes_each > len(self._data) - self._position:
             raise BcsError(f"a length promises more than the message holds, before byte {self._position}")
         return length

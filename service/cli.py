@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from service.exit_codes import ExitCode
+from service.process_protection import protect_process
+from service.termination import sigterm_interrupts
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -62,8 +64,19 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.
 
 def main() -> None:
     """The console command: whatever goes wrong is said in one line on stderr."""
+    protect_process()
+    with sigterm_interrupts() as was_terminated:
+        code = _run()
+    if code == ExitCode.INTERRUPTED and was_terminated():
+        code = ExitCode.TERMINATED
+    if code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        _complain(f"{ExitCode(code).name.lower()}; nothing is left running.")
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(prog_name="soma-eval", standalone_mode=False)
+        code: int = app(prog_name="soma-eval", standalone_mode=False)
     except _UsageError as error:
         if len(sys.argv) > 1:
             _complain(f"{_message(error)} See `{_help_command(error)}`.")
@@ -78,9 +91,7 @@ def main() -> None:
     except Exception as error:
         _complain(f"a bug of soma-eval: {type(error).__name__}: {error}. Please report it with the command.")
         code = ExitCode.MACHINE
-    if code == ExitCode.INTERRUPTED:
-        _complain("interrupted; nothing is left running.")
-    sys.exit(code)
+    return code
 
 
 def fail(message: str, code: ExitCode) -> NoReturn:
@@ -344,6 +355,13 @@ def serve(
             help="Port of the network's scoring.Scoring; off for none, 0 for a free one (default 9124)."
         ),
     ] = None,
+    grpc_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address that gRPC listens on, which asks for no API key "
+            "(default 127.0.0.1 when API keys are set, else that of --host)."
+        ),
+    ] = None,
     device: DeviceFlag = None,
     small_model: SmallModelFlag = None,
     precision: PrecisionFlag = None,
@@ -430,7 +448,7 @@ def _serve(settings: "Settings") -> None:
 
     configure_log(settings.log_format, settings.log_level)
     with _said_in_one_line("cannot serve: "):
-        asyncio.run(serve(settings, print_addresses))
+        raise typer.Exit(asyncio.run(serve(settings, print_addresses)))
 
 
 @app.command()

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """0 picks a free one."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 9124
     """The port of the network's own scoring service; "off" for none, 0 for a free one."""
+    grpc_host: str | None = Field(default=None, min_length=1)
+    """Where gRPC listens, which knows no API keys; None: 127.0.0.1 when there are any, else `host`."""
 
     device: Annotated[tuple[Device, ...], NoDecode] = ("auto",)
     """auto | cpu | cuda | cuda:N, or a comma list of them: one worker process each."""
@@ -80,6 +82,11 @@ class Settings(BaseSettings):
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def grpc_listen_host(self) -> str:
+        """The address that gRPC listens on."""
+        return self.grpc_host or ("127.0.0.1" if self.api_keys else self.host)
 
     @property
     def max_body_bytes(self) -> int:

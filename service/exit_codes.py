@@ -13,3 +13,6 @@ class ExitCode(IntEnum):
     MACHINE = 3
     """This machine or the network is at fault: another try may succeed."""
     INTERRUPTED = 130
+    """By Ctrl-C."""
+    TERMINATED = 143
+    """By SIGTERM."""

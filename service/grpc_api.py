@@ -5,7 +5,10 @@ So two sentences and no others carry such words, NOT_AVAILABLE and HASH_MISMATCH
 only. The rest is a fixed vocabulary: nothing that came in with the request, and no URL, is ever quoted.
 """
 
+import asyncio
+import logging
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,24 +16,36 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
+import structlog
 from grpc import StatusCode
 
 from service import errors
 from service.bcs import BcsError, HealthRequest, HealthResponse, ScoreRequest, ScoreResponse
 from service.checksum import is_checksum
 from service.competition import MAX_MANIFESTS, BlobRef, Competition, competitors
-from service.errors import InternalError, InvalidRequest, ScoringError
+from service.errors import InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
 from service.log import log_bug
 from service.metrics import Metrics
+from service.shutdown import Shutdown
 from service.verdict import Verdict
 
 SERVICE = "scoring.Scoring"
 MAX_MESSAGE_BYTES = 1 << 20
+MESSAGE_SECONDS = 15.0
+"""How long a request's message may take to arrive, from its headers on."""
+MAX_MESSAGES_ARRIVING = 128
+"""Requests whose message may be on its way at once: they hold up to MAX_MESSAGE_BYTES each."""
+MAX_STREAMS = 128
+"""Requests of one connection at once; a client keeps more to itself until one has ended."""
+IDLE_SECONDS = 60.0
+"""A connection without a request is closed after this time."""
 NOT_AVAILABLE = "data not available"
 HASH_MISMATCH = "data hash mismatch"
 
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class CompetitionScorer(Protocol):
@@ -135,25 +150,36 @@ async def serve_grpc(
     host: str,
     port: int,
     is_ready: Callable[[], bool],
-    metrics: Metrics | None = None,
+    metrics: Metrics,
+    max_models: int = MAX_MANIFESTS,
+    max_connections: int = 1024,
+    max_messages_arriving: int = MAX_MESSAGES_ARRIVING,
+    message_seconds: float = MESSAGE_SECONDS,
+    idle_seconds: float = IDLE_SECONDS,
     grace_seconds: float = 5.0,
+    shutdown: Shutdown | None = None,
 ) -> AsyncIterator[int]:
-    """The door open for the length of the block, given its port (a free one if 0 is asked for).
+    """The API open for the length of the block, given its port (a free one if 0 is asked for).
 
-    A caller that leaves, or whose deadline passes, ends its work. At the end no new calls are taken, and
-    those still running after `grace_seconds` are cancelled. Raises OSError when the address is taken.
+    A caller that leaves, or whose deadline passes, ends its work. A connection above `max_connections` is
+    closed at once. At the end no new calls are taken, and those still running after `grace_seconds`, or when
+    the shutdown is urgent, are cancelled. Raises OSError when the address is taken.
     """
 
     async def score(message: bytes) -> bytes:
-        competition = competition_of(_decoded(ScoreRequest.decode, message))
+        competition = competition_of(_decoded(ScoreRequest.decode, message), max_models)
         return response_of(await scorer.score(competition)).encode()
 
     async def health(message: bytes) -> bytes:
         _decoded(HealthRequest.decode, message)
         return HealthResponse(ok=is_ready()).encode()
 
-    server = grpc.aio.server(options=_OPTIONS)
-    methods = {"Score": _method("Score", score, metrics), "Health": _method("Health", health, metrics)}
+    server = grpc.aio.server(options=_options(max_connections, idle_seconds))
+    arrivals = _Arrivals(message_seconds, max_messages_arriving)
+    methods = {
+        "Score": _method("Score", score, arrivals, metrics),
+        "Health": _method("Health", health, arrivals, metrics),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -165,48 +191,117 @@ async def serve_grpc(
     try:
         yield bound_port
     finally:
+        await _stop(server, grace_seconds, shutdown or Shutdown())
+
+
+async def _stop(server: grpc.aio.Server, grace_seconds: float, shutdown: Shutdown) -> None:
+    """Let running calls end within the grace; cancel them once the shutdown is urgent."""
+    async with (
+        asyncio.TaskGroup() as group,
+        shutdown.when_urgent(lambda: group.create_task(server.stop(None))),
+    ):
         await server.stop(grace_seconds)
 
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),  # also of what a compressed one unfolds to
-    ("grpc.so_reuseport", 0),  # else a second service could take the same port, and every other call
-    # A caller whose machine vanishes without a word is noticed, and its work ended.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers may ask the same of us
-)
+def _options(max_connections: int, idle_seconds: float) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),  # also of what a compressed one unfolds to
+        ("grpc.so_reuseport", 0),  # else a second service could take the same port, and every other call
+        # A caller whose machine vanishes without a word is noticed, and its work ended.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers may ask the same of us
+        # What callers may hold without asking for anything is bounded: connections, streams, headers.
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.max_metadata_size", 8 << 10),
+        ("grpc.absolute_max_metadata_size", 16 << 10),
+    )
+
+
+class _Arrivals:
+    """Requests whose message is on its way: each for a limited time, so many at once, the oldest ends first."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._waiting: dict[asyncio.Timeout, None] = {}
+
+    async def message(self, messages: AsyncIterator[bytes]) -> bytes:
+        """The first message. Raises InvalidRequest where none comes in time, QueueFull to make room for another."""
+        deadline = asyncio.timeout(self._seconds)
+        try:
+            async with deadline:
+                self._make_room()
+                self._waiting[deadline] = None
+                return await anext(messages)
+        except StopAsyncIteration:
+            raise InvalidRequest("there is no message") from None
+        except TimeoutError:
+            if deadline not in self._waiting:
+                raise QueueFull("too many requests are being sent at once") from None
+            raise InvalidRequest("the message took too long to arrive") from None
+        finally:
+            self._waiting.pop(deadline, None)
+
+    def _make_room(self) -> None:
+        if len(self._waiting) >= self._most:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.reschedule(0.0)  # long past
 
 
 def _method(
-    name: str, answer: Callable[[bytes], Awaitable[bytes]], metrics: Metrics | None
+    name: str, answer: Callable[[bytes], Awaitable[bytes]], arrivals: _Arrivals, metrics: Metrics
 ) -> grpc.RpcMethodHandler:
-    """Bytes to bytes: gRPC's own messages about what it could not decode would not keep to our words."""
+    """Bytes to bytes: gRPC's own messages about what it could not decode would not keep to our words.
 
-    async def serve(message: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    To gRPC each is a stream of requests, of which one is read: so the wait for the message can be bounded.
+    """
+
+    async def serve(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         started = time.monotonic()
-        outcome = "cancelled"
-        try:
-            answered = await answer(message)
-            outcome = "ok"
-            return answered
-        except Exception as error:
-            failure = _as_scoring_error(error)
-            outcome = failure.full_code
-        finally:
-            if metrics is not None:
-                metrics.requests.labels("grpc", name, outcome).inc()
-                metrics.request_seconds.labels("grpc", name).observe(time.monotonic() - started)
-        await context.abort(*status_and_words(failure))
-        raise AssertionError("abort always raises")
+        request_id = secrets.token_hex(8)
+        status, words, outcome = StatusCode.CANCELLED, "", "cancelled"
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                answered = await answer(await arrivals.message(messages))
+                status, outcome = StatusCode.OK, "ok"
+            except Exception as error:
+                failure = _as_scoring_error(error)
+                (status, words), outcome = status_and_words(failure), failure.full_code
+            finally:
+                _account(name, status, outcome, time.monotonic() - started, metrics)
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        if status is not StatusCode.OK:
+            await context.abort(status, words)
+        return answered
 
-    return grpc.unary_unary_rpc_method_handler(serve)
+    return grpc.stream_unary_rpc_method_handler(serve)
+
+
+def _account(name: str, status: StatusCode, outcome: str, seconds: float, metrics: Metrics) -> None:
+    metrics.requests.labels("grpc", name, outcome).inc()
+    metrics.request_seconds.labels("grpc", name).observe(seconds)
+    quiet = status is StatusCode.RESOURCE_EXHAUSTED or (name == "Health" and status is StatusCode.OK)
+    log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "request",
+        method=f"gRPC {name}",
+        status=status.name,
+        outcome=outcome,
+        seconds=round(seconds, 4),
+    )
 
 
 def _as_scoring_error(error: Exception) -> ScoringError:
     if isinstance(error, ScoringError):
         return error
+    if (trouble := exhaustion_of(error)) is not None:
+        return trouble
     log_bug(error)
     return InternalError("an unexpected error")
 
@@ -218,10 +313,10 @@ def _decoded(decode: Callable[[bytes], T], message: bytes) -> T:
         raise InvalidRequest(str(error)) from None
 
 
-def competition_of(request: ScoreRequest) -> Competition:
+def competition_of(request: ScoreRequest, max_models: int) -> Competition:
     """What the request asks. Raises InvalidRequest or InvalidKey."""
-    if len(request.model_manifests) > MAX_MANIFESTS:
-        raise InvalidRequest("model_manifests has too many models")
+    if len(request.model_manifests) > max_models:  # reading thousands of checksums would hold everybody up
+        raise InvalidRequest(f"a competition must have 1 to {max_models} models")
     if not is_checksum(request.data_checksum):
         raise InvalidRequest("the data needs a Blake2b-256 digest in Base58")
     return Competition(

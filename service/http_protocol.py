@@ -1,10 +1,9 @@
 """HTTP/1.1 from the socket: uvicorn's fast parser, with the bounds on heads, trailers and connections it lacks."""
 
 import asyncio
-import contextlib
-import resource
 import secrets
 from http import HTTPStatus
+from typing import ClassVar
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,26 +23,9 @@ UNREAD_BODY_SECONDS = 60.0
 
 _MAX_BYTES_PER_BODY_BYTE = 8
 """A body sent in chunks of one byte takes six for each."""
-_MAX_OPEN_FILES = 65536
-_MAX_CONNECTIONS = 8192
 
 log = structlog.get_logger(__name__)
 _too_many = Seldom()
-
-
-def allow_more_open_files() -> None:
-    """Raise this process's soft limit of open files to the hard one, where the system lets us."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def max_connections() -> int:
-    """Half of the files that may be open: the other half is for downloads, workers and the other door."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft // 2, _MAX_CONNECTIONS)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -52,6 +34,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     A connection above `max_connections` is closed at once.
     """
 
+    max_connections: ClassVar[int] = 8192
+    """A subclass lowers it to what this process may open."""
     _allowance = MAX_HEAD_BYTES
     _deadline: asyncio.TimerHandle | None = None
     _in_message = False
@@ -60,7 +44,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        if len(self.connections) > max_connections():
+        if len(self.connections) > self.max_connections:
             if _too_many.may_speak():
                 log.warning("too many connections: the newest are closed", open=len(self.connections) - 1)
             transport.abort()

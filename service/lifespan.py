@@ -12,6 +12,7 @@ from typing import Any, Literal
 from service.cache import BlobCache
 from service.cache_folder import make_private_folder
 from service.config import Settings
+from service.daemon_thread import run_in_daemon_thread
 from service.download import Downloader
 from service.jobs import JobStore
 from service.metrics import Metrics
@@ -121,11 +122,13 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
     """The workers, tested. Raises a WorkerError where none can start."""
-    pool = create_pool(
-        devices=settings.device,
-        small_model=settings.small_model,
-        precision=settings.precision,
-        memory_budget_bytes=settings.device_memory_bytes,
+    pool = await run_in_daemon_thread(  # it asks the driver for its devices, which may hang
+        lambda: create_pool(
+            devices=settings.device,
+            small_model=settings.small_model,
+            precision=settings.precision,
+            memory_budget_bytes=settings.device_memory_bytes,
+        )
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(pool.close)

@@ -1,9 +1,8 @@
-"""Both doors over one service in one process: from the first socket to the last goodbye."""
+"""Both APIs over one service in one process: from the first socket to the last goodbye."""
 
 import asyncio
 import contextlib
 import gc
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,13 +16,20 @@ import uvicorn
 from service.config import Settings
 from service.grpc_api import serve_grpc
 from service.http_api import create_app
-from service.http_protocol import BoundedHttpProtocol, allow_more_open_files
+from service.http_protocol import BoundedHttpProtocol
 from service.lifespan import Parts, open_service
 from service.log import log_loop_trouble
+from service.open_files import connection_limits, raise_open_file_limit
+from service.scheduler import Scheduler
+from service.shutdown import Shutdown
 from service.unless import unless
 
 KEEP_ALIVE_SECONDS = 30
 _LAST_GOODBYES_SECONDS = 5
+_ACCEPTED_AT_ONCE = 16
+"""Connections that asyncio accepts before it counts them: each has a descriptor, though it may be one too many."""
+_WAITING_TO_BE_ACCEPTED = 1024
+"""Connections that the system keeps until we accept them."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,75 +49,108 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def abort_connections(self) -> None:
+        """To their requests it is as if the clients had left."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
-async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
+
+async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> int:
     """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped and told so at the limit.
 
-    Raises OSError when an address is taken, and what `open_service` raises.
+    A second signal ends running work, and this, at once. Returns the exit code: 0, or 128 and the number of that
+    second signal. Raises OSError when an address is taken, and what `open_service` raises.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(log_loop_trouble)
-    allow_more_open_files()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    shutdown = Shutdown()
+    shutdown.listen()
+    asyncio.get_running_loop().set_exception_handler(log_loop_trouble)
     async with AsyncExitStack() as stack:
         try:
-            parts, addresses = await unless(_watch(stop), stack.enter_async_context(run_service(settings)))
+            parts, addresses = await unless(
+                _watch(shutdown.requested), stack.enter_async_context(run_service(settings, shutdown))
+            )
         except _StopAsked:
             log.info("stopped before the start had ended")
-            return
+            return shutdown.exit_code
         gc.collect()
         gc.freeze()  # what is here now stays: a full collection would look at all of it while requests wait
         on_ready(addresses)
-        await stop.wait()
-        log.info("draining", admitted=parts.scheduler.num_admitted)
-        if not await parts.scheduler.drain(settings.drain_timeout_seconds):
-            log.warning("work is stopped unfinished", requests=parts.scheduler.num_admitted)
-            await parts.scheduler.end_admitted(_LAST_GOODBYES_SECONDS)
+        await shutdown.requested.wait()
+        await _drain(parts.scheduler, settings.drain_timeout_seconds, shutdown)
+    return shutdown.exit_code
+
+
+async def _drain(scheduler: Scheduler, timeout_seconds: float, shutdown: Shutdown) -> None:
+    log.info("draining", admitted=scheduler.num_admitted)
+    try:
+        drained = await unless(_watch(shutdown.urgent), scheduler.drain(timeout_seconds))
+    except _StopAsked:
+        log.warning("ending at once")
+        drained = False
+    if not drained:
+        log.warning("work is stopped unfinished", requests=scheduler.num_admitted)
+        await scheduler.end_admitted(_LAST_GOODBYES_SECONDS)
 
 
 class _StopAsked(Exception):
     """A signal has come."""
 
 
-async def _watch(stop: asyncio.Event) -> NoReturn:
-    await stop.wait()
+async def _watch(asked: asyncio.Event) -> NoReturn:
+    await asked.wait()
     raise _StopAsked
 
 
 @asynccontextmanager
-async def run_service(settings: Settings) -> AsyncIterator[tuple[Parts, Addresses]]:
-    """The service with its doors open for the length of the block."""
+async def run_service(
+    settings: Settings, shutdown: Shutdown | None = None
+) -> AsyncIterator[tuple[Parts, Addresses]]:
+    """The service with its APIs open for the length of the block."""
+    shutdown = shutdown or Shutdown()
+    connections = connection_limits(settings, raise_open_file_limit())
     listener = _listen(settings.host, settings.port)
     with listener:
-        async with open_service(settings) as parts, _http_door(parts, listener) as http:
+        async with (
+            open_service(settings) as parts,
+            _http_api(parts, listener, connections.http, shutdown) as http,
+        ):
             if settings.grpc_port == "off":
                 yield parts, Addresses(http, None)
                 return
             async with serve_grpc(
                 parts.scorer,
-                host=settings.host,
+                host=settings.grpc_listen_host,
                 port=settings.grpc_port,
                 is_ready=lambda: parts.readiness() == "ready",
                 metrics=parts.metrics,
+                max_models=settings.max_models,
+                max_connections=connections.grpc,
+                grace_seconds=_LAST_GOODBYES_SECONDS,
+                shutdown=shutdown,
             ) as grpc_port:
-                if settings.api_keys and not _is_loopback(settings.host):
-                    log.warning("gRPC asks for no API key", address=_url(settings.host, grpc_port))
-                yield parts, Addresses(http, _url(settings.host, grpc_port))
+                url = _url(settings.grpc_listen_host, grpc_port)
+                if not _is_loopback(settings.grpc_listen_host):
+                    log.warning(
+                        "gRPC has no authentication: whoever can reach its address may use it", address=url
+                    )
+                yield parts, Addresses(http, url)
 
 
 @asynccontextmanager
-async def _http_door(parts: Parts, listener: socket.socket) -> AsyncIterator[str]:
+async def _http_api(
+    parts: Parts, listener: socket.socket, max_connections: int, shutdown: Shutdown
+) -> AsyncIterator[str]:
+    protocol = type("HttpProtocol", (BoundedHttpProtocol,), {"max_connections": max_connections})
     server = _HttpServer(
         uvicorn.Config(
             create_app(parts),
-            http=BoundedHttpProtocol,
+            http=protocol,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_LAST_GOODBYES_SECONDS,
+            backlog=_ACCEPTED_AT_ONCE,
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -121,10 +160,12 @@ async def _http_door(parts: Parts, listener: socket.socket) -> AsyncIterator[str
                 await serving
                 raise RuntimeError("the HTTP server ended before it began")
             await asyncio.sleep(0.01)
+        listener.listen(_WAITING_TO_BE_ACCEPTED)
         yield _url(*listener.getsockname()[:2])
     finally:
         server.should_exit = True
-        await serving
+        async with shutdown.when_urgent(server.abort_connections):
+            await serving
 
 
 def _listen(host: str, port: int) -> socket.socket:

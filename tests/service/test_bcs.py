@@ -211,3 +211,10 @@ def test_thousands_of_random_and_mutated_messages() -> None:
     assert report.num_accepted > 500
     assert report.num_refused > 10_000
     assert report.peak_bytes_per_byte < 40
+
+
+def test_more_models_than_any_competition_has_are_not_read() -> None:
+    manifest = bytes(11)
+    beginning, count, end = bytes(10), b"\xe0\xa7\x12", bytes(9)  # 300,000
+    with pytest.raises(BcsError, match="a vector has more than 4096 elements"):
+        ScoreRequest.decode(beginning + count + manifest * 300_000 + end)

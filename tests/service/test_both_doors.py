@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from soma_sdk import SomaClient
 
 from tests.file_server import FileServer
-from tests.live_service import LiveService
+from tests.live_service import LiveService, live_service
 from tests.recipe import golden_competitions
 from tests.service.test_score import GOLDEN, absent, competition, manifest, weights_of, weights_that_give_nan
 
@@ -133,3 +134,16 @@ async def test_fifty_competitions_at_once_over_both_doors(service: LiveService, 
             assert (winner, loss) == (losses.index(min(losses)), pytest.approx(min(losses), rel=1e-5))
 
         await asyncio.gather(*(compete(number) for number in range(50)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "listens_on"), [((), "127.0.0.1"), (("--grpc-host", "0.0.0.0"), "0.0.0.0")]
+)
+async def test_with_keys_grpc_opens_beyond_this_machine_only_when_told_to(
+    tmp_path: Path, flags: tuple[str, ...], listens_on: str
+) -> None:
+    with live_service(tmp_path, "--host", "0.0.0.0", "--api-key", "canary", *flags) as running:
+        assert running.grpc_url.startswith(f"http://{listens_on}:")
+        assert ("gRPC has no authentication" in running.output()) == (listens_on == "0.0.0.0")
+        running.grpc_url = running.grpc_url.replace("0.0.0.0", "127.0.0.1")
+        assert await (await connect(running)).scoring_health() is True

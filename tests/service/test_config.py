@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -80,6 +81,18 @@ def test_grpc_ports(port: object) -> None:
 def test_contradictions_are_refused(contradiction: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**contradiction)  # type: ignore[arg-type]
+
+
+def test_grpc_listens_on_loopback_when_there_are_keys_that_it_does_not_ask_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings(host="0.0.0.0").grpc_listen_host == "0.0.0.0"
+    keys: dict[str, Any] = {"api_keys": ("key",), "host": "0.0.0.0"}
+    assert Settings(**keys).grpc_listen_host == "127.0.0.1"
+    monkeypatch.setenv("SOMA_EVAL_GRPC_HOST", "10.0.0.1")
+    assert Settings(**keys).grpc_listen_host == "10.0.0.1"
+    with pytest.raises(ValidationError):
+        Settings(grpc_host="")
 
 
 def test_the_body_limit_leaves_room_for_the_data() -> None:

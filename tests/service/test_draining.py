@@ -1,10 +1,16 @@
 """SIGTERM under load: not ready at once, nothing new, running work finishes or is stopped at the limit, exit 0."""
 
 import base64
+import contextlib
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +45,16 @@ class Posting(threading.Thread):
     def run(self) -> None:
         with self._service.client() as client:
             try:
-                self.response = client.post("/eval", json=self._body, timeout=240.0)
+                self.response = client.post("/eval", json=self._body, timeout=600.0)
             except httpx.TransportError:
                 return
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def wait_until_evaluating(client: httpx.Client) -> None:
@@ -51,8 +64,11 @@ def wait_until_evaluating(client: httpx.Client) -> None:
         time.sleep(0.02)
 
 
+PATIENT = ("--drain-timeout-seconds", "600")
+
+
 def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> None:
-    with live_service(tmp_path, "--drain-timeout-seconds", "200") as service, service.client() as client:
+    with live_service(tmp_path, *PATIENT) as service, service.client() as client:
         posting = Posting(service, long_work)
         wait_until_evaluating(client)
         service.process.send_signal(signal.SIGTERM)
@@ -90,6 +106,94 @@ def test_work_past_the_limit_is_stopped(tmp_path: Path, long_work: dict[str, Any
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
         assert not [name for name in service.blobs() if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_running_work_and_downloads(
+    tmp_path: Path, long_work: dict[str, Any], second: signal.Signals
+) -> None:
+    with (
+        silent_publisher() as url,
+        live_service(tmp_path, *PATIENT, "--download-floor-seconds", "600") as service,
+        service.client() as client,
+    ):
+        workers = psutil.Process(service.process.pid).children(recursive=True)
+        posting = Posting(service, long_work)
+        Posting(service, {**long_work, "weights_url": url, "weights_checksum": None, "weights_size": None})
+        wait_until_evaluating(client)
+        wait_until(lambda: any(name.endswith(".part") for name in service.blobs()))
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in service.output())
+        service.process.send_signal(second)
+        assert service.process.wait(60) == 128 + second
+        posting.join(60)
+        assert posting.response is None or posting.response.json()["code"] == "draining"
+        assert "Traceback" not in service.output()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        assert not [name for name in service.blobs() if name.endswith(".part")]
+
+
+@contextmanager
+def silent_publisher() -> Iterator[str]:
+    """A server that sends the beginning of a file, and then nothing more."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                held.append(connection)
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
+
+        held: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/weights"
+        finally:
+            for connection in held:
+                connection.close()
+
+
+def test_a_second_signal_is_heard_while_connections_are_closed(tmp_path: Path) -> None:
+    with live_service(tmp_path) as service:
+        port = httpx.URL(service.http_url).port
+        with socket.create_connection(("127.0.0.1", port)) as unfinished:
+            unfinished.sendall(b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.5)
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining" in service.output())
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(60) == 128 + signal.SIGTERM
+        assert "Traceback" not in service.output()
+
+
+HANGING_START = """
+import sys, time
+import workers.devices
+workers.devices.count_gpus = lambda: time.sleep(600)
+from service.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_ends_while_a_driver_hangs(tmp_path: Path, number: signal.Signals) -> None:
+    command = ("serve", "--port", "0", "--grpc-port", "0", "--data-dir", str(tmp_path / "data"))
+    process = subprocess.Popen([sys.executable, "-c", HANGING_START, *command], preexec_fn=hear_ctrl_c)
+    try:
+        wait_until(lambda: (tmp_path / "data").exists())
+        time.sleep(1.0)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def hear_ctrl_c() -> None:
+    """A test run in the background of a shell ignores it, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_start_ends_at_once_too(tmp_path: Path) -> None:

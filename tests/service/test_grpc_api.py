@@ -1,16 +1,20 @@
 """The network's door: status and words of every failure, the real client, and a caller who leaves."""
 
 import asyncio
+import errno
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from grpc import StatusCode
 from soma_sdk import SomaClient
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from benchmarks.fuzz_bcs import STRATEGIES, seeds
@@ -21,6 +25,7 @@ from service.errors import BlobKind, ScoringError
 from service.grpc_api import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
 from service.metrics import Metrics
 from service.verdict import Evaluation, ModelOutcome, Provenance, Timings, Verdict
+from tests.http2_client import Http2Client, data, headers
 
 DIGEST = SomaClient.commitment(b"some bytes")
 KEY = bytes(range(32))
@@ -99,10 +104,14 @@ class FakeScorer:
 class Door:
     """A served door, and ways to knock on it."""
 
-    def __init__(self, port: int, scorer: FakeScorer, metrics: Metrics) -> None:
+    def __init__(
+        self, port: int, scorer: FakeScorer, metrics: Metrics, options: Sequence[tuple[str, int]] = ()
+    ) -> None:
         self.port, self.scorer, self.metrics = port, scorer, metrics
         self.ready = True
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)])
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0), *options]
+        )
 
     def call(self, method: str, message: bytes, **how: Any) -> Any:
         return self.channel.unary_unary(f"/scoring.Scoring/{method}")(message, **how)
@@ -185,6 +194,12 @@ def assert_innocent(words: str) -> None:
     for fraud in ("not available", "unavailable", "hash mismatch", "checksum"):
         assert fraud not in words.lower()
     assert_no_url(words)
+
+
+def assert_innocent_to_the_network(words: str) -> None:
+    """As validators read it; the words are gRPC's own."""
+    for fraud in ("not available", "unavailable", "hash mismatch", "Checksum"):
+        assert fraud not in words
 
 
 def assert_no_url(words: str) -> None:
@@ -311,6 +326,15 @@ async def test_a_request_that_makes_no_sense_is_an_invalid_argument(
     assert door.scorer.asked == []
 
 
+async def test_more_models_than_the_service_takes_are_not_looked_at() -> None:
+    async with served(max_models=2) as door:
+        request = replace(REQUEST, model_manifests=(ManifestInput("u", "0OIl", 1),) * 3)
+        assert await door.outcome("Score", request.encode()) == (
+            StatusCode.INVALID_ARGUMENT,
+            "the request is not valid: a competition must have 1 to 2 models",
+        )
+
+
 async def test_every_error_arrives_as_the_table_has_it(door: Door) -> None:
     for cls in RAISED:
         for error, _ in failures(cls, "x"):
@@ -323,7 +347,7 @@ async def test_an_unknown_exception_is_logged_without_its_text(door: Door) -> No
     with capture_logs() as logs:
         answer = await door.outcome("Score", REQUEST.encode())
     assert answer == (StatusCode.INTERNAL, "the service has failed")
-    assert [entry["exception"] for entry in logs] == ["RuntimeError"]
+    assert [entry["exception"] for entry in logs if "exception" in entry] == ["RuntimeError"]
     assert KEY_BASE58 not in repr(logs)
     assert "host" not in repr(logs)
 
@@ -384,7 +408,9 @@ async def test_a_deadline_that_passes_ends_the_work(door: Door) -> None:
 async def test_stopping_waits_for_the_grace_and_no_longer(work_seconds: float, status: str) -> None:
     scorer = FakeScorer()
     scorer.seconds = work_seconds
-    async with serve_grpc(scorer, host="127.0.0.1", port=0, is_ready=bool, grace_seconds=1.0) as port:
+    async with serve_grpc(
+        scorer, host="127.0.0.1", port=0, is_ready=bool, metrics=Metrics(), grace_seconds=1.0
+    ) as port:
         door = Door(port, scorer, Metrics())
         call = asyncio.create_task(door.outcome("Score", REQUEST.encode()))
         await asyncio.wait_for(scorer.started.wait(), 5)
@@ -395,9 +421,137 @@ async def test_stopping_waits_for_the_grace_and_no_longer(work_seconds: float, s
     assert_innocent(words)
 
 
+# What a caller may hold without asking for anything
+
+
+@asynccontextmanager
+async def served(**limits: Any) -> AsyncIterator[Door]:
+    scorer, metrics = FakeScorer(), Metrics()
+    async with serve_grpc(
+        scorer, host="127.0.0.1", port=0, is_ready=lambda: True, metrics=metrics, **limits
+    ) as port:
+        door = Door(port, scorer, metrics)
+        async with door.channel:
+            yield door
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for() -> None:
+    async with served(message_seconds=0.3) as door:
+        with closing(Http2Client(door.port)) as client:
+            client.send(headers(1) + headers(3) + data(3, b"\0\0\0\1\0half of it"))
+            await wait_until(lambda: door.count("Score", "invalid-request") == 2)
+            assert await door.outcome("Score", REQUEST.encode()) == (StatusCode.OK, "")
+
+
+async def test_a_call_that_ends_without_a_message_is_answered(door: Door) -> None:
+    with closing(Http2Client(door.port)) as client:
+        client.send(headers(1, end=True))
+        await wait_until(lambda: door.count("Score", "invalid-request") == 1)
+    assert door.scorer.asked == []
+
+
+async def test_callers_who_send_no_message_leave_room_for_those_who_do() -> None:
+    async with served(max_messages_arriving=4) as door:
+        with closing(Http2Client(door.port)) as client:
+            client.send(b"".join(headers(stream) for stream in range(1, 61, 2)))
+            await wait_until(lambda: door.count("Score", "queue-full") == 26)
+            assert await door.outcome("Score", REQUEST.encode()) == (StatusCode.OK, "")
+
+
+async def test_connections_have_a_limit_and_those_that_are_there_go_on() -> None:
+    async with served(max_connections=4) as door, AsyncExitStack() as stack:
+        assert await door.outcome("Score", REQUEST.encode()) == (StatusCode.OK, "")
+        clients = [Http2Client(door.port) for _ in range(20)]
+        for client in clients:
+            stack.callback(client.close)
+        process = psutil.Process()
+
+        def num_accepted() -> int:
+            ours = (each for each in process.net_connections("tcp") if each.laddr.port == door.port)
+            return sum(each.status == psutil.CONN_ESTABLISHED for each in ours)
+
+        await wait_until(lambda: num_accepted() == 4)
+        assert await door.outcome("Score", REQUEST.encode()) == (StatusCode.OK, "")
+        status, words = await refused_connection(door.port)
+        assert status is StatusCode.UNAVAILABLE
+        assert_innocent_to_the_network(words)
+
+
+async def refused_connection(port: int) -> tuple[StatusCode, str]:
+    scorer, metrics = FakeScorer(), Metrics()
+    door = Door(port, scorer, metrics, [("grpc.use_local_subchannel_pool", 1)])
+    async with door.channel:
+        return await door.outcome("Score", REQUEST.encode(), timeout=20)
+
+
+async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
+    async with served(idle_seconds=1.0) as door:
+        door.scorer.seconds = 4.0
+        with closing(Http2Client(door.port)) as client:
+            call = asyncio.create_task(door.outcome("Score", REQUEST.encode()))
+            await asyncio.to_thread(client.wait_until_closed, 20)
+        assert await call == (StatusCode.OK, "")
+
+
+async def test_more_streams_than_a_connection_may_have_are_refused(door: Door) -> None:
+    with closing(Http2Client(door.port)) as client:
+        client.send(b"".join(headers(2 * i + 1) for i in range(4 * grpc_api.MAX_STREAMS)))
+        refused = await asyncio.to_thread(client.receive_resets, 3 * grpc_api.MAX_STREAMS)
+        assert len(set(refused)) == 3 * grpc_api.MAX_STREAMS
+        assert await door.outcome("Score", REQUEST.encode()) == (StatusCode.OK, "")
+
+
+async def test_too_much_metadata_is_refused_in_innocent_words(door: Door) -> None:
+    metadata = (("x-padding", "checksum unavailable " * 2000),)
+    status, words = await door.outcome("Score", REQUEST.encode(), metadata=metadata)
+    assert status is StatusCode.RESOURCE_EXHAUSTED
+    assert_innocent_to_the_network(words)
+    assert door.scorer.asked == []
+
+
+async def test_each_request_is_one_line_of_log_with_the_id_that_its_caller_has(door: Door) -> None:
+    with capture_logs(processors=[merge_contextvars]) as logs:
+        call = door.call("Score", REQUEST.encode())
+        await call
+        await door.outcome("Score", b"no message")
+        await door.call("Health", b"")
+    answered, refused, health = logs
+    seconds = answered.pop("seconds")
+    assert 0 <= seconds < 60
+    assert answered == {
+        "event": "request",
+        "log_level": "info",
+        "method": "gRPC Score",
+        "status": "OK",
+        "outcome": "ok",
+        "request_id": dict(await call.trailing_metadata())["x-request-id"],
+    }
+    assert (refused["status"], refused["outcome"]) == ("INVALID_ARGUMENT", "invalid-request")
+    assert (health["method"], health["log_level"]) == ("gRPC Health", "debug")
+
+
+async def test_a_lack_of_this_machine_is_told_as_one(door: Door) -> None:
+    for error in (
+        OSError(errno.EMFILE, "data not available"),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+    ):
+        door.scorer.answer = error
+        answer = await door.outcome("Score", REQUEST.encode())
+        assert answer == (StatusCode.INTERNAL, "this machine is out of resources")
+
+
 async def test_a_taken_port_is_an_os_error(door: Door) -> None:
     with pytest.raises(OSError, match=f"cannot listen for gRPC on 127.0.0.1:{door.port}"):
-        async with serve_grpc(FakeScorer(), host="127.0.0.1", port=door.port, is_ready=lambda: True):
+        async with serve_grpc(
+            FakeScorer(), host="127.0.0.1", port=door.port, is_ready=lambda: True, metrics=Metrics()
+        ):
             pass
 
 
