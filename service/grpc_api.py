@@ -186,7 +186,10 @@ async def serve_grpc(
         bound_port = server.add_insecure_port(address)
     except RuntimeError as error:
         await server.stop(None)
-        raise OSError(f"cannot listen for gRPC on {address}") from error
+        raise OSError(
+            f"gRPC cannot listen on {host} port {port}, which may be taken: choose another with --grpc-port, "
+            "or `--grpc-port off`"
+        ) from error
     await server.start()
     try:
         yield bound_port

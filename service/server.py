@@ -176,9 +176,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.setblocking(False)
-    except BaseException:
+    except OSError as error:
         listener.close()
-        raise
+        reason = f"HTTP cannot listen on {host} port {port} ({error.strerror})"
+        raise OSError(error.errno, f"{reason}: choose others with --host and --port") from error
     return listener
 
 

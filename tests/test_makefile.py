@@ -32,8 +32,9 @@ def script(path: Path, text: str) -> str:
 
 def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
-    half = f'case "$*" in *"-m venv"*) {PYTHON} -m venv --without-pip "{venv}"; rm "{venv}"/bin/activate*; exit 1;; esac'
-    failed = make(venv, script(tmp_path / "python-that-fails", f'{half}\nexec {PYTHON} "$@"'))
+    half = f'{PYTHON} -m venv --without-pip "{venv}"; rm "{venv}"/bin/activate*; exit 1'
+    fails = f'case "$*" in *"-m venv"*) {half};; esac\nexec {PYTHON} "$@"'
+    failed = make(venv, script(tmp_path / "python-that-fails", fails))
     assert failed.returncode != 0
     assert (venv / "bin" / "python").exists()
     assert make(venv, sys.executable).returncode == 0
@@ -43,7 +44,7 @@ def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_python_without_its_venv_package_is_told_by_name(tmp_path: Path) -> None:
-    without = f"exec {PYTHON} -c \"import sys; sys.modules['ensurepip'] = None; exec(sys.argv[1])\" \"$2\""
+    without = f'exec {PYTHON} -c "import sys; sys.modules[\'ensurepip\'] = None; exec(sys.argv[1])" "$2"'
     ran = make(tmp_path / "venv", script(tmp_path / "python", without))
     assert ran.returncode != 0
     assert f"apt install python{sys.version_info.major}.{sys.version_info.minor}-venv" in ran.stderr
