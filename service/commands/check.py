@@ -4,6 +4,7 @@ The verdict is that of the architecture's own judge of headers, the one that wor
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -153,7 +154,17 @@ class _WholeFile:
 
     async def check(self, path: Path, report: OnBytes, *, is_upload: bool) -> Checked:
         checked = await _Check(_File(path), self.expected, self.settings, is_upload=is_upload).run()
-        await asyncio.to_thread(self._read, path, checked, report, is_upload)
+        stop = threading.Event()
+
+        def report_or_stop(done: int, total: int | None) -> None:
+            if stop.is_set():
+                raise InterruptedError
+            report(done, total)
+
+        try:
+            await asyncio.to_thread(self._read, path, checked, report_or_stop, is_upload)
+        finally:
+            stop.set()  # or a thread that nobody waits for would read on to the end
         return checked
 
     def _read(self, path: Path, checked: Checked, report: OnBytes, is_upload: bool) -> None:

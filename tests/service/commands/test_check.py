@@ -1,7 +1,9 @@
 """What `check` says of uploads that went wrong, each in its own words, from a file and over the network."""
 
+import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -262,6 +264,27 @@ async def test_values_that_are_not_finite_may_be_allowed(tmp_path: Path, setting
     checked = await check(str(tmp_path / "file"), Expected(), settings, full=True, allow_non_finite=True)
     assert not checked.findings
     assert "predictor.bias: 1 NaN of 264 values, as you allow" in checked.remarks
+
+
+async def test_reading_ends_when_it_is_cancelled(tmp_path: Path, settings: Settings) -> None:
+    extra = RawTensor("U8", (200 << 20,), bytes(200 << 20))
+    (tmp_path / "file").write_bytes(
+        safetensors_bytes({**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), "extra": extra})
+    )
+    loop, seen = asyncio.get_running_loop(), []
+
+    def cancel(done: int, total: int | None) -> None:
+        seen.append(done)
+        loop.call_soon_threadsafe(checking.cancel)
+        time.sleep(0.05)  # in the thread that reads: slower than the cancel
+
+    checking = asyncio.create_task(
+        check(str(tmp_path / "file"), Expected(), settings, full=True, on_bytes=cancel)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await checking
+    await loop.shutdown_default_executor()
+    assert seen[-1] < 200 << 20
 
 
 async def test_a_url_is_checked_beside_a_service_with_the_same_data_folder(
