@@ -93,17 +93,6 @@ class Settings(BaseSettings):
         """The largest request body: the data in Base64, and room for targets and manifests."""
         return 4 * MIB + self.max_data_bytes * 4 // 3
 
-    def limits(self) -> dict[str, float]:
-        """What a caller may ask for, by name: bytes, seconds and counts."""
-        return {
-            "max_body_bytes": self.max_body_bytes,
-            "max_data_bytes": self.max_data_bytes,
-            "max_model_bytes": self.max_model_bytes,
-            "max_models": self.max_models,
-            "queue_size": self.queue_size,
-            "request_timeout_seconds": self.request_timeout_seconds,
-        }
-
     @field_validator("device", mode="before")
     @classmethod
     def _split_devices(cls, value: object) -> object:
