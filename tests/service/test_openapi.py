@@ -7,8 +7,9 @@ from typing import Any, cast
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from pydantic import SecretStr
+from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -22,15 +23,7 @@ from service.metrics import Metrics
 from tests.live_service import LiveService
 from workers.types import DeviceStatus
 
-
-def is_no_bug(
-    context: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
-) -> None:
-    """The examples' publisher does not exist, and 502 says so."""
-    assert response.status_code != 500
-
-
-CHECKS = [is_no_bug, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [
     *("POST /eval", "POST /score", "GET /health", "GET /ready", "GET /info", "GET /metrics"),
     *("GET /jobs/{job_id}", "DELETE /jobs/{job_id}", "GET /jobs/{job_id}/events"),
@@ -82,7 +75,7 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
     )
     app = create_app(cast(Parts, parts))
     case = schemathesis.openapi.from_asgi("/openapi.json", app)["/ready"]["GET"].Case()
-    response = case.call_and_validate(checks=CHECKS)
+    response = case.call_and_validate(checks=CHECKS[1:])
     assert response.status_code == (200 if readiness == "ready" else 503)
     assert response.json()["devices"][0]["restarts"] == 3
 
@@ -115,6 +108,7 @@ def test_operation(label: str, service: LiveService) -> None:
     @given(case=operation.as_strategy())
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     def attempt(case: schemathesis.Case[Any]) -> None:
+        assume("publisher.example" not in str(case.body))  # it does not exist, and that takes seconds to find
         case.call_and_validate(checks=CHECKS, timeout=30)
 
     attempt()
