@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pydantic import SecretStr
 from starlette.types import Scope
 
+from service.docs_page import STATIC_FILES
 from service.errors import Unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """These need no API key."""
-STATIC_FILES = "/static-offline-docs"
 _PAGES = ("/docs", "/openapi.json", STATIC_FILES)
 
 

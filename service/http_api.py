@@ -7,18 +7,18 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service import errors
-from service.api_keys import STATIC_FILES, challenge
+from service.api_keys import challenge
+from service.docs_page import docs_routes
 from service.errors import (
     Draining,
     InternalError,
@@ -89,6 +89,7 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
 """One row per failure; a test proves that none is missing."""
 
 PROBLEM_JSON = "application/problem+json"
+OPENAPI_URL = "/openapi.json"
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 
 _PROBLEM_DOCUMENTED: dict[str, Any] = {
@@ -105,24 +106,28 @@ T = TypeVar("T")
 
 def create_app(parts: Parts) -> ASGIApp:
     """The HTTP door over a service that is up: the gate, and behind it the routes."""
-    app = FastAPIOffline(  # its /docs runs no script of another host: keys are typed in there
+    app = FastAPI(
         title="soma-eval",
         version=version("soma-eval"),
         description="What a model's weights are worth: loss and embedding, as the network computes them.",
         responses={"4XX": _PROBLEM_DOCUMENTED, "5XX": _PROBLEM_DOCUMENTED},
+        openapi_url=OPENAPI_URL,
+        docs_url=None,  # ours is another
         redoc_url=None,
         redirect_slashes=False,
-        static_url=STATIC_FILES,
     )
     app.state.parts = parts
     documented_keys = [Depends(_API_KEY_DOCUMENTED)] if parts.settings.api_keys else []
     app.include_router(_scoring, dependencies=documented_keys)
     app.include_router(_information, dependencies=documented_keys)
     app.include_router(_probes)
+    docs = docs_routes(OPENAPI_URL, app.title)
+    app.include_router(docs)
     for kind in (ScoringError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _on_error)
     fit_openapi(app, embedding_dim=parts.architecture["embedding_dim"])
-    routes: list[BaseRoute] = [*_scoring.routes, *_information.routes, *_probes.routes]
+    included = [_scoring, _information, _probes, docs]
+    routes: list[BaseRoute] = [route for router in included for route in router.routes]
     return Gate(
         app,
         routes=[*routes, *(route for route in app.routes if hasattr(route, "path"))],

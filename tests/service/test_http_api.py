@@ -299,8 +299,10 @@ def test_connections_that_wait_for_their_client_leave_room_for_others(
 
 @pytest.fixture(scope="module")
 def few_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A service that may open 256 files."""
-    with live_service(tmp_path_factory.mktemp("few-files"), max_open_files=256) as running:
+    """A service that may open 256 files, and listens on all addresses."""
+    with live_service(
+        tmp_path_factory.mktemp("few-files"), "--host", "0.0.0.0", max_open_files=256
+    ) as running:
         yield running
 
 
@@ -502,6 +504,29 @@ def test_api_key(guarded: LiveService) -> None:
             assert_problem(response, "unauthorized")
             assert response.status_code == 401
         assert client.get("/info", headers={"Authorization": f"Bearer {CANARY_API_KEY}"}).status_code == 200
+
+
+def test_the_docs_open_in_a_browser_that_asks_for_the_key(guarded: LiveService) -> None:
+    with guarded.client() as client:
+        refused = client.get("/docs")
+        assert_problem(refused, "unauthorized")
+        assert refused.headers["www-authenticate"].startswith("Basic ")
+        assert client.get("/docs", auth=("", "wrong")).status_code == 401
+        assert client.get("/docs", headers={"Authorization": "Basic !"}).status_code == 401
+        page = client.get("/docs", auth=("anybody", CANARY_API_KEY))
+        assert page.status_code == 200
+        for reference in [*re.findall(r'(?:src|href)="([^"]+)"', page.text), "/openapi.json"]:
+            assert client.get(reference, auth=("", CANARY_API_KEY)).status_code == 200, reference
+        for path in ("/info", "/eval", "/jobs/x"):
+            other = client.get(path, auth=("", CANARY_API_KEY))
+            assert_problem(other, "unauthorized")
+            assert other.headers["www-authenticate"] == "Bearer"
+
+
+def test_an_open_http_api_without_keys_is_warned_of(few_files: LiveService, guarded: LiveService) -> None:
+    warning = "HTTP asks for no API key"
+    assert warning in few_files.output()
+    assert warning not in guarded.output()
 
 
 def test_an_open_grpc_door_beside_api_keys_is_warned_of(tmp_path: Path, guarded: LiveService) -> None:
