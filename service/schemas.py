@@ -482,7 +482,7 @@ class Readiness(_Wire):
     """Whether requests are taken, and by which workers."""
 
     status: Literal["ready", "draining", "no-worker", "no-storage"]
-    """draining: the service is stopping; no-worker: none has passed its self-test; no-storage: the disk does not work."""
+    """draining: the service is stopping; no-worker: none passed its self-test; no-storage: the disk does not work."""
     devices: list[Device]
     """One for each worker."""
 

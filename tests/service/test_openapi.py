@@ -62,7 +62,7 @@ def test_the_examples_are_requests(path: str, schema: str, client: httpx.Client)
     client.delete(job.headers["location"])
 
 
-@pytest.mark.parametrize("readiness", ["ready", "draining", "no-worker"])
+@pytest.mark.parametrize("readiness", ["ready", "draining", "no-worker", "no-storage"])
 def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
     worker = DeviceStatus(device="cpu", device_name="a CPU", ready=False, busy=True, pid=1, restarts=3)
     parts = SimpleNamespace(
@@ -70,6 +70,7 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
         readiness=lambda: readiness,
+        cache=SimpleNamespace(trouble="the disk of this machine is full"),
         pool=SimpleNamespace(status=lambda: (worker,)),
         scheduler=SimpleNamespace(check_room=lambda: None),
     )
