@@ -12,6 +12,7 @@ import typer
 from service.exit_codes import ExitCode
 from service.process_protection import protect_process
 from service.termination import sigterm_interrupts
+from service.tracebacks import tell_traceback
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -28,6 +29,15 @@ app = typer.Typer(
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's UsageError, of the click that typer was built on: it may have one of its own, which nothing exports."""
+
+
+class _Flags:
+    """What is asked for before the command's name."""
+
+    debug = False
+
+
+_flags = _Flags()
 
 DeviceFlag = Annotated[
     str | None,
@@ -96,7 +106,11 @@ def _run() -> int:
         sys.stderr.close()
         code = ExitCode.MACHINE
     except Exception as error:
-        _complain(f"a bug of soma-eval: {type(error).__name__}: {error}. Please report it with the command.")
+        # Not what it says: that may quote a key or a URL.
+        _complain(
+            f"a bug of soma-eval: {type(error).__name__}. Please report what `soma-eval --debug` prints."
+        )
+        _debug(error)
         code = ExitCode.MACHINE
     return code
 
@@ -104,7 +118,14 @@ def _run() -> int:
 def fail(message: str, code: ExitCode) -> NoReturn:
     """Say what is wrong in one line on stderr, and end."""
     _complain(message)
+    _debug(sys.exc_info()[1])
     raise typer.Exit(code)
+
+
+def _debug(error: BaseException | None) -> None:
+    """With --debug, where the error arose."""
+    if error is not None and _flags.debug:
+        typer.echo(tell_traceback(error), err=True)
 
 
 def _complain(message: str) -> None:
@@ -149,25 +170,36 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
 def settings_from(flags: dict[str, Any]) -> "Settings":
     """The settings: flags that were given, over the environment, over `.env`. Ends with a clear line if they clash."""
     from service.config import Settings
+    from service.environment import BadEnvironment, check_environment
 
     given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        warnings = check_environment(Settings.model_fields)
+    except BadEnvironment as error:
+        fail(str(error), ExitCode.USAGE)
+    for warning in warnings:
+        _complain(f"{warning}.")
     with _clash_is_usage():
         return Settings(**given)
 
 
 @contextmanager
-def _clash_is_usage() -> Iterator[None]:
-    """Ends with a clear line where settings make no sense, alone or together."""
+def _clash_is_usage(*, has_variables: bool = True) -> Iterator[None]:
+    """Ends with a clear line where settings make no sense; it names the variable too, if they have any."""
     from pydantic import ValidationError
 
     try:
         yield
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"][:1])
         reason = first["msg"].removeprefix("Value error, ")
-        name = name if name.isupper() else name.replace("_", "-")  # of the environment, or of the flag
-        fail(f"{name}: {reason}" if name else reason, ExitCode.USAGE)
+        if not first["loc"]:
+            fail(reason, ExitCode.USAGE)
+        name = str(first["loc"][0])
+        if not name.isupper():  # it is the setting's own, not that of its variable
+            flag = "--api-key" if name == "api_keys" else f"--{name.replace('_', '-')}"
+            name = f"{flag} (SOMA_EVAL_{name.upper()})" if has_variables else flag
+        fail(f"{name}: {reason}", ExitCode.USAGE)
 
 
 def _print_version(wanted: bool) -> None:
@@ -181,8 +213,12 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="SOMA_EVAL_DEBUG", help="After an error, print where it arose."),
+    ] = False,
 ) -> None:
-    pass
+    _flags.debug = debug
 
 
 @app.command()
@@ -505,7 +541,7 @@ def demo(
     from service.log import configure_log
 
     configure_log("console", "warning")
-    with _clash_is_usage(), _said_in_one_line("the demo failed: "):
+    with _clash_is_usage(has_variables=False), _said_in_one_line("the demo failed: "):
         try:
             asyncio.run(run_demo(seconds, device or "cpu", precision or "float32", data_dir))
         except DemoFailed as error:

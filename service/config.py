@@ -1,41 +1,72 @@
 """The settings: the only reader of the environment. Flag over environment over `.env` over default."""
 
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.environment import API_KEY_NAMES, ENV_FILE, PREFIX
+
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+TIB = 1 << 40
 
 Device = str
+Number = TypeVar("Number", int, float)
 
 
-def default_data_dir() -> Path:
-    """Where blobs are kept unless told otherwise."""
-    return Path.home() / ".cache" / "soma-eval"
+def _within(least: Number, most: Number) -> AfterValidator:
+    """Refuses what is out of range; infinities and NaN are out of every one."""
+
+    def check(value: Number) -> Number:
+        if not least <= value <= most:
+            raise ValueError(f"must be from {least:,} to {most:,}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_host(host: str) -> str:
+    if not host or host != host.strip():
+        raise ValueError("give an address or a name: 127.0.0.1, or 0.0.0.0 for all of this machine's")
+    return host
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
+Port = Annotated[int, _within(0, 65535)]
+Seconds = Annotated[float, _within(0.1, 604_800.0)]
+
+
+def _in_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home directory, so say where files are kept") from None
 
 
 class Settings(BaseSettings):
     """Every setting of the service. The environment twin of `max_data_bytes` is SOMA_EVAL_MAX_DATA_BYTES."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SOMA_EVAL_",
-        env_file=".env",
-        env_ignore_empty=True,  # compose files pass what is not set as an empty text
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,  # a template of a .env file may leave its values open
         extra="ignore",
         frozen=True,
         validate_default=True,
         populate_by_name=True,
     )
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: Host = "127.0.0.1"
+    """The address that HTTP listens on; 0.0.0.0 for all of this machine's."""
+    port: Port = 8000
     """0 picks a free one."""
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] | Literal["off"] = 9124
+    grpc_port: Port | Literal["off"] = 9124
     """The port of the network's own scoring service; "off" for none, 0 for a free one."""
-    grpc_host: str | None = Field(default=None, min_length=1)
+    grpc_host: Host | None = None
     """Where gRPC listens, which knows no API keys; None: 127.0.0.1 when there are any, else `host`."""
 
     device: Annotated[tuple[Device, ...], NoDecode] = ("auto",)
@@ -43,42 +74,43 @@ class Settings(BaseSettings):
     small_model: bool = False
     """The network's own small architecture in place of full V1."""
     precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
-    device_memory_bytes: int | None = Field(default=None, ge=1)
+    device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
     """What resident weights may take per device; None: all but what an evaluation needs."""
 
-    data_dir: Path = Field(default_factory=default_data_dir)
+    data_dir: Annotated[Path, AfterValidator(_in_home)] = Path("~/.cache/soma-eval")
     """Holds the blobs, as published. Nothing decrypted ever lies here."""
-    cache_max_bytes: int = Field(default=100 * GIB, ge=1)
+    cache_max_bytes: Annotated[int, _within(MIB, 1024 * TIB)] = 100 * GIB
     """What lies in the cache unused is evicted, oldest use first, above this."""
 
-    queue_size: int = Field(default=64, ge=1)
+    queue_size: Annotated[int, _within(1, 10_000)] = 64
     """Requests that may wait or run at once; one more is told queue-full."""
-    max_weights_at_once: int = Field(default=16, ge=1)
+    max_weights_at_once: Annotated[int, _within(1, 1_000)] = 16
     """Weights files that are downloaded at once."""
-    request_timeout_seconds: float = Field(default=3600.0, gt=0)
-    drain_timeout_seconds: float = Field(default=60.0, ge=0)
+    request_timeout_seconds: Seconds = 3600.0
+    """How long one request may take, its waiting and its downloads included."""
+    drain_timeout_seconds: Annotated[float, _within(0.0, 86_400.0)] = 60.0
     """How long running work may go on after SIGTERM."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), validation_alias=AliasChoices("SOMA_EVAL_API_KEYS", "SOMA_EVAL_API_KEY")
+        default=(), validation_alias=AliasChoices(*API_KEY_NAMES)
     )
     """With any, HTTP needs `Authorization: Bearer`; gRPC asks for none. In the environment a comma list."""
-    max_data_bytes: int = Field(default=1 * MIB, ge=1)
+    max_data_bytes: Annotated[int, _within(KIB, GIB)] = 1 * MIB
     """Data of one evaluation; 1 MiB on the network."""
-    max_model_bytes: int = Field(default=16 * GIB, ge=1)
+    max_model_bytes: Annotated[int, _within(KIB, TIB)] = 16 * GIB
     """One weights file: full V1 is 4.84 GB in float32, twice that in float64."""
-    max_models: int = Field(default=64, ge=1)
+    max_models: Annotated[int, _within(1, 4096)] = 64
     """Models of one competition."""
 
     allow_http: bool = False
     """Plain http URLs, for tests and closed networks."""
     allow_private_addresses: bool = False
     """Addresses that are not public, for tests and closed networks."""
-    download_floor_seconds: float = Field(default=30.0, gt=0)
+    download_floor_seconds: Seconds = 30.0
     """A download may take this long, and size / min_download_rate on top."""
-    min_download_rate: float = Field(default=1 * MIB, gt=0)
+    min_download_rate: Annotated[float, _within(1.0, float(TIB))] = float(MIB)
     """Bytes per second below which a download is given up."""
-    max_download_attempts: int = Field(default=5, ge=1)
+    max_download_attempts: Annotated[int, _within(1, 100)] = 5
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -93,16 +125,10 @@ class Settings(BaseSettings):
         """The largest request body: the data in Base64, and room for targets and manifests."""
         return 4 * MIB + self.max_data_bytes * 4 // 3
 
-    def limits(self) -> dict[str, float]:
-        """What a caller may ask for, by name: bytes, seconds and counts."""
-        return {
-            "max_body_bytes": self.max_body_bytes,
-            "max_data_bytes": self.max_data_bytes,
-            "max_model_bytes": self.max_model_bytes,
-            "max_models": self.max_models,
-            "queue_size": self.queue_size,
-            "request_timeout_seconds": self.request_timeout_seconds,
-        }
+    @property
+    def is_open_to_all(self) -> bool:
+        """Whether HTTP listens beyond this machine and asks for no API key."""
+        return not self.api_keys and not is_loopback(self.host)
 
     @field_validator("device", mode="before")
     @classmethod
@@ -143,6 +169,14 @@ class Settings(BaseSettings):
         if self.max_data_bytes > self.cache_max_bytes:
             raise ValueError("cache_max_bytes is smaller than max_data_bytes")
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ExplicitSettings(Settings):

@@ -4,6 +4,8 @@ ScoringError
 ├── InvalidRequest               invalid-request             client
 │   └── InvalidKey               invalid-key                 who gave the key
 ├── Unauthorized                 unauthorized                client
+├── NotFound                     not-found                   client
+├── MethodNotAllowed             method-not-allowed          client
 ├── BodyTooLarge                 body-too-large              client
 ├── JobNotFound                  job-not-found               client
 ├── BlobError                    of the data or of one model's weights; fault: who published it, or sent it
@@ -102,6 +104,20 @@ class Unauthorized(ScoringError):
 
     code = "unauthorized"
     title = "An API key is needed"
+
+
+class NotFound(ScoringError):
+    """The service has nothing at this path."""
+
+    code = "not-found"
+    title = "There is nothing at this path"
+
+
+class MethodNotAllowed(ScoringError):
+    """The path exists, and takes other methods."""
+
+    code = "method-not-allowed"
+    title = "The method is not allowed here"
 
 
 class BodyTooLarge(ScoringError):

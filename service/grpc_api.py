@@ -69,6 +69,8 @@ ANSWERS: dict[type[ScoringError], Answer] = {
     errors.InvalidRequest: Answer(StatusCode.INVALID_ARGUMENT, "the request is not valid"),
     errors.InvalidKey: Answer(StatusCode.INVALID_ARGUMENT, "a decryption key is not 32 bytes in Base58"),
     errors.Unauthorized: Answer(StatusCode.INTERNAL, "the caller is not known"),
+    errors.NotFound: Answer(StatusCode.INTERNAL, "there is nothing at this path"),
+    errors.MethodNotAllowed: Answer(StatusCode.INTERNAL, "the method is not allowed"),
     errors.BodyTooLarge: Answer(StatusCode.INVALID_ARGUMENT, "the request is too large"),
     errors.JobNotFound: Answer(StatusCode.INTERNAL, "there is no such job"),
     # Where the data is nowhere to be had, it does not matter to the network why.

@@ -1,25 +1,41 @@
 """The HTTP door: routes, and every failure as problem+json by one table."""
 
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi_offline import FastAPIOffline
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service import errors
-from service.errors import Draining, InternalError, InvalidRequest, NoWorker, OutOfResources, ScoringError
-from service.http_gate import ClientLeft, Gate, on_client_left
+from service.api_keys import challenge
+from service.docs_page import docs_routes
+from service.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    NoWorker,
+    OutOfResources,
+    ScoringError,
+    exhaustion_of,
+)
+from service.http_gate import CLIENT_LEFT_STATUS, Gate
 from service.jobs import Job
 from service.lifespan import Parts
 from service.log import log_bug
 from service.metrics import CONTENT_TYPE
+from service.openapi import fit_openapi
 from service.schemas import (
     Device,
     EvalRequest,
@@ -28,9 +44,11 @@ from service.schemas import (
     Info,
     JobProgress,
     JobStatus,
+    NotReady,
     PhaseProgress,
     Problem,
     Readiness,
+    RequestLimits,
     ScoreRequest,
     ScoreResponse,
 )
@@ -41,6 +59,8 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidKey: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.JobNotFound: HTTPStatus.NOT_FOUND,
     errors.InvalidUrl: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -69,41 +89,67 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
 """One row per failure; a test proves that none is missing."""
 
 PROBLEM_JSON = "application/problem+json"
+OPENAPI_URL = "/openapi.json"
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
+
+_PROBLEM_DOCUMENTED: dict[str, Any] = {
+    "description": "What went wrong and whose fault it is.",
+    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+_NOT_READY_DOCUMENTED: dict[str, Any] = {
+    "description": "No request is taken now: the problem, and how the workers stand.",
+    "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/NotReady"}}},
+}
 
 T = TypeVar("T")
 
 
 def create_app(parts: Parts) -> ASGIApp:
     """The HTTP door over a service that is up: the gate, and behind it the routes."""
-    app = FastAPIOffline(  # its /docs runs no script of another host: keys are typed in there
+    app = FastAPI(
         title="soma-eval",
         version=version("soma-eval"),
         description="What a model's weights are worth: loss and embedding, as the network computes them.",
         responses={"4XX": _PROBLEM_DOCUMENTED, "5XX": _PROBLEM_DOCUMENTED},
+        openapi_url=OPENAPI_URL,
+        docs_url=None,  # ours is another
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.parts = parts
-    app.include_router(_scoring)
-    app.include_router(_operations)
-    app.add_exception_handler(ScoringError, _on_scoring_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientLeft, _on_client_left)
-    app.add_exception_handler(Exception, _on_bug)
+    documented_keys = [Depends(_API_KEY_DOCUMENTED)] if parts.settings.api_keys else []
+    app.include_router(_scoring, dependencies=documented_keys)
+    app.include_router(_information, dependencies=documented_keys)
+    app.include_router(_probes)
+    docs = docs_routes(OPENAPI_URL, app.title)
+    app.include_router(docs)
+    for kind in (ScoringError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _on_error)
+    fit_openapi(app, embedding_dim=parts.architecture["embedding_dim"])
+    included = [_scoring, _information, _probes, docs]
+    routes: list[BaseRoute] = [route for router in included for route in router.routes]
     return Gate(
         app,
+        routes=[*routes, *(route for route in app.routes if hasattr(route, "path"))],
         settings=parts.settings,
         metrics=parts.metrics,
         check_room=parts.scheduler.check_room,
-        refuse=_refuse,
+        refuse=_response_to,
     )
 
 
 _scoring = APIRouter(tags=["scoring"])
-_operations = APIRouter(tags=["operations"])
+_information = APIRouter(tags=["operations"])
+_probes = APIRouter(tags=["operations"])
+"""These need no API key."""
+
+_API_KEY_DOCUMENTED = HTTPBearer(
+    scheme_name="API key", description="One of the service's API keys.", auto_error=False
+)
+"""Puts the scheme into the OpenAPI document; the key itself is checked before a request comes here."""
 
 Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer 202 and a job.")]
+JobId = Annotated[str, Path(description="As the `Location` header of the 202 has it.")]
 
 
 async def _parts(request: Request) -> Parts:  # a plain function would be called in a thread
@@ -141,13 +187,13 @@ async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer:
 
 
 @_scoring.get("/jobs/{job_id}")
-async def read_job(job_id: str, request: Request, parts: PartsOfApp) -> JobStatus:
+async def read_job(job_id: JobId, request: Request, parts: PartsOfApp) -> JobStatus:
     """How a job stands, and its result once it has one."""
     return _job_status(parts.jobs.get(job_id), request)
 
 
 @_scoring.delete("/jobs/{job_id}")
-async def cancel_job(job_id: str, request: Request, parts: PartsOfApp) -> JobStatus:
+async def cancel_job(job_id: JobId, request: Request, parts: PartsOfApp) -> JobStatus:
     """Stop a job; a finished one stays as it is."""
     return _job_status(await parts.jobs.cancel(job_id), request)
 
@@ -157,7 +203,7 @@ async def cancel_job(job_id: str, request: Request, parts: PartsOfApp) -> JobSta
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}, "description": "One event per change."}},
 )
-async def follow_job(job_id: str, request: Request, parts: PartsOfApp) -> StreamingResponse:
+async def follow_job(job_id: JobId, request: Request, parts: PartsOfApp) -> StreamingResponse:
     """Server-sent events: `progress` after each change, at last `succeeded`, `failed` or `cancelled`."""
     parts.jobs.get(job_id)
     return StreamingResponse(_events(job_id, request, parts), media_type="text/event-stream")
@@ -170,15 +216,15 @@ async def _events(job_id: str, request: Request, parts: Parts) -> AsyncIterator[
         yield f"event: {event}\ndata: {status.model_dump_json()}\n\n"
 
 
-@_operations.head("/health", include_in_schema=False)
-@_operations.get("/health")
+@_probes.head("/health", include_in_schema=False)
+@_probes.get("/health")
 async def health() -> Health:
     """200 while the process lives."""
     return Health()
 
 
-@_operations.head("/ready", include_in_schema=False)
-@_operations.get("/ready", response_model=Readiness)
+@_probes.head("/ready", include_in_schema=False)
+@_probes.get("/ready", response_model=Readiness, responses={503: _NOT_READY_DOCUMENTED})
 async def ready(request: Request, parts: PartsOfApp) -> Any:
     """200 only while a worker has recently passed a real evaluation, the disk works, and nothing is stopping."""
     readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
@@ -191,11 +237,12 @@ async def ready(request: Request, parts: PartsOfApp) -> Any:
             error = NoWorker("no worker has recently passed its self-test")
         case "no-storage":
             error = OutOfResources(parts.cache.trouble or "the disk of this machine does not work")
-    return _refuse(error, request, devices=[device.model_dump() for device in readiness.devices])
+    problem = NotReady(**_problem(error, request).model_dump(), devices=readiness.devices)
+    return _refuse(error, problem, request)
 
 
-@_operations.head("/info", include_in_schema=False)
-@_operations.get("/info")
+@_information.head("/info", include_in_schema=False)
+@_information.get("/info")
 async def info(parts: PartsOfApp) -> Info:
     """What is served: architecture, devices, limits, versions."""
     return Info(
@@ -203,14 +250,14 @@ async def info(parts: PartsOfApp) -> Info:
         architecture_version=parts.architecture_version,
         architecture=parts.architecture,
         precision=parts.settings.precision,
-        limits=parts.settings.limits(),
+        limits=RequestLimits.model_validate(parts.settings, from_attributes=True, extra="ignore"),
         devices=_devices(parts),
         versions=parts.versions,
     )
 
 
-@_operations.head("/metrics", include_in_schema=False)
-@_operations.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@_probes.head("/metrics", include_in_schema=False)
+@_probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(parts: PartsOfApp) -> Response:
     """For Prometheus."""
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
@@ -222,7 +269,7 @@ def _answer(model: EvalResponse | ScoreResponse) -> Response:
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work; stop it and raise ClientLeft when the client closes its connection.
+    """Await the work; stop it and raise ClientDisconnect when the client closes its connection.
 
     The work runs in this very task, so that it is admitted before the next request is looked at: of many that
     come at once, all that find no place are then refused at the gate.
@@ -233,7 +280,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _watch_connection(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    raise ClientLeft
+    raise ClientDisconnect
 
 
 def _wants_async(prefer: list[str] | None) -> bool:
@@ -262,7 +309,7 @@ def _job_status(job: Job, request: Request) -> JobStatus:
             estimated_seconds_left=job.estimated_seconds_left(),
         ),
         result=_result_of(job),
-        error=_problem(job.error, request)[1] if job.error else None,
+        error=_problem(job.error, request) if job.error else None,
     )
 
 
@@ -286,20 +333,13 @@ def _devices(parts: Parts) -> list[Device]:
     ]
 
 
-_PROBLEM_DOCUMENTED: dict[str, Any] = {
-    "description": "What went wrong and whose fault it is.",
-    "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
-}
-
-
-def _problem(error: ScoringError, request: Request) -> tuple[HTTPStatus, Problem]:
-    status = STATUS_OF[type(error)]
-    return status, Problem(
+def _problem(error: ScoringError, request: Request) -> Problem:
+    return Problem(
         type=f"urn:soma-eval:problem:{error.full_code}",
         title=error.title,
-        status=status,
+        status=STATUS_OF[type(error)],
         detail=error.detail,
-        instance=request.url.path,
+        instance=request.scope["path"],
         code=error.full_code,
         fault=error.fault,
         blob=error.blob,
@@ -309,59 +349,54 @@ def _problem(error: ScoringError, request: Request) -> tuple[HTTPStatus, Problem
     )
 
 
-def _refuse(error: ScoringError, request: Request, **extension_members: Any) -> JSONResponse:
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _response_to(error, request)
+
+
+def _response_to(error: Exception, request: Request) -> Response:
     """The response for a failure, wherever it arose."""
-    status, problem = _problem(error, request)
+    if isinstance(error, ClientDisconnect):
+        request.scope["soma_eval.outcome"] = "client-left"
+        return Response(status_code=CLIENT_LEFT_STATUS)  # which goes nowhere
+    failure = _as_scoring_error(error, request)
+    return _refuse(failure, _problem(failure, request), request)
+
+
+def _refuse(error: ScoringError, problem: Problem, request: Request) -> JSONResponse:
     request.scope["soma_eval.outcome"] = error.full_code
     headers = {}
-    if error.retryable and status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        headers["Retry-After"] = f"{error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS:.0f}"
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    content = {**problem.model_dump(mode="json"), **extension_members}
-    return JSONResponse(content, status, headers, media_type=PROBLEM_JSON)
+    if error.retryable and problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        seconds = error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS
+        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = challenge(problem.instance)
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _methods_of(request)
+    return JSONResponse(problem.model_dump(mode="json"), problem.status, headers, media_type=PROBLEM_JSON)
 
 
-async def _on_scoring_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ScoringError)
-    return _refuse(error, request)
-
-
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    return _refuse(InvalidRequest(describe(error.errors())), request)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Routes and methods that do not exist: the framework's own refusals in our shape."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # what it says of JSON nested beyond all measure
-        return _refuse(InvalidRequest("the body is not JSON"), request)
-    status = HTTPStatus(error.status_code)
-    problem = Problem(
-        type="about:blank",
-        title=status.phrase,
-        status=status,
-        detail=status.description or status.phrase,
-        instance=request.url.path,
-        code="-".join(status.phrase.lower().split()),
-        fault="client",
-        blob=None,
-        model_index=None,
-        retryable=False,
-        request_id=request.scope["soma_eval.request_id"],
-    )
-    request.scope["soma_eval.outcome"] = problem.code
-    return JSONResponse(problem.model_dump(mode="json"), status, error.headers, media_type=PROBLEM_JSON)
-
-
-async def _on_client_left(request: Request, error: Exception) -> Response:
-    return on_client_left(request)
-
-
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+def _as_scoring_error(error: Exception, request: Request) -> ScoringError:
+    match error:
+        case ScoringError():
+            return error
+        case RequestValidationError():
+            return InvalidRequest(describe(error.errors()))
+        case HTTPException(status_code=HTTPStatus.NOT_FOUND):
+            return NotFound("there is nothing at this path")
+        case HTTPException(status_code=HTTPStatus.METHOD_NOT_ALLOWED):
+            return MethodNotAllowed(f"this path takes {_methods_of(request)}")
+        case HTTPException(status_code=HTTPStatus.BAD_REQUEST):  # for JSON that is nested too deep
+            return InvalidRequest("the body is not JSON")
     log_bug(error)
-    return _refuse(InternalError("an unexpected error; the log has it under the request's id"), request)
+    if (trouble := exhaustion_of(error)) is not None:
+        return trouble
+    return InternalError("an unexpected error; the log has it under the request's id")
+
+
+def _methods_of(request: Request) -> str:
+    """What all routes of the request's path take."""
+    routes = request.scope["soma_eval.routes"]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 _FIELD_NAME = re.compile(r"[a-z][a-z_]{0,31}")

@@ -2,11 +2,14 @@
 
 import asyncio
 import secrets
+from collections import OrderedDict
 from http import HTTPStatus
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from service.errors import InvalidRequest
 from service.http_api import PROBLEM_JSON
@@ -20,6 +23,8 @@ HEAD_SECONDS = 15.0
 """How long a head may take: the first from the connection on, a later one from its first byte."""
 UNREAD_BODY_SECONDS = 60.0
 """How long a client may go on sending the body of a request that is answered already."""
+UNREAD_ANSWER_SECONDS = 60.0
+"""How long a client may leave what was sent to it unread, once no more fits into the connection."""
 
 _MAX_BYTES_PER_BODY_BYTE = 8
 """A body sent in chunks of one byte takes six for each."""
@@ -31,11 +36,16 @@ _too_many = Seldom()
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. It is cut off when a request brings more head, framing and trailers than it may, or too slowly.
 
-    A connection above `max_connections` is closed at once.
+    Above `max_connections`, the one that has kept the service waiting the longest is closed: for a request, for the
+    rest of one, or for room to send an answer. Where every one is being worked for, it is the new one.
     """
 
     max_connections: ClassVar[int] = 8192
     """A subclass lowers it to what this process may open."""
+    _waiting: ClassVar["WeakKeyDictionary[ServerState, OrderedDict[BoundedHttpProtocol, None]]"] = (
+        WeakKeyDictionary()
+    )
+    """Of each server, the connections on which it waits for the client, the longest first."""
     _allowance = MAX_HEAD_BYTES
     _deadline: asyncio.TimerHandle | None = None
     _in_message = False
@@ -44,16 +54,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self._expect_within(HEAD_SECONDS)
+        self._wait_for_client()
         if len(self.connections) > self.max_connections:
             if _too_many.may_speak():
-                log.warning("too many connections: the newest are closed", open=len(self.connections) - 1)
-            transport.abort()
-        else:
-            self._expect_within(HEAD_SECONDS)
+                log.warning("too many connections: the idlest are closed", open=len(self.connections) - 1)
+            self._close_idlest()
+
+    def _close_idlest(self) -> None:
+        idlest, _ = self._waiting[self.server_state].popitem(last=False)
+        self.connections.discard(idlest)  # now, for its end is only heard of after others have connected
+        idlest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, on whichever side."""
         self._expect_nothing()
+        self._waiting[self.server_state].pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -79,7 +95,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._in_message = True
-        self._expect_nothing()
+        if not self.flow.write_paused:
+            self._expect_nothing()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -97,13 +114,43 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_message = False
         if self._all_answered():  # it was answered before its end: nothing else bounds the wait for the next
             self._expect_within(HEAD_SECONDS)
+        elif not self.flow.write_paused:
+            self._waiting[self.server_state].pop(self, None)
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The request is answered."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._expect_within(UNREAD_ANSWER_SECONDS)
+        self._wait_for_client()
+
+    def pause_writing(self) -> None:
+        """The client does not read what is sent to it."""
+        super().pause_writing()
+        self._expect_within(UNREAD_ANSWER_SECONDS)
+        self._wait_for_client()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._expect_nothing()
+        if self._in_message:
+            if self._all_answered():
+                self._expect_within(UNREAD_BODY_SECONDS)
+        elif not self._all_answered():
+            self._waiting[self.server_state].pop(self, None)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be read as HTTP, in the shape of every other error, and close."""
-        if not self._all_answered():  # this would be read as the answer to the request before
-            self.transport.abort()
-            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            if (
+                self.cycle.response_started or not self._in_message
+            ):  # this would be read as a part of that answer
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         request_id = secrets.token_hex(8)
         problem = Problem(
             type=f"urn:soma-eval:problem:{InvalidRequest.code}",
@@ -131,6 +178,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_client(self) -> None:
+        waiting = self._waiting.setdefault(self.server_state, OrderedDict())
+        waiting[self] = None
+        waiting.move_to_end(self)
 
     def _expect_within(self, seconds: float) -> None:
         self._expect_nothing()

@@ -55,6 +55,7 @@ def configure_log(log_format: Literal["console", "json"], log_level: str) -> Non
     root.setLevel(log_level.upper())
     for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.access"):  # some write whole URLs
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of every request that is no HTTP
 
 
 def log_bug(error: Exception, **context: str) -> None:

@@ -21,14 +21,13 @@ from service.verdict import Evaluation, Verdict
 
 _MAX_MEMBERS = 32
 
-Code = Annotated[str, Field(description="Names the failure.", examples=list(all_codes()))]
+Code = Annotated[str, Field(examples=list(all_codes()))]
 
-Seed = Annotated[int, Field(ge=0, lt=1 << 64, description="Of the SIGReg noise: 0 to 2^64 - 1.")]
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]
-Checksum = Annotated[str, Field(max_length=64, description="Blake2b-256 of the bytes as published, Base58.")]
-Size = Annotated[int, Field(ge=0, lt=1 << 63, description="Bytes as published.")]
-Key = Annotated[SecretStr, Field(description="AES-256-CTR key, 32 bytes in Base58; null: not encrypted.")]
-Embedding = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 16)]
+Checksum = Annotated[str, Field(max_length=64)]
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+Embedding = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
 
 
 class _Wire(BaseModel):
@@ -55,16 +54,40 @@ class _Request(_Wire):
 class EvalRequest(_Request):
     """One model on one data set. The data comes inline or by URL."""
 
-    data: Annotated[str | None, Field(repr=False, description="The bytes, Base64.")] = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "data": "dGhlIHF1aWNrIGJyb3duIGZveCBqdW1wcyBvdmVyIGEgbGF6eSBkb2c=",
+                    "weights_url": "https://publisher.example/weights.enc",
+                    "weights_checksum": "CpUPVjkorf5r6pkWcQ85jaVYUiM3SCbSvccWZ3XK3upt",
+                    "decryption_key": "1thX6LZfHDZZKUs92febYZhYRcXddmzfzF2NvTkPNE",
+                    "seed": 1,
+                }
+            ]
+        }
+    )
+
+    data: Annotated[str | None, Field(repr=False)] = None
+    """The bytes to evaluate on, in Base64. Give this or `data_url`."""
     data_url: Url | None = None
+    """Where the bytes to evaluate on are published. Give this or `data`."""
     data_checksum: Checksum | None = None
+    """Blake2b-256 of the data, Base58; null: whatever comes is taken. Only with `data_url`."""
     data_size: Size | None = None
+    """Length of the data in bytes; null: not known. Only with `data_url`."""
     weights_url: Url
+    """Where the weights are published: one safetensors file, encrypted or not."""
     weights_checksum: Checksum | None = None
+    """Blake2b-256 of the file as published, Base58; null: whatever comes is taken."""
     weights_size: Size | None = None
-    decryption_key: Key | None = None
+    """Length of the file as published, in bytes; null: not known."""
+    decryption_key: SecretStr | None = None
+    """AES-256-CTR key of the weights, 32 bytes in Base58; null: they are not encrypted."""
     seed: Seed = 0
+    """Seed of the SIGReg noise, 0 to 2^64 - 1."""
     target_embedding: Embedding | None = None
+    """What the distance is measured to: as many numbers as an embedding has; null: no distance."""
 
     def to_competition(self) -> Competition:
         """Raises InvalidRequest, or InvalidKey."""
@@ -94,20 +117,52 @@ class Manifest(_Request):
     """One competitor of a competition, as the network describes it. What makes no sense is its own error."""
 
     url: str
+    """Where the weights are published: one safetensors file, encrypted or not."""
     checksum: str
-    size: Annotated[int, Field(ge=0, lt=1 << 64, description="Bytes as published.")]
-    decryption_key: Key | None = None
+    """Blake2b-256 of the file as published, Base58."""
+    size: Annotated[int, Field(ge=0, lt=1 << 64)]
+    """Length of the file as published, in bytes."""
+    decryption_key: SecretStr | None = None
+    """AES-256-CTR key of the weights, 32 bytes in Base58; null: they are not encrypted."""
 
 
 class ScoreRequest(_Request):
     """A competition: the network's own ScoreRequest."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "data_url": "https://publisher.example/data.bin",
+                    "data_checksum": "73CawZ54kNHJSMKTZK5gs3v9DZvuSCJbJ6oqo6VAk9d",
+                    "data_size": 41,
+                    "model_manifests": [
+                        {
+                            "url": "https://publisher.example/weights.enc",
+                            "checksum": "CpUPVjkorf5r6pkWcQ85jaVYUiM3SCbSvccWZ3XK3upt",
+                            "size": 56304,
+                            "decryption_key": "1thX6LZfHDZZKUs92febYZhYRcXddmzfzF2NvTkPNE",
+                        }
+                    ],
+                    "target_embedding": [0.5],
+                    "seed": 1,
+                }
+            ]
+        }
+    )
+
     data_url: Url
+    """Where the bytes to evaluate on are published."""
     data_checksum: Checksum
+    """Blake2b-256 of the data, Base58."""
     data_size: Size
-    model_manifests: Annotated[list[Manifest], Field(min_length=1, max_length=MAX_MANIFESTS)]
+    """Length of the data in bytes."""
+    model_manifests: Annotated[list[Manifest], Field(min_length=1, max_length=MAX_MANIFESTS, fail_fast=True)]
+    """The models, in the order in which `models` of the answer has them."""
     target_embedding: Embedding
+    """What distances are measured to: as many numbers as an embedding has."""
     seed: Seed
+    """Seed of the SIGReg noise, 0 to 2^64 - 1."""
 
     def to_competition(self) -> Competition:
         """Raises InvalidRequest, or InvalidKey."""
@@ -144,7 +199,9 @@ class Provenance(_Wire):
     data_checksum: str
     """Blake2b-256 of the data, Base58, computed from the bytes that came."""
     seed: int
+    """Seed of the SIGReg noise, as it was asked for."""
     architecture_version: str
+    """Version of the network's architecture that the weights are of."""
     precision: str
     """float32 unless the service was started with another."""
     device: str
@@ -190,7 +247,9 @@ class EvalResponse(_Wire):
     attends_to_future: bool
     """Such weights see the bytes they predict."""
     provenance: Provenance
+    """Which bytes, seed, device and packages the numbers come from."""
     timings: Timings
+    """Where the time went."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Self:
@@ -225,16 +284,19 @@ class Problem(_Wire):
     title: str
     """The same for every error of this code."""
     status: int
+    """The HTTP status."""
     detail: str
     """What happened this time; never a key or a URL."""
     instance: str
     """The path that was asked for."""
     code: Code
+    """Names the failure."""
     fault: Fault
+    """Who can mend it."""
     blob: BlobKind | None
     """Whether the error is about the data or about a model's weights."""
     model_index: int | None
-    """Which model of the request."""
+    """Which model of the request, counted from 0; null where it is not about one of several."""
     retryable: bool
     """False for a verdict, which every validator reaches; true for trouble that may pass."""
     request_id: str
@@ -245,12 +307,19 @@ class ModelError(_Wire):
     """Why one model of a competition has no result."""
 
     code: Code
+    """Names the failure."""
     title: str
+    """The same for every error of this code."""
     detail: str
+    """What happened this time; never a key or a URL."""
     fault: Fault
+    """Who can mend it."""
     blob: BlobKind | None
+    """Whether the error is about the data or about the model's weights."""
     model_index: int | None
+    """Which model of the request, counted from 0."""
     retryable: bool
+    """False for a verdict, which every validator reaches; true for trouble that may pass."""
 
     @classmethod
     def of(cls, error: ScoringError) -> Self:
@@ -270,13 +339,21 @@ class ModelResult(_Wire):
     """One model of a competition: numbers or an error."""
 
     loss: float | None = None
+    """Nats; null where the model has no result."""
     cross_entropy: float | None = None
+    """Nats, over all tokens; null where the model has no result."""
     sig_reg: float | None = None
+    """Before its coefficient 0.02; null where the model has no result."""
     distance: float | None = None
+    """Cosine distance of the embedding to the target, 0 to 2; null where it has none."""
     attends_to_future: bool | None = None
+    """Such weights see the bytes they predict; null where the model has no result."""
     error: ModelError | None = None
+    """Why the model is out, or has no distance; null where nothing went wrong."""
     provenance: Provenance | None = None
+    """What the numbers were made from and with; null where the model has no result."""
     timings: Timings | None = None
+    """Where the time went; null where the model has no result."""
 
 
 class ScoreResponse(_Wire):
@@ -287,7 +364,7 @@ class ScoreResponse(_Wire):
     loss_score: list[float]
     """One number: the winner's loss."""
     embedding: list[float]
-    """The winner's."""
+    """The winner's mean representation: `embedding_dim` numbers."""
     distance: list[float]
     """One number: the winner's distance to the target."""
     margin: float | None
@@ -334,11 +411,15 @@ class PhaseProgress(_Wire):
     phase: str
     """queued, downloading, loading, evaluating, done or failed."""
     bytes_done: int | None = None
+    """Bytes downloaded so far; null where nothing is downloaded."""
     bytes_total: int | None = None
-    """Null where the server does not tell."""
+    """Bytes of the whole file; null where the server does not tell."""
     bytes_per_second: float | None = None
+    """Rate of the download of late; null where nothing is downloaded."""
     batches_done: int | None = None
+    """Batches evaluated so far; null before the evaluation."""
     num_batches: int | None = None
+    """Batches of the whole evaluation; null before it."""
 
 
 class JobProgress(_Wire):
@@ -356,12 +437,17 @@ class JobStatus(_Wire):
     """A job and, once it has succeeded or failed, what came of it."""
 
     id: str
+    """Names the job in `/jobs/{id}`."""
     kind: Literal["eval", "score"]
+    """What was asked for."""
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    """The last three are final."""
     created_at: str
     """UTC, ISO 8601."""
     finished_at: str | None
+    """UTC, ISO 8601; null until the state is final."""
     progress: JobProgress
+    """How far it has come."""
     result: EvalResponse | ScoreResponse | None
     """What `kind` answers; null until `state` is succeeded."""
     error: Problem | None
@@ -372,6 +458,7 @@ class Health(_Wire):
     """The process lives."""
 
     status: Literal["ok"] = "ok"
+    """Always ok: a process that does not live answers nothing."""
 
 
 class Device(_Wire):
@@ -384,6 +471,7 @@ class Device(_Wire):
     ready: bool
     """It has recently passed its self-test."""
     busy: bool
+    """It has a job."""
     restarts: int
     """How often its process had to be started again."""
     trouble: str
@@ -394,18 +482,49 @@ class Readiness(_Wire):
     """Whether requests are taken, and by which workers."""
 
     status: Literal["ready", "draining", "no-worker", "no-storage"]
+    """draining: the service is stopping; no-worker: none passed its self-test; no-storage: the disk does not work."""
     devices: list[Device]
+    """One for each worker."""
+
+
+class NotReady(Problem):
+    """Why no request is taken now."""
+
+    devices: list[Device]
+    """One for each worker."""
+
+
+class RequestLimits(_Wire):
+    """What a caller may ask for."""
+
+    max_body_bytes: int
+    """Length of a request's body."""
+    max_data_bytes: int
+    """Length of the data of one evaluation."""
+    max_model_bytes: int
+    """Length of one weights file."""
+    max_models: int
+    """Models of one competition."""
+    queue_size: int
+    """Requests that may wait or run at once; one more is told queue-full."""
+    request_timeout_seconds: float
+    """How long one request may take."""
 
 
 class Info(_Wire):
     """What is served, within which limits."""
 
     version: str
+    """Of this service."""
     architecture_version: str
+    """Version of the network's architecture."""
     architecture: dict[str, Any]
     """The shape of the models served."""
     precision: str
-    limits: dict[str, float]
-    """Bytes, seconds and counts."""
+    """float32 unless the service was started with another."""
+    limits: RequestLimits
+    """The most that one request may ask for."""
     devices: list[Device]
+    """One for each worker."""
     versions: dict[str, str]
+    """Of the packages that make the numbers."""

@@ -7,13 +7,12 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import NoReturn
 
 import structlog
 import uvicorn
 
-from service.config import Settings
+from service.config import Settings, is_loopback
 from service.grpc_api import serve_grpc
 from service.http_api import create_app
 from service.http_protocol import BoundedHttpProtocol
@@ -114,6 +113,8 @@ async def run_service(
             open_service(settings) as parts,
             _http_api(parts, listener, connections.http, shutdown) as http,
         ):
+            if settings.is_open_to_all:
+                log.warning("HTTP asks for no API key, and listens beyond this machine", address=http)
             if settings.grpc_port == "off":
                 yield parts, Addresses(http, None)
                 return
@@ -129,7 +130,7 @@ async def run_service(
                 shutdown=shutdown,
             ) as grpc_port:
                 url = _url(settings.grpc_listen_host, grpc_port)
-                if not _is_loopback(settings.grpc_listen_host):
+                if not is_loopback(settings.grpc_listen_host):
                     log.warning(
                         "gRPC has no authentication: whoever can reach its address may use it", address=url
                     )
@@ -181,13 +182,6 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = f"HTTP cannot listen on {host} port {port} ({error.strerror})"
         raise OSError(error.errno, f"{reason}: choose others with --host and --port") from error
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _url(host: str, port: int) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service import cli
+from service.competition import MAX_MANIFESTS
 from service.config import ExplicitSettings, Settings
 
 
@@ -42,13 +43,7 @@ def test_one_api_key_has_its_own_name_and_no_name_goes_without_the_prefix(
     assert [key.get_secret_value() for key in Settings().api_keys] == ["canary-1"]
 
 
-def test_keys_left_empty_in_the_environment_are_none_and_a_comma_is_a_mistake(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "")
-    assert Settings().api_keys == ()
-    monkeypatch.setenv("SOMA_EVAL_API_KEY", "canary-1")
-    assert len(Settings().api_keys) == 1
+def test_a_comma_alone_is_no_api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOMA_EVAL_API_KEYS", ",")
     with pytest.raises(ValidationError):
         Settings()
@@ -75,6 +70,24 @@ def test_grpc_ports(port: object) -> None:
         {"api_keys": ("canary", " ")},
         {"api_keys": ","},
         {"cache_max_bytes": 10},
+        {"host": ""},
+        {"host": " "},
+        {"device_memory_bytes": 1},
+        {"queue_size": 10**9},
+        {"max_weights_at_once": 10**9},
+        {"max_data_bytes": 1},
+        {"max_model_bytes": 1},
+        {"max_models": 4097},
+        {"max_download_attempts": 10**9},
+        {"request_timeout_seconds": 0.0001},
+        {"request_timeout_seconds": float("inf")},
+        {"request_timeout_seconds": float("nan")},
+        {"drain_timeout_seconds": float("inf")},
+        {"drain_timeout_seconds": -1.0},
+        {"download_floor_seconds": 0.0001},
+        {"download_floor_seconds": float("nan")},
+        {"min_download_rate": 1e-9},
+        {"min_download_rate": float("nan")},
     ],
     ids=str,
 )
@@ -93,6 +106,28 @@ def test_grpc_listens_on_loopback_when_there_are_keys_that_it_does_not_ask_for(
     assert Settings(**keys).grpc_listen_host == "10.0.0.1"
     with pytest.raises(ValidationError):
         Settings(grpc_host="")
+
+
+def test_every_number_has_a_range() -> None:
+    numbers = {
+        name for name, value in Settings() if isinstance(value, int | float) and value not in (True, False)
+    }
+    assert len(numbers) > 10
+    for name in numbers - {"grpc_port"}:
+        with pytest.raises(ValidationError, match="must be from"):
+            Settings(**{name: 10**30})  # type: ignore[arg-type]
+
+
+def test_the_most_models_are_as_many_as_a_request_may_have() -> None:
+    assert Settings(max_models=MAX_MANIFESTS).max_models == MAX_MANIFESTS
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_open"),
+    [("127.0.0.1", (), False), ("::1", (), False), ("0.0.0.0", (), True), ("0.0.0.0", ("canary",), False)],
+)
+def test_what_is_open_to_all(host: str, keys: tuple[str, ...], is_open: bool) -> None:
+    assert Settings(host=host, api_keys=tuple(map(SecretStr, keys))).is_open_to_all is is_open
 
 
 def test_the_body_limit_leaves_room_for_the_data() -> None:

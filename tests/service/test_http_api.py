@@ -15,12 +15,15 @@ import base58
 import httpx
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from service import errors
+from service.competition import MAX_MANIFESTS
 from service.config import Settings
 from service.http_api import STATUS_OF
-from service.http_gate import MAX_BODIES_AT_ONCE
 from service.http_protocol import HEAD_SECONDS
+from service.request_body import MAX_BODIES_AT_ONCE, MAX_VALUES
+from service.schemas import ScoreRequest
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
 from tests.service.test_eval import GOLDEN, KEY, assert_golden, assert_problem, plain, sealed
@@ -71,20 +74,66 @@ def test_nan_in_the_target_is_no_server_error(client: httpx.Client, plain: dict[
     assert "finite" in problem["detail"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({}, "Content-Type"),
+        ({"content-type": "text/plain"}, "Content-Type"),
+        ({**JSON, "content-encoding": "gzip"}, "Content-Encoding"),
+    ],
+    ids=["no type", "text", "gzip"],
+)
+def test_a_header_that_is_wrong_is_named(
+    headers: dict[str, str], named: str, client: httpx.Client, plain: dict[str, Any]
+) -> None:
+    problem = assert_problem(
+        client.post("/eval", content=json.dumps(plain), headers=headers), "invalid-request"
+    )
+    assert named in problem["detail"]
+
+
 def test_routes_and_methods_that_do_not_exist(client: httpx.Client) -> None:
     assert_problem(client.get("/nothing"), "not-found")
+    assert_problem(client.post("/eval/"), "not-found")
     assert_problem(client.put("/eval"), "method-not-allowed")
     assert_problem(client.get("/jobs/unknown"), "job-not-found")
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/jobs/x", "DELETE, GET"), ("/eval", "POST"), ("/health", "GET, HEAD"), ("/openapi.json", "GET, HEAD")],
+)
+def test_a_refused_method_is_told_all_that_are_allowed(path: str, allowed: str, client: httpx.Client) -> None:
+    response = client.put(path)
+    assert_problem(response, "method-not-allowed")
+    assert response.headers["allow"] == allowed
+
+
+def test_a_host_that_is_no_host(service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"GET /nothing HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n")
+        assert read_to_the_end(connection).startswith(b"HTTP/1.1 404")
+
+
+def test_a_request_is_logged_with_its_route_and_a_plain_status(
+    service: LiveService, client: httpx.Client
+) -> None:
+    client.post("/eval", content=bytes(8 << 20), headers=JSON)
+    client.put("/jobs/some-job")
+    wait_until(lambda: "PUT /jobs/{job_id}" in service.output())
+    lines = {line for line in service.output().splitlines() if " request " in line}
+    assert any("'POST /eval' outcome=body-too-large" in line and "status=413" in line for line in lines)
+    assert "HTTPStatus" not in service.output()
+
+
 def test_a_body_over_the_limit_with_a_length(client: httpx.Client) -> None:
-    assert_problem(client.post("/eval", content=bytes(8 << 20)), "body-too-large")
+    assert_problem(client.post("/eval", content=bytes(8 << 20), headers=JSON), "body-too-large")
 
 
 def test_a_body_over_the_limit_without_a_length(client: httpx.Client) -> None:
     chunks = (bytes(1 << 20) for _ in range(8))
     try:
-        assert_problem(client.post("/eval", content=chunks), "body-too-large")
+        assert_problem(client.post("/eval", content=chunks, headers=JSON), "body-too-large")
     except (httpx.WriteError, httpx.ReadError):  # the server may hang up on what it will not read
         assert client.get("/health").status_code == 200
 
@@ -123,21 +172,69 @@ def test_a_body_that_nobody_asked_for_is_not_waited_for(service: LiveService) ->
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 405")
 
 
-def test_bodies_on_their_way_hold_bounded_memory(service: LiveService, client: httpx.Client) -> None:
-    head = f"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST_BODY}\r\n\r\n".encode()
+def test_stalled_bodies_give_way_to_others(service: LiveService, client: httpx.Client) -> None:
+    head = (
+        "POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {LARGEST_BODY}\r\n\r\n"
+    )
     with contextlib.ExitStack() as held:
-        held.callback(lambda: wait_until(lambda: client.post("/eval", content=b"{").status_code == 422))
-        for _ in range(MAX_BODIES_AT_ONCE):
-            held.enter_context(connect(service)).sendall(head + b" " * (LARGEST_BODY - 1))
+        stalled = [held.enter_context(connect(service)) for _ in range(MAX_BODIES_AT_ONCE + 1)]
+        for connection in stalled:
+            connection.sendall(head.encode() + b" " * (LARGEST_BODY - 1))
+        for _ in range(3):
+            assert_problem(client.post("/eval", content=b" " * LARGEST_BODY, headers=JSON), "invalid-request")
+        refusal = stalled[0].recv(1 << 16)  # the first to come has held its memory the longest
+        assert refusal.startswith(b"HTTP/1.1 429")
+        assert b"retry-after" in refusal
+        assert b"queue-full" in refusal
 
-        def refused() -> bool:
-            response = client.post("/eval", content=b" " * 64, headers=JSON)
-            if response.status_code == 422:
-                return False
-            assert_problem(response, "queue-full")
-            return bool(response.headers["retry-after"])
 
-        wait_until(refused)
+@pytest.mark.parametrize("length", [b"0" * 5000 + b"2", b"9" * 19, b"9" * 5000], ids=["zeros", "19", "5000"])
+def test_a_length_of_many_digits_is_no_server_error(length: bytes, service: LiveService) -> None:
+    with connect(service) as connection:
+        head = b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        connection.sendall(head + b"Content-Length: " + length + b"\r\n\r\n{}")
+        said = read_to_the_end(connection)
+    assert int(said.split()[1]) in (400, 413, 422)
+    assert b"application/problem+json" in said
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"Transfer-Encoding: gzip\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nno number\r\n"],
+    ids=["unknown coding", "broken chunk"],
+)
+def test_a_body_that_is_not_http_is_told_so(beginning: bytes, service: LiveService) -> None:
+    with connect(service) as connection:
+        connection.sendall(
+            b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + beginning
+        )
+        assert read_to_the_end(connection).startswith(b"HTTP/1.1 400")
+
+
+FLOODS = {
+    "members": b"{" + b",".join(b'"%d":0' % n for n in range(400_000)) + b"}",
+    "members within": b'{"a":' + b"[" * 500 + b",".join([b"{}"] * 1_000_000) + b"]" * 500 + b"}",
+    "items": b'{"target_embedding":[' + b",".join([b'"x"'] * 1_000_000) + b"]}",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+def test_a_flood_of_values_is_not_even_parsed(flood: bytes, client: httpx.Client) -> None:
+    problem = assert_problem(client.post("/score", content=flood, headers=JSON), "invalid-request")
+    assert problem["detail"] == "the body has too many members and items"
+
+
+@pytest.mark.parametrize("members", [{"unknown": 0}, {str(n): 0 for n in range(30)}], ids=["one", "thirty"])
+def test_of_many_wrong_items_one_is_looked_at(members: dict[str, int]) -> None:
+    body = {"model_manifests": [members] * 3_000, "target_embedding": ["x"] * 3_000}
+    with pytest.raises(ValidationError) as failure:
+        ScoreRequest.model_validate(body)
+    assert failure.value.error_count() < 100
+
+
+def test_a_request_may_have_as_many_values_as_the_limits_allow() -> None:
+    assert (1 << 16) + 4 * MAX_MANIFESTS + len(ScoreRequest.model_fields) < MAX_VALUES
 
 
 HEADERS_WITHOUT_END = b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(2_000_000))
@@ -174,16 +271,39 @@ def test_a_head_that_is_not_finished_is_given_up(before: bytes, service: LiveSer
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may list the service's open files")
-def test_clients_that_never_finish_a_head_leave_room_for_others(tmp_path: Path) -> None:
-    with live_service(tmp_path, max_open_files=256) as running, contextlib.ExitStack() as held:
-        for _ in range(300):
-            connection = held.enter_context(connect(running))
-            with contextlib.suppress(ConnectionError):  # it may be one too many
-                connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
-        process = psutil.Process(running.process.pid)
-        wait_until(lambda: len(process.net_connections("tcp")) < 140, HEAD_SECONDS - 5)
-        wait_until(lambda: answers(running), HEAD_SECONDS + 10)
-        assert running.output().count("too many connections") <= 3
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost:",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+        b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["nothing", "half a head", "a request", "half a body", "a large answer unread"],
+)
+def test_connections_that_wait_for_their_client_leave_room_for_others(
+    said: bytes, few_files: LiveService
+) -> None:
+    with contextlib.ExitStack() as held:
+        for number in range(300):
+            connection = held.enter_context(connect(few_files))
+            with contextlib.suppress(ConnectionError):  # it may have given way already
+                connection.sendall(said)
+            if number > 100 and number % 40 == 0:
+                assert answers(few_files)
+        process = psutil.Process(few_files.process.pid)
+        assert len(process.net_connections("tcp")) < 140
+    assert few_files.output().count("too many connections") <= 20
+
+
+@pytest.fixture(scope="module")
+def few_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A service that may open 256 files, and listens on all addresses."""
+    with live_service(
+        tmp_path_factory.mktemp("few-files"), "--host", "0.0.0.0", max_open_files=256
+    ) as running:
+        yield running
 
 
 def answers(service: LiveService) -> bool:
@@ -214,6 +334,7 @@ def test_operations(client: httpx.Client) -> None:
     info = client.get("/info").json()
     assert info["architecture"]["embedding_dim"] == 16
     assert info["limits"]["max_data_bytes"] == 1 << 20
+    assert '"max_data_bytes":1048576,' in client.get("/info").text
     assert "soma_eval_workers_ready 1.0" in client.get("/metrics").text
     assert {"/eval", "/score", "/jobs/{job_id}"} <= set(client.get("/openapi.json").json()["paths"])
 
@@ -317,10 +438,13 @@ def test_a_client_that_leaves_gives_its_place_back_and_is_no_error(
 
 
 def test_a_client_that_leaves_within_its_body_is_no_error(service: LiveService, client: httpx.Client) -> None:
-    left = 'method="unknown route",outcome="client-left"'
+    left = 'method="POST /eval",outcome="client-left"'
     before = count_of(left, client)
     with connect(service) as connection:
-        connection.sendall(b"POST /eval HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        connection.sendall(
+            b"POST /eval HTTP/1.1\r\nHost: x\r\n"
+            + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
         time.sleep(0.2)
     wait_until(lambda: count_of(left, client) == before + 1)
 
@@ -380,6 +504,29 @@ def test_api_key(guarded: LiveService) -> None:
             assert_problem(response, "unauthorized")
             assert response.status_code == 401
         assert client.get("/info", headers={"Authorization": f"Bearer {CANARY_API_KEY}"}).status_code == 200
+
+
+def test_the_docs_open_in_a_browser_that_asks_for_the_key(guarded: LiveService) -> None:
+    with guarded.client() as client:
+        refused = client.get("/docs")
+        assert_problem(refused, "unauthorized")
+        assert refused.headers["www-authenticate"].startswith("Basic ")
+        assert client.get("/docs", auth=("", "wrong")).status_code == 401
+        assert client.get("/docs", headers={"Authorization": "Basic !"}).status_code == 401
+        page = client.get("/docs", auth=("anybody", CANARY_API_KEY))
+        assert page.status_code == 200
+        for reference in [*re.findall(r'(?:src|href)="([^"]+)"', page.text), "/openapi.json"]:
+            assert client.get(reference, auth=("", CANARY_API_KEY)).status_code == 200, reference
+        for path in ("/info", "/eval", "/jobs/x"):
+            other = client.get(path, auth=("", CANARY_API_KEY))
+            assert_problem(other, "unauthorized")
+            assert other.headers["www-authenticate"] == "Bearer"
+
+
+def test_an_open_http_api_without_keys_is_warned_of(few_files: LiveService, guarded: LiveService) -> None:
+    warning = "HTTP asks for no API key"
+    assert warning in few_files.output()
+    assert warning not in guarded.output()
 
 
 def test_an_open_grpc_door_beside_api_keys_is_warned_of(tmp_path: Path, guarded: LiveService) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -59,12 +60,17 @@ async def _failing(*_: Any) -> Evaluation:
     raise RuntimeError(SECRET)
 
 
-async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
+async def _without_descriptors(*_: Any) -> Evaluation:
+    raise OSError(errno.EMFILE, SECRET)
+
+
+async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -> httpx.Response:
     parts = SimpleNamespace(
         settings=Settings(data_dir=tmp_path),
+        architecture={"embedding_dim": 16},
         metrics=Metrics(),
         scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
-        scorer=SimpleNamespace(evaluate=_failing),
+        scorer=SimpleNamespace(evaluate=work),
     )
     app = create_app(cast(Parts, parts))
     body = {
@@ -72,15 +78,28 @@ async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
         "weights_url": "https://publisher.example/w",
         "decryption_key": base58.b58encode(TEST_KEY).decode(),
     }
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service.example") as client:
+        return await client.post("/eval", json=body)
+
+
+async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
     with capture_logs() as lines:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://service.example"
-        ) as client:
-            response = await client.post("/eval", json=body)
+        response = await _post_to(_failing, tmp_path)
     assert response.status_code == 500
     assert response.json()["code"] == "internal-error"
     assert response.headers["x-request-id"] == response.json()["request_id"]
     _assert_told_by_its_place(lines)
+
+
+async def test_a_lack_of_descriptors_under_an_http_request_may_pass(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        response = await _post_to(_without_descriptors, tmp_path)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (503, "out-of-resources")
+    assert (problem["fault"], problem["retryable"]) == ("service", True)
+    assert response.headers["retry-after"]
+    assert SECRET not in json.dumps(lines, default=str) + response.text
 
 
 async def test_a_bug_under_a_job() -> None:

@@ -333,7 +333,7 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (
             ["score", "--weights", "c*", "--data", "text", "--device", "tpu"],
             2,
-            "device: 'tpu' is not a device",
+            "--device (SOMA_EVAL_DEVICE): 'tpu' is not a device",
         ),
         (["score", "--weights", "c*", "--data", "text", "--device", "cuda"], 3, "device cuda was asked for"),
         (
@@ -350,8 +350,19 @@ def test_check_says_what_to_do(shell: Shell) -> None:
         (["encrypt", "text", "-o", "no-such-folder/x"], 2, "no-such-folder: there is no such folder"),
         (["serve", "--data-dir", "text"], 2, "text is a file: give --data-dir a folder"),
         (["serve", "--data-dir", "."], 2, ". holds files that are not soma-eval's"),
-        (["serve", "--api-key", ""], 2, "api-keys: one of them is empty"),
-        (["serve", "--grpc-port", "70000"], 2, "grpc-port: Input should be less than or equal to 65535"),
+        (["serve", "--api-key", ""], 2, "--api-key (SOMA_EVAL_API_KEYS): one of them is empty"),
+        (["serve", "--host", ""], 2, "--host (SOMA_EVAL_HOST): give an address or a name"),
+        (
+            ["serve", "--queue-size", "1000000000"],
+            2,
+            "--queue-size (SOMA_EVAL_QUEUE_SIZE): must be from 1 to 10,000",
+        ),
+        (
+            ["serve", "--request-timeout-seconds", "nan"],
+            2,
+            "--request-timeout-seconds (SOMA_EVAL_REQUEST_TIMEOUT",
+        ),
+        (["serve", "--grpc-port", "70000"], 2, "--grpc-port (SOMA_EVAL_GRPC_PORT): must be from 0 to 65,535"),
         (["demo", "--device", "tpu"], 2, "device: 'tpu' is not a device"),
         (["what"], 2, "No such command 'what'. See `soma-eval --help`."),
     ],
