@@ -192,7 +192,11 @@ _BEFORE_LOAD = {
     "hangs-loading": _hang,
     "refused": _refuse,
 }
-_BEFORE_PREFETCH = {"cannot-be-prefetched": _fail_to_start_a_thread, "segfaults-prefetched": _segfault}
+_BEFORE_PREFETCH = {
+    "cannot-be-prefetched": _fail_to_start_a_thread,
+    "segfaults-prefetched": _segfault,
+    "segfaults-prefetched-too": _segfault,
+}
 _BEFORE_THIRD_BATCH = {
     "segfaults": _segfault,
     "segfaults-once": _segfault_once,

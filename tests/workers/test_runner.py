@@ -80,7 +80,7 @@ def fake_architecture(device: Device) -> SimpleNamespace:
     return SimpleNamespace(
         ModelRunner=ModelRunner,
         ModelConfig=SimpleNamespace,
-        SelfTest=lambda device, precision: None,
+        SelfTest=lambda device, precision, small_model: None,
         EvaluationRefused=NonFiniteResult,
     )
 
