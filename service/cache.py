@@ -144,7 +144,7 @@ class BlobCache:
         for entry in sorted(await self._run(sweep, self._directory), key=lambda entry: entry.last_used):
             self._index.add(entry)
         with contextlib.suppress(InsufficientStorage):
-            await self._room.make_room(0)
+            await self._room.evict_until(lambda: self.bytes_used <= self._room.max_bytes)
 
     async def close(self) -> None:
         """End every download, wait for the last thread, give the lock back."""
