@@ -234,6 +234,10 @@ class BlobCache:
         """What a download is held to."""
         return self._downloader.limits
 
+    async def is_online(self) -> bool:
+        """Whether anything at all can be downloaded from here: see Downloader."""
+        return await self._downloader.is_online()
+
     def size_of(self, blob: BlobRef) -> int | None:
         """Bytes of a blob that `fetch` would find here without a download; None if it is not here."""
         entry = self._delivered(blob)
