@@ -144,7 +144,7 @@ class BlobCache:
         for entry in sorted(await self._run(sweep, self._directory), key=lambda entry: entry.last_used):
             self._index.add(entry)
         with contextlib.suppress(InsufficientStorage):
-            await self._room.make_room(0)
+            await self._room.evict_until(lambda: self.bytes_used <= self._room.max_bytes)
 
     async def close(self) -> None:
         """End every download, wait for the last thread, give the lock back."""
@@ -233,6 +233,10 @@ class BlobCache:
     def download_limits(self) -> DownloadLimits:
         """What a download is held to."""
         return self._downloader.limits
+
+    async def is_online(self) -> bool:
+        """Whether anything at all can be downloaded from here: see Downloader."""
+        return await self._downloader.is_online()
 
     def size_of(self, blob: BlobRef) -> int | None:
         """Bytes of a blob that `fetch` would find here without a download; None if it is not here."""

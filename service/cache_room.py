@@ -56,10 +56,10 @@ class CacheRoom:
         disk = await self.run(os.statvfs, self.partials)
         return disk.f_bavail * disk.f_frsize
 
-    async def make_room(self, num_bytes: int) -> None:
-        """Evict until so many more bytes stay within the limit. Raises InsufficientStorage, OSError."""
+    async def evict_until(self, fits: Callable[[], bool]) -> None:
+        """Evict, for one file at a time, until it fits. Raises InsufficientStorage, OSError."""
         async with self._evicting:
-            while self.bytes_used + num_bytes > self.max_bytes:
+            while not fits():
                 if not await self._evict_one():
                     raise InsufficientStorage("the cache is full of files that are in use")
 
@@ -145,12 +145,16 @@ class FileRoom:
 
     async def take(self, num_bytes: int) -> None:
         """The file takes `num_bytes` of the disk now. Evicts; raises InsufficientStorage, OSError."""
-        while (more := num_bytes - self._arrived) > 0:
-            if self._room.bytes_used + more <= self._room.max_bytes:
-                self._room.arrived_bytes += more
-                self._arrived = num_bytes
-            else:
-                await self._room.make_room(more)
+        if not self._try_to_take(num_bytes):
+            await self._room.evict_until(lambda: self._try_to_take(num_bytes))
+
+    def _try_to_take(self, num_bytes: int) -> bool:
+        more = max(0, num_bytes - self._arrived)
+        if self._room.bytes_used + more > self._room.max_bytes and more > 0:
+            return False
+        self._room.arrived_bytes += more
+        self._arrived += more
+        return True
 
     async def with_room(self, work: Callable[[], Awaitable[T]]) -> T:
         """See CacheRoom."""

@@ -34,7 +34,7 @@ from service.pace import DownloadLimits, OnDownloadProgress
 from service.partial_file import PartialFile
 from service.ranged_download import Downloaded, RangedDownload
 from service.replies import Broken, check_reply, content_length, parse_content_range
-from service.resolver import Resolver, SystemResolver
+from service.resolver import NOT_ONLINE, Resolver, SystemResolver
 from service.url_policy import DEFAULT_PORTS, BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
 
 _HEADERS = {"User-Agent": "soma-eval", "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -142,12 +142,13 @@ class Downloader:
         if failure is None:
             return
         trouble: ServiceTrouble | None = exhaustion_of(failure)
-        if trouble is None and may_be_our_network(failure) and not await self._is_online():
-            trouble = OutOfResources("the name resolver of this machine does not answer")
+        if trouble is None and may_be_our_network(failure) and not await self.is_online():
+            trouble = OutOfResources(NOT_ONLINE)
         if trouble is not None:
             raise trouble from failure
 
-    async def _is_online(self) -> bool:
+    async def is_online(self) -> bool:
+        """Whether this machine's resolver answers at all; True where it is not the system's that is asked."""
         return self._own_resolver is None or await self._own_resolver.is_answering()
 
     async def _read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from service.errors import BlobKind, DownloadTimeout
+from service.errors import BlobKind, DownloadTimeout, OutOfResources
 from service.pace import DownloadLimits, DownloadProgress
+from service.resolver import NOT_ONLINE
 
 _FIRST_PATIENCE_SECONDS = 2.0
 _MOST_PATIENCE_SECONDS = 10.0
@@ -35,16 +36,19 @@ class DownloadWatch:
         most_bytes: int,
         request_started: float,
         seconds_left: Callable[[], float],
+        is_online: Callable[[], Awaitable[bool]],
     ) -> None:
         """`most_bytes`: the size of the file at most. `request_started`: on the event loop's clock.
 
-        `seconds_left`: what the request still has for its downloads.
+        `seconds_left`: what the request still has for its downloads. `is_online`: whether this machine reaches
+        anything at all; where it does not, no publisher is too slow.
         """
         self._kind: BlobKind = kind
         self._limits = limits
         self._most_bytes = most_bytes
         self._request_started = request_started
         self._seconds_left = seconds_left
+        self._is_online = is_online
         self._asked_seconds = 0.0
         self._received_bytes = 0
         self._stalled_seconds = 0.0
@@ -57,7 +61,10 @@ class DownloadWatch:
         self._slow_seconds = 0.0
 
     async def wait(self, fetching: Awaitable[T]) -> T:
-        """Await one attempt, which calls `note`. Raises DownloadTimeout or SlotWanted where `note` decides so."""
+        """Await one attempt, which calls `note`. Raises DownloadTimeout or SlotWanted where `note` decides so.
+
+        Raises OutOfResources in place of a DownloadTimeout while this machine is not online.
+        """
         self._begin_attempt()
         try:
             async with asyncio.timeout(None) as timeout:
@@ -66,6 +73,8 @@ class DownloadWatch:
         except TimeoutError:
             if self._reason is None:
                 raise
+            if isinstance(self._reason, DownloadTimeout) and not await self._is_online():
+                raise OutOfResources(NOT_ONLINE) from None
             raise self._reason from None
         finally:
             self._timeout = None

@@ -18,6 +18,9 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 """An answer: the name has no address. Every other error of a look-up is the lack of an answer."""
 
+NOT_ONLINE = "the name resolver of this machine does not answer"
+"""What is said where nothing can be reached from here."""
+
 _NAME_OF_NOBODY = "example.com"
 """Reserved for examples (RFC 2606): no publisher decides whether names below it are answered."""
 _CONTROL_SECONDS = 5.0

@@ -305,6 +305,7 @@ class Scorer:
             most_bytes=most_bytes,
             request_started=request.ticket.started,
             seconds_left=lambda: self._scheduler.seconds_for_downloads(request.ticket),
+            is_online=self._cache.is_online,
         )
 
     def _most_bytes(self, weights: BlobRef) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from service.cache import CachedBlob
 from service.download_watch import DownloadWatch, SlotWanted
-from service.errors import DownloadTimeout
+from service.errors import DownloadTimeout, OutOfResources
 from service.pace import DownloadProgress
 from tests.misbehaving_server import Reply, Request, honest, random_bytes, silent, slow_body
 from tests.service.delivery import QUICK, Delivery, delivery
@@ -21,15 +21,24 @@ PATIENT = replace(QUICK, floor_seconds=30.0)
 
 
 def watch(
-    d: Delivery, *, seconds_left: Callable[[], float] = lambda: 60.0, waited_seconds: float = 0.0
+    d: Delivery,
+    *,
+    seconds_left: Callable[[], float] = lambda: 60.0,
+    waited_seconds: float = 0.0,
+    is_online: bool = True,
 ) -> DownloadWatch:
     """That of a request which was admitted so long before it began to ask."""
+
+    async def answer() -> bool:
+        return is_online
+
     return DownloadWatch(
         "model",
         d.cache.download_limits,
         most_bytes=len(CONTENT),
         request_started=asyncio.get_running_loop().time() - waited_seconds,
         seconds_left=seconds_left,
+        is_online=answer,
     )
 
 
@@ -51,6 +60,12 @@ async def test_one_request_gives_up_and_another_goes_on_with_the_same_download(t
         assert (await patient).size == len(CONTENT)
         assert d.bytes_sent() < 2 * len(CONTENT)
     assert (caught.value.fault, caught.value.blob) == ("model_owner", "model")
+
+
+async def test_no_publisher_is_too_slow_while_this_machine_is_not_online(tmp_path: Path) -> None:
+    async with delivery(tmp_path, ONE_SECOND_LONG, content=CONTENT) as d:
+        with pytest.raises(OutOfResources):
+            await wait(d, watch(d, seconds_left=lambda: 0.0, is_online=False))
 
 
 async def test_a_publisher_is_not_blamed_for_what_a_request_has_waited_before(tmp_path: Path) -> None:
