@@ -1,10 +1,12 @@
-"""Many clients against one small-model service: a queue that overflows, and clients that leave.
+"""Many clients against one small-model service: a queue that overflows, clients that leave, and who waits for whom.
 
     python -m benchmarks.load [--clients 200] [--queue-size 8] [--bursts 10] [--leavers 100]
 
 Clients post at once, all from one other process; each waits for its answer. The next burst comes when the last
 answer is there. Then clients that close their connection at a random moment; after each, how long until the
-service holds no request any more.
+service holds no request any more. Then a competition of four models, alone and beside three clients that ask for one
+evaluation after another. At last requests whose publishers never answer, more than there are downloads at once,
+and beside them an evaluation of weights that are here and one of weights that are not.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.service_overhead import request
+from service.checksum import checksum_of
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
+from tests.misbehaving_server import MisbehavingServer, silent
 from tests.recipe import encrypt, golden_cases, make_data, small_weights_bytes
 
 GOLDEN = golden_cases()["small-70000"]
@@ -80,6 +85,76 @@ async def leave(service: LiveService, body: dict[str, Any], num_leavers: int, lo
     return free_after
 
 
+async def beside_single_evaluations(
+    service: LiveService, single: dict[str, Any], competition: dict[str, Any]
+) -> tuple[float, float, int]:
+    """Seconds of a competition alone and beside three busy clients, and how many evaluations these had meanwhile."""
+    num_answered = 0
+    async with httpx.AsyncClient(base_url=service.http_url, trust_env=False, timeout=600.0) as client:
+
+        async def ask_again_and_again() -> None:
+            nonlocal num_answered
+            while True:
+                (await client.post("/eval", json=single)).raise_for_status()
+                num_answered += 1
+
+        alone = await seconds_of(client, "/score", competition)
+        asking = [asyncio.create_task(ask_again_and_again()) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        num_before = num_answered
+        beside = await seconds_of(client, "/score", competition)
+        num_beside = num_answered - num_before
+        await cancel(asking)
+    return alone, beside, num_beside
+
+
+async def beside_hanging_publishers(
+    service: LiveService, known: dict[str, Any], new: dict[str, Any], num_hanging: int
+) -> tuple[float, float]:
+    """Seconds of an evaluation of weights that are here, and of weights that are not, beside hanging downloads."""
+    async with MisbehavingServer(silent, tls=False) as server:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=service.http_url, trust_env=False, timeout=600.0, limits=limits
+        ) as client:
+            (await client.post("/eval", json=known)).raise_for_status()
+            bodies = [{**known, "weights_url": server.url(f"/{i}")} for i in range(num_hanging)]
+            hanging = [asyncio.create_task(client.post("/eval", json=body)) for body in bodies]
+            while len(server.requests) < min(16, num_hanging):
+                await asyncio.sleep(0.01)
+            here = await seconds_of(client, "/eval", known)
+            not_here = await seconds_of(client, "/eval", new)
+            await cancel(hanging)
+    return here, not_here
+
+
+async def seconds_of(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> float:
+    """How long the answer takes."""
+    started = time.perf_counter()
+    (await client.post(path, json=body)).raise_for_status()
+    return time.perf_counter() - started
+
+
+async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Leave."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def competition_of(body: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """Four times the same weights, as a competition."""
+    model = {name.removeprefix("weights_"): body[name] for name in body if name.startswith("weights_")}
+    return {
+        "data_url": body["data_url"],
+        "data_checksum": checksum_of(data),
+        "data_size": len(data),
+        "model_manifests": [{**model, "decryption_key": body["decryption_key"]}] * 4,
+        "target_embedding": [1.0] * 16,
+        "seed": 0,
+    }
+
+
 async def is_busy(watcher: httpx.AsyncClient) -> bool:
     """Whether a request or a worker is at work."""
     text = (await watcher.get("/metrics")).text
@@ -114,7 +189,8 @@ def main() -> None:
         live_service(Path(folder) / "service", "--queue-size", str(given.queue_size)) as service,
     ):
         body = request(files, encrypt(small_weights_bytes()))
-        long_body = {**body, "data": None, "data_url": files.publish("data.bin", make_data(GOLDEN.data))}
+        data = make_data(GOLDEN.data)
+        long_body = {**body, "data": None, "data_url": files.publish("data.bin", data)}
         with service.client() as client:
             batch_seconds = client.post("/eval", json=long_body).json()["timings"]["eval_seconds"]
         before = memory_mib(service)
@@ -151,6 +227,27 @@ def main() -> None:
         table.add_row("free again after", *milliseconds(free_after))
         table.add_row("one evaluation of 5 batches", f"{batch_seconds * 1000:.0f}")
         console.print(table)
+        print_contention(console, service, long_body, data)
+        print_hanging(console, Path(folder) / "hanging", files, body)
+
+
+def print_contention(console: Console, service: LiveService, body: dict[str, Any], data: bytes) -> None:
+    """Who waits for whom at the workers."""
+    competition = competition_of(body, data)
+    alone, beside, num_beside = asyncio.run(beside_single_evaluations(service, body, competition))
+    console.print(
+        f"a competition of 4: {alone:.1f} s alone, {beside:.1f} s beside 3 clients, who had {num_beside} answers"
+    )
+
+
+def print_hanging(console: Console, folder: Path, files: FileServer, body: dict[str, Any]) -> None:
+    """Who waits for whom at the downloads."""
+    new = {**body, "weights_url": files.publish("new.enc", encrypt(small_weights_bytes()))}
+    with live_service(folder) as service:
+        here, not_here = asyncio.run(beside_hanging_publishers(service, body, new, 20))
+    console.print(
+        f"beside 20 downloads that hang: {here:.2f} s for weights that are here, {not_here:.2f} s for others"
+    )
 
 
 if __name__ == "__main__":

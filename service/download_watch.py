@@ -57,7 +57,7 @@ class DownloadWatch:
         self._timeout: asyncio.Timeout | None = None
         """Of the present attempt, as the rest below."""
         self._reason: DownloadTimeout | SlotWanted | None = None
-        self._last_note: tuple[float, int] | None = None
+        self._last: DownloadProgress | None = None
         self._slow_seconds = 0.0
 
     async def wait(self, fetching: Awaitable[T]) -> T:
@@ -81,25 +81,23 @@ class DownloadWatch:
 
     def _begin_attempt(self) -> None:
         self._reason = None
-        self._last_note = None
+        self._last = None
         self._slow_seconds = 0.0
 
     def note(self, progress: DownloadProgress, *, is_slot_wanted: bool) -> None:
         """Take in the state of the download, which is told several times a second while bytes are asked for."""
         if self._timeout is None or self._timeout.expired():
             return
-        now = asyncio.get_running_loop().time()
-        last_time, last_bytes = self._last_note or (now, progress.bytes_done)
-        self._last_note = now, progress.bytes_done
-        seconds = now - last_time
+        last, self._last = self._last or progress, progress
+        seconds = max(0.0, progress.asked_seconds - last.asked_seconds)
         self._asked_seconds += seconds
-        self._received_bytes += max(0, progress.bytes_done - last_bytes)
+        self._received_bytes += max(0, progress.bytes_done - last.bytes_done)
         if progress.bytes_done == progress.bytes_total:
             return
         self._judge_pace(progress, seconds)
         if self._stalled_seconds >= self._limits.floor_seconds:
             self._end(DownloadTimeout("the file came too slowly", blob=self._kind))
-        elif self._seconds_left() <= 0 and self._is_too_slow(progress, now - self._request_started):
+        elif self._seconds_left() <= 0 and self._is_too_slow(progress):
             self._end(DownloadTimeout("the file came too slowly for the time of a request", blob=self._kind))
         elif is_slot_wanted and self._slow_seconds >= self._patience_seconds:
             # More patience each time: a server that needs some seconds for its first byte gets them in the end.
@@ -114,11 +112,12 @@ class DownloadWatch:
         self._stalled_seconds = self._stalled_seconds + seconds if is_stalled else 0.0
         self._slow_seconds = self._slow_seconds + seconds if is_slow else 0.0
 
-    def _is_too_slow(self, progress: DownloadProgress, request_seconds: float) -> bool:
+    def _is_too_slow(self, progress: DownloadProgress) -> bool:
         """Whether the file would not be here even if its bytes had been asked for all the time.
 
         False as long as too little was asked for to know.
         """
+        request_seconds = asyncio.get_running_loop().time() - self._request_started
         if self._asked_seconds < min(self._limits.floor_seconds, request_seconds / 2):
             return False
         return self._received_bytes * request_seconds < self._size(progress) * self._asked_seconds

@@ -51,6 +51,8 @@ class DownloadProgress:
     bytes_done: int
     bytes_total: int | None
     bytes_per_second: float
+    asked_seconds: float
+    """How long bytes have been asked for; our own work on the disk is left out."""
 
 
 OnDownloadProgress = Callable[[DownloadProgress], None]
@@ -105,6 +107,11 @@ class Pace:
         self._samples.append((now, self.received))
         while now - self._samples[0][0] > _RATE_WINDOW_SECONDS and len(self._samples) > 2:
             self._samples.popleft()
+
+    @property
+    def asked_seconds(self) -> float:
+        """Since it began, our own work left out."""
+        return self._now() - self._began
 
     @property
     def bytes_per_second(self) -> float:

@@ -171,7 +171,10 @@ class RangedDownload:
 
     def _report(self) -> None:
         if self._on_progress is not None:
-            progress = DownloadProgress(self._partial.num_done, self._total, self._pace.bytes_per_second)
+            pace = self._pace
+            progress = DownloadProgress(
+                self._partial.num_done, self._total, pace.bytes_per_second, pace.asked_seconds
+            )
             self._on_progress(progress)
 
     async def _fetch_parts(self, ramp: Ramp) -> None:
