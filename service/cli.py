@@ -259,6 +259,12 @@ def encrypt(
         Path | None,
         typer.Option(help="Write the new key here, for you alone to read, and do not print it."),
     ] = None,
+    embedding: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file of `score --embedding-out` for these very weights: checked, and put into the commit."
+        ),
+    ] = None,
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
     device: UnusedDeviceFlag = None,
@@ -267,12 +273,15 @@ def encrypt(
 ) -> None:
     """Encrypt weights; print what a commit needs.
 
-    That is the key, the checksum and the size, and the next step with soma-sdk.
+    That is the key, the checksum and the size, and the next steps with soma-sdk.
     Weights that the network would refuse are refused here, before anything is written.
 
     \b
-    The key goes into a file for you alone, and is not printed:
-      soma-eval encrypt best.safetensors -o best.enc --key-file best.key
+    First the embedding of exactly this file, then the file; the key is for you alone, and is not printed:
+      soma-eval score best.safetensors --data held-out.txt \\
+        --embedding-out best.embedding.json
+      soma-eval encrypt best.safetensors -o best.enc --key-file best.key \\
+        --embedding best.embedding.json
     """
     settings = settings_from(
         {"small_model": small_model, "device": device, "precision": precision, "data_dir": data_dir}
@@ -280,7 +289,7 @@ def encrypt(
     with _said_in_one_line():
         from service.commands.encrypt_command import run_encrypt
 
-        code = run_encrypt(weights, output, key, key_file, json=json, settings=settings)
+        code = run_encrypt(weights, output, key, key_file, embedding, json=json, settings=settings)
     raise typer.Exit(code)
 
 

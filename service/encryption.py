@@ -36,12 +36,20 @@ class Commitment:
     """Bytes as published."""
 
 
+@dataclass(frozen=True, slots=True)
+class Encrypted(Commitment):
+    """A commitment, and what was encrypted."""
+
+    plain_checksum: str
+    """Blake2b-256 of the bytes before encryption, Base58."""
+
+
 def new_key() -> bytes:
     """32 random bytes."""
     return secrets.token_bytes(KEY_BYTES)
 
 
-def encrypt_file(source: Path, target: Path, key: bytes, on_bytes: OnBytes | None = None) -> Commitment:
+def encrypt_file(source: Path, target: Path, key: bytes, on_bytes: OnBytes | None = None) -> Encrypted:
     """Write the ciphertext of `source` to `target`, which must not exist; memory stays flat.
 
     Raises OSError; nothing is left at `target` then, unless it was there before.
@@ -49,20 +57,21 @@ def encrypt_file(source: Path, target: Path, key: bytes, on_bytes: OnBytes | Non
     encryptor = _cipher(key).encryptor()
     with source.open("rb") as plain, target.open("xb") as cipher:
         try:
-            with _Hashing() as hashing:
+            with _Hashing() as before, _Hashing() as after:
                 for chunk in _chunks(plain):
+                    before.add(chunk)
                     encrypted = encryptor.update(chunk)
-                    hashing.add(encrypted)
+                    after.add(encrypted)
                     cipher.write(encrypted)
                     if on_bytes is not None:
-                        on_bytes(hashing.size)
-                commitment = hashing.commitment()
+                        on_bytes(after.size)
+                commitment, plain_checksum = after.commitment(), before.commitment().checksum
             cipher.flush()
             os.fsync(cipher.fileno())
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return commitment
+    return Encrypted(commitment.checksum, commitment.size, plain_checksum)
 
 
 def commitment_of(path: Path, on_bytes: OnBytes | None = None) -> Commitment:

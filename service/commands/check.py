@@ -4,7 +4,9 @@ The verdict is that of the architecture's own judge of headers, the one that wor
 """
 
 import asyncio
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,58 +74,100 @@ def parse_expected(key: bytes | None, checksum: str | None, size: int | None) ->
 
 
 async def check(
-    place: str, expected: Expected, settings: Settings, *, full: bool = False, on_bytes: OnBytes | None = None
+    place: str,
+    expected: Expected,
+    settings: Settings,
+    *,
+    full: bool = False,
+    on_bytes: OnBytes | None = None,
 ) -> Checked:
     """Look at a URL or a file. `full` reads every byte; of a file, a promised checksum does so too.
 
-    Raises a ScoringError when a URL cannot be fetched, OSError when a file cannot be read.
+    A URL needs neither the cache nor its lock. Raises a ScoringError when it cannot be fetched, OSError when a
+    file cannot be read.
     """
     report = on_bytes or (lambda done, total: None)
     if not is_url(place):
-        return await _check_file(
-            Path(place), expected, settings, full or expected.checksum is not None, report
-        )
+        full = full or expected.checksum is not None
+        return await _check_file(Path(place), expected, settings, full, report)
     if full:
+        async with _downloaded(place, settings, report) as path:
+            return await _check_file(path, expected, settings, True, _ignore, is_upload=True)
+    downloader = Downloader.from_settings(settings)
+    try:
+        return await _Check(_Url(downloader, place), expected, settings, is_upload=True).run()
+    finally:
+        await downloader.aclose()
+
+
+async def diagnose(
+    path: Path, key: bytes | None, settings: Settings, *, is_upload: bool = False
+) -> list[Finding]:
+    """Why the network would not accept a file as weights, with what to do; empty if its header is in order.
+
+    `is_upload` says that the file was downloaded, so that it is to be uploaded again. Raises OSError.
+    """
+    checked = await _Check(_File(path), Expected(key), settings, is_upload=is_upload).run()
+    return checked.findings
+
+
+def model_config(settings: Settings) -> Any:
+    """The shape of the model that the settings ask for."""
+    config = load_architecture(CURRENT_VERSION).ModelConfig
+    return config.small() if settings.small_model else config()
+
+
+def _ignore(done: int, total: int | None) -> None:
+    """For who does not want to know."""
+
+
+@asynccontextmanager
+async def _downloaded(url: str, settings: Settings, report: OnBytes) -> AsyncIterator[Path]:
+    """The file behind a URL, in a cache of its own that is gone afterwards: beside a service that has the real one,
+    and never out of it."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="check-", dir=settings.data_dir) as folder:
         async with (
-            open_cache(settings) as cache,
+            open_cache(settings.model_copy(update={"data_dir": Path(folder)})) as cache,
             cache.fetch(
-                BlobRef(place),
+                BlobRef(url),
                 kind="model",
                 max_bytes=settings.max_model_bytes,
                 on_progress=lambda progress: report(progress.bytes_done, progress.bytes_total),
             ) as blob,
         ):
-            return await _check_file(blob.path, expected, settings, True, lambda done, total: None)
-    downloader = Downloader.from_settings(settings)
-    try:
-        return await _Check(_Url(downloader, place), expected, settings).run()
-    finally:
-        await downloader.aclose()
+            yield blob.path
 
 
 async def _check_file(
-    path: Path, expected: Expected, settings: Settings, full: bool, report: OnBytes
+    path: Path,
+    expected: Expected,
+    settings: Settings,
+    full: bool,
+    report: OnBytes,
+    *,
+    is_upload: bool = False,
 ) -> Checked:
-    checked = await _Check(_File(path), expected, settings).run()
+    checked = await _Check(_File(path), expected, settings, is_upload=is_upload).run()
     if full:
         size = checked.size
         commitment = await asyncio.to_thread(commitment_of, path, lambda done: report(done, size))
         checked.checksum, checked.is_whole = commitment.checksum, True
         if expected.checksum is not None and expected.checksum != commitment.checksum:
             checked.findings.append(
-                await asyncio.to_thread(_other_checksum, path, expected, commitment.checksum)
+                await asyncio.to_thread(_other_checksum, path, expected, commitment.checksum, is_upload)
             )
     return checked
 
 
-def _other_checksum(path: Path, expected: Expected, found: str) -> Finding:
+def _other_checksum(path: Path, expected: Expected, found: str, is_upload: bool) -> Finding:
     detail = f"the file's checksum is {found}, not the one promised"
     if expected.key is not None and commitment_of_plain(path, expected.key).checksum == expected.checksum:
         detail += ", which is that of the weights before encryption"
         return Finding("checksum-mismatch", detail, "commit the checksum of the encrypted file")
-    return Finding(
-        "checksum-mismatch", detail, "upload the file that was encrypted last, or commit this checksum"
-    )
+    verb = "upload" if is_upload else "take"
+    remedy = f"{verb} the file that `soma-eval encrypt` printed this checksum for"
+    return Finding("checksum-mismatch", detail, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +191,25 @@ class _File:
 class _Check:
     """One file's header on its way to a verdict."""
 
-    def __init__(self, source: Source, expected: Expected, settings: Settings) -> None:
+    def __init__(self, source: Source, expected: Expected, settings: Settings, *, is_upload: bool) -> None:
         self._source = source
         self._expected = expected
+        self._is_upload = is_upload
         architecture = load_architecture(CURRENT_VERSION)
         self._judge = architecture.weights_header
         small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
         self._config, other = (small, full) if settings.small_model else (full, small)
-        other_flag = "--full-model" if settings.small_model else "--small-model"
+        self._small_model = settings.small_model
         self._refusals = (architecture.WeightsInvalid, architecture.DecryptionFailed)
-        self._diagnosis = Diagnosis(expected, self._judge, self._refusals, self._config, other, other_flag)
+        self._diagnosis = Diagnosis(
+            expected,
+            self._judge,
+            self._refusals,
+            self._config,
+            other,
+            small_model=settings.small_model,
+            is_upload=is_upload,
+        )
         self._checked = Checked()
 
     async def run(self) -> Checked:
@@ -186,7 +239,11 @@ class _Check:
         promised = self._expected.size
         if size and promised is not None and size != promised:
             detail = f"the file has {size:,} bytes, {promised:,} are promised"
-            remedy = "upload the file again, or commit the size it has"
+            remedy = (
+                "upload the file again, and compare the sizes"
+                if self._is_upload
+                else "take the file that this size was printed for"
+            )
             self._checked.findings.append(Finding("size-mismatch", detail, remedy))
 
     def _judge_head(self, published: bytes, clear: bytes, size: int | None) -> None:
@@ -218,5 +275,7 @@ class _Check:
         dtypes = {header.tensors[name].dtype for name in needed} - {"F32"}
         if dtypes:
             remarks.append(f"stored as {', '.join(sorted(dtypes))}: the network converts it to float32")
+        if self._small_model:
+            remarks.append("judged as the small model, for trying things: the network evaluates the full one")
         if self._expected.key is None:
             remarks.append("not encrypted: whoever has the file can read the weights")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from service.commands.check import Checked, check, parse_expected
-from service.commands.question import BadUsage, is_url, parse_keys
+from service.commands.local_file import require_regular_file
+from service.commands.question import is_url, parse_keys
 from service.commands.terminal import byte_bar, print_findings
 from service.config import Settings
 from service.exit_codes import ExitCode
@@ -24,8 +25,8 @@ def run_check(
     settings: Settings,
 ) -> int:
     """Returns the exit code: 0 when nothing was found. Raises BadUsage, ScoringError or OSError."""
-    if not is_url(place) and not Path(place).is_file():
-        raise BadUsage(f"{place}: there is no such file, and it is not an http(s) URL")
+    if not is_url(place):
+        require_regular_file(Path(place), or_url=True)
     keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
     expected = parse_expected(keys[0] if keys else None, checksum, size)
     with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:

@@ -13,19 +13,28 @@ from service.competition import parse_decryption_key
 from service.encryption import decrypt_start
 from service.errors import InvalidKey
 
+_PAGE = ("give the file's own address, not that of the page that shows it", "download the file, not the page")
+_ANSWER = ("open the URL, and read what it says", "open it, and read what it says")
+_AGAIN = ("upload it again, and compare the sizes", "take the whole file: save it or copy it again")
+_SAVE = ("save the weights with Model.save, as safetensors",) * 2
 _DISGUISES = (
-    (b"<!doctype html", "an HTML page", "give the file's own address, not that of the page that shows it"),
-    (b"<html", "an HTML page", "give the file's own address, not that of the page that shows it"),
-    (b"<?xml", "an XML answer, as storage gives for an error", "open the URL, and read what it says"),
-    (b"<error", "an XML answer, as storage gives for an error", "open the URL, and read what it says"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file", "upload the file it points to"),
-    (b"pk\x03\x04", "a zip archive, as torch.save writes it", "save it with Model.save, as safetensors"),
-    (b"\x80\x02", "a Python pickle", "save it with Model.save, as safetensors"),
-    (b"\x1f\x8b", "a gzip file", "upload it uncompressed, and without Content-Encoding"),
-    (b"{", "a JSON text", "open the URL, and read what it says"),
-    (bytes(16), "zeros", "upload the file again: nothing has been written"),
+    (b"<!doctype html", "an HTML page", _PAGE),
+    (b"<html", "an HTML page", _PAGE),
+    (b"<?xml", "an XML answer, as storage gives for an error", _ANSWER),
+    (b"<error", "an XML answer, as storage gives for an error", _ANSWER),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer",
+        ("upload the file it points to", "get it: git lfs pull"),
+    ),
+    (b"pk\x03\x04", "a zip archive, as torch.save writes it (.pt)", _SAVE),
+    (b"\x80\x02", "a Python pickle", _SAVE),
+    (b"\x1f\x8b", "a gzip file", ("upload it uncompressed, and without Content-Encoding", "uncompress it")),
+    (b"{", "a JSON text", _ANSWER),
+    (bytes(16), "zeros", ("upload the file again: nothing has been written", _AGAIN[1])),
 )
-"""What is stored as weights by mistake: how it begins, in lower case; what it is; what to do."""
+"""What is stored as weights by mistake: how it begins, in lower case; what it is; what to do with an upload, and
+with a local file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +65,17 @@ class Diagnosis:
         refusals: tuple[type[Exception], ...],
         config: object,
         other_config: object,
-        other_flag: str,
+        *,
+        small_model: bool,
+        is_upload: bool,
     ) -> None:
         self._expected = expected
         self._judge = judge
         self._refusals = refusals
         self._config = config
         self._other_config = other_config
-        self._other_flag = other_flag
+        self._small_model = small_model
+        self._is_upload = is_upload
         self._findings: list[Finding] = []
 
     def explain(self, published: bytes, clear: bytes, file_size: int) -> list[Finding]:
@@ -75,13 +87,16 @@ class Diagnosis:
             self._add(
                 "truncated",
                 f"the file is cut off within its header: it has {file_size:,} bytes, the header alone {end:,}",
-                "upload it again, and compare the sizes",
+                self._remedy(*_AGAIN),
             )
         else:
             described = declared_size(clear, end)
             self._explain_size(file_size, described)
             self._explain_tensors(clear[8:end], described or file_size)
         return self._findings
+
+    def _remedy(self, of_an_upload: str, of_a_local_file: str) -> str:
+        return of_an_upload if self._is_upload else of_a_local_file
 
     def _add(self, code: str, detail: str, remedy: str) -> None:
         self._findings.append(Finding(code, detail, remedy))
@@ -91,9 +106,9 @@ class Diagnosis:
         start = published.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if published[:1] != b"\0" else published
         disguise = next((row for row in _DISGUISES if start.startswith(row[0])), None)
         if file_size < 9:
-            add("truncated", f"the file has {file_size} bytes: nothing is in it", "upload it again")
+            add("truncated", f"the file has {file_size} bytes: nothing is in it", self._remedy(*_AGAIN))
         elif disguise is not None:
-            add("not-weights", f"what is stored there is {disguise[1]}", disguise[2])
+            add("not-weights", f"this is {disguise[1]}, not a weights file", self._remedy(*disguise[2]))
         elif key is None:
             add(
                 "no-header",
@@ -104,7 +119,10 @@ class Diagnosis:
             add(
                 "not-encrypted",
                 "the file is not encrypted, and a key is promised: decrypting it gives noise",
-                "upload the file that `soma-eval encrypt` wrote, or check it without a key",
+                self._remedy(
+                    "upload the file that `soma-eval encrypt` wrote, or give no key",
+                    "give the file that `soma-eval encrypt` wrote, or no key",
+                ),
             )
         elif checksum is not None and self._fits(published, checksum):
             add("swapped", "the checksum is the key, and the key the checksum", "swap the two")
@@ -130,14 +148,17 @@ class Diagnosis:
             self._add(
                 "truncated",
                 f"the file is cut off: it has {file_size:,} bytes of the {described:,} its header describes",
-                "upload it again, and compare the sizes",
+                self._remedy(*_AGAIN),
             )
         elif file_size > described:
             self._add(
                 "trailing-bytes",
                 f"{file_size - described:,} bytes follow the last tensor: the file has {file_size:,}, "
                 f"its header describes {described:,}",
-                "save the weights again with Model.save, and upload that file whole",
+                self._remedy(
+                    "save the weights again with Model.save, and upload that file whole",
+                    "save the weights again with Model.save",
+                ),
             )
 
     def _explain_tensors(self, text: bytes, described: int) -> None:
@@ -148,14 +169,15 @@ class Diagnosis:
             return
         found = list(self._tensor_findings(header))
         if found and not self._judge.findings(header, self._other_config):
-            found = [
-                Finding(
-                    "other-model",
-                    "these are weights of the network's other size of model",
-                    f"check them with {self._other_flag}; the network itself evaluates the full model",
-                )
-            ]
+            found = [self._other_model()]
         self._findings.extend(found)
+
+    def _other_model(self) -> Finding:
+        if self._small_model:
+            detail = "these are weights of the full model, and --small-model is set"
+            return Finding("other-model", detail, "leave out --small-model, or give --full-model")
+        detail = "these are weights of the small model, which the network itself does not evaluate"
+        return Finding("other-model", detail, "to try things with them, add --small-model; never commit them")
 
     def _tensor_findings(self, header: Any) -> Iterator[Finding]:
         needed = self._judge.expected_shapes(self._config)

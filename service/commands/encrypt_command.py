@@ -1,55 +1,81 @@
 """`soma-eval encrypt`: judge, encrypt, and say what a commit needs."""
 
 import asyncio
+import errno
 import json as json_format
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import base58
 
-from service.commands.check import check
+from service.commands.check import check, model_config
+from service.commands.commit_steps import Sealed, commit_steps, embedding_command
 from service.commands.diagnosis import Expected, Finding
+from service.commands.embedding_file import EmbeddingFile, read_embedding_file
+from service.commands.local_file import require_regular_file
+from service.commands.new_file import named_when_done
 from service.commands.question import BadUsage, parse_key
-from service.commands.terminal import byte_bar, print_findings
+from service.commands.terminal import byte_bar, print_findings, printable, write_out
 from service.config import Settings
-from service.encryption import Commitment, encrypt_file, new_key
+from service.encryption import encrypt_file, new_key
 from service.exit_codes import ExitCode
+from service.partial_file import sync_folder
+from workers.architectures import CURRENT_VERSION
 
 
 def run_encrypt(
-    weights: Path, output: Path, key: str | None, key_file: Path | None, *, json: bool, settings: Settings
+    weights: Path,
+    output: Path,
+    key: str | None,
+    key_file: Path | None,
+    embedding: Path | None,
+    *,
+    json: bool,
+    settings: Settings,
 ) -> int:
-    """Returns the exit code. Raises BadUsage, or OSError; nothing half-done is left behind."""
+    """Returns the exit code. Raises BadUsage, or OSError; nothing is left behind then.
+
+    The ciphertext gets its name last, when its key has been told.
+    """
     _refuse_impossible(weights, output, key, key_file)
-    checked = asyncio.run(check(str(weights), Expected(), settings))
+    secret = new_key() if key is None else parse_key(key)
+    committed = None if embedding is None else _read_embedding(embedding, settings)
+    with byte_bar("reading") as report:
+        checked = asyncio.run(check(str(weights), Expected(), settings, full=True, on_bytes=report))
     if checked.findings:
         print_findings([_before_encryption(finding) for finding in checked.findings], sys.stderr)
-        sys.stderr.write(f"soma-eval: the network would refuse {weights}: nothing was written.\n")
+        sys.stderr.write(f"soma-eval: {printable(str(weights))} is not fit to commit: nothing was written.\n")
         return ExitCode.AT_FAULT
-    secret = new_key() if key is None else parse_key(key)
+    if embedding is not None and committed is not None and committed.checksum != checked.checksum:
+        raise BadUsage(
+            f"--embedding {embedding}: this is the embedding of other weights, then named {committed.weights}: "
+            f"nothing was written. Make that of this file: {embedding_command(weights, embedding, settings)}"
+        )
     text = base58.b58encode(secret).decode()
-    if key_file is not None:
-        _write_for_owner(key_file, text)
-    try:
+    with _written_for_owner(key_file, text), named_when_done(output) as unfinished:
         with byte_bar("encrypting") as report:
-            commitment = encrypt_file(weights, output, secret, lambda done: report(done, checked.size))
-    except BaseException:
-        if key_file is not None:
-            key_file.unlink(missing_ok=True)
-        raise
-    if json:
-        answer = {
-            "key": text if key_file is None else None,
-            "key_file": None if key_file is None else str(key_file),
-            "checksum": commitment.checksum,
-            "size": commitment.size,
-            "path": str(output),
-        }
-        sys.stdout.write(json_format.dumps(answer) + "\n")
-    else:
-        sys.stdout.write(_account(commitment, output, text, key_file, settings))
+            encrypted = encrypt_file(weights, unfinished, secret, lambda done: report(done, checked.size))
+        if encrypted.plain_checksum != checked.checksum:
+            raise OSError(
+                errno.EAGAIN, "it changed while it was encrypted: nothing was written", str(weights)
+            )
+        sealed = Sealed(
+            weights=weights,
+            output=output,
+            key=text,
+            key_file=key_file,
+            embedding_file=embedding,
+            embedding_dim=None if committed is None else len(committed.embedding),
+            checksum=encrypted.checksum,
+            plain_checksum=encrypted.plain_checksum,
+            size=encrypted.size,
+        )
+        _tell(output, json_format.dumps(_to_json(sealed)) + "\n" if json else commit_steps(sealed, settings))
     return ExitCode.GOOD
 
 
@@ -65,8 +91,7 @@ def _before_encryption(finding: Finding) -> Finding:
 def _refuse_impossible(weights: Path, output: Path, key: str | None, key_file: Path | None) -> None:
     if key is not None and key_file is not None:
         raise BadUsage("--key and --key-file exclude each other: --key-file is where a new key is written")
-    if not weights.is_file():
-        raise BadUsage(f"{weights}: there is no such file")
+    require_regular_file(weights)
     for path in (output, key_file):
         if path is not None and (path.exists() or path.is_symlink()):
             raise BadUsage(f"{path} exists, and nothing is overwritten: choose another name or remove it")
@@ -76,38 +101,62 @@ def _refuse_impossible(weights: Path, output: Path, key: str | None, key_file: P
         raise BadUsage("the key and the weights cannot go to one file")
 
 
-def _write_for_owner(path: Path, text: str) -> None:
+def _read_embedding(path: Path, settings: Settings) -> EmbeddingFile:
+    """An embedding that the network could have computed. Raises BadUsage or OSError."""
+    embedding = read_embedding_file(path)
+    dim = model_config(settings).embedding_dim
+    if len(embedding.embedding) != dim:
+        raise BadUsage(
+            f"--embedding {path}: it has {len(embedding.embedding):,} numbers, an embedding of this model "
+            f"{dim:,}: is it that of the other size of model?"
+        )
+    if embedding.precision != "float32" or embedding.architecture_version != CURRENT_VERSION:
+        raise BadUsage(
+            f"--embedding {path}: it was computed in {embedding.precision}, by architecture version "
+            f"{embedding.architecture_version}; the network's is float32, version {CURRENT_VERSION}: score again"
+        )
+    return embedding
+
+
+@contextmanager
+def _written_for_owner(path: Path | None, text: str) -> Iterator[None]:
+    """The key is durable in its file, if there is to be one, within the block; the file goes if the block fails."""
+    if path is None:
+        yield
+        return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{text}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
-def _account(
-    commitment: Commitment, output: Path, key: str, key_file: Path | None, settings: Settings
-) -> str:
-    shown_key = key if key_file is None else f"in {key_file}, which only you can read"
-    key_flag = "--key-file FILE_WITH_THE_KEY" if key_file is None else f"--key-file {key_file}"
-    key_code = repr(key) if key_file is None else f"Path({str(key_file)!r}).read_text().strip()"
-    small = " --small-model" if settings.small_model else ""
-    return f"""\
-encrypted  {output}
-key        {shown_key}
-checksum   {commitment.checksum}
-size       {commitment.size}
+def _tell(output: Path, text: str) -> None:
+    """Print it. Raises OSError, which says what became of the output."""
+    try:
+        write_out(text)
+    except OSError as error:
+        reason = f"standard output cannot be written ({error.strerror}): {output} was not written"
+        raise OSError(error.errno, reason) from error
 
-Next:
-1. Upload {output.name} to a URL that validators can fetch, and see that it arrived:
-   soma-eval check URL{small} {key_flag} \\
-     --checksum {commitment.checksum} --size {commitment.size} --full
-2. Commit it with soma-sdk; EMBEDDING is `models[0].embedding` of `soma-eval score --json`:
-   key = {key_code}
-   encrypted = Path({str(output)!r}).read_bytes()
-   assert SomaClient.commitment(encrypted) == {commitment.checksum!r}
-   await client.commit_model(signer=keypair, model_id=MODEL_ID, weights_url=URL,
-                             encrypted_weights=encrypted, decryption_key=key, embedding=EMBEDDING)
-3. Reveal it in the next epoch:
-   await client.wait_for_next_epoch()
-   await client.reveal_model(signer=keypair, model_id=MODEL_ID, decryption_key=key, embedding=EMBEDDING)
-"""
+
+def _to_json(sealed: Sealed) -> dict[str, Any]:
+    return {
+        "key": sealed.key if sealed.key_file is None else None,
+        "key_file": _text(sealed.key_file),
+        "checksum": sealed.checksum,
+        "size": sealed.size,
+        "path": str(sealed.output),
+        "plain_checksum": sealed.plain_checksum,
+        "embedding_file": _text(sealed.embedding_file),
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

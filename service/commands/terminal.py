@@ -1,5 +1,7 @@
 """What people see of a score sheet: progress bars on stderr, a table on stdout, remarks below it."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +64,19 @@ def print_findings(findings: Sequence[Finding], to: TextIO) -> None:
         to.write(f"✗ {printable(finding.detail)} → {printable(finding.remedy)}\n")
     if len(findings) > MAX_FINDINGS_SHOWN:
         to.write(f"✗ and {len(findings) - MAX_FINDINGS_SHOWN} more: --json lists them all.\n")
+
+
+def write_out(text: str) -> None:
+    """Write to standard output, and see it written. Raises OSError where that is closed, full or a broken pipe."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        # What is still in the buffer would fail once more at the exit of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def print_sheet(sheet: ScoreSheet) -> None:
