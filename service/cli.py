@@ -57,6 +57,13 @@ UnusedDeviceFlag = Annotated[str | None, typer.Option("--device", hidden=True)]
 UnusedPrecisionFlag = Annotated[str | None, typer.Option("--precision", hidden=True)]
 UnusedDataDirFlag = Annotated[Path | None, typer.Option("--data-dir", hidden=True)]
 """Flags that all commands share, where they change nothing."""
+NonFiniteFlag = Annotated[
+    bool,
+    typer.Option(
+        "--allow-non-finite",
+        help="Accept weights that hold NaN or infinity: their loss is hardly ever finite.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -265,6 +272,7 @@ def encrypt(
             help="The file of `score --embedding-out` for these very weights: checked, and put into the commit."
         ),
     ] = None,
+    allow_non_finite: NonFiniteFlag = False,
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
     device: UnusedDeviceFlag = None,
@@ -289,7 +297,16 @@ def encrypt(
     with _said_in_one_line():
         from service.commands.encrypt_command import run_encrypt
 
-        code = run_encrypt(weights, output, key, key_file, embedding, json=json, settings=settings)
+        code = run_encrypt(
+            weights,
+            output,
+            key,
+            key_file,
+            embedding,
+            allow_non_finite=allow_non_finite,
+            json=json,
+            settings=settings,
+        )
     raise typer.Exit(code)
 
 
@@ -307,7 +324,10 @@ def check(
     size: Annotated[
         int | None, typer.Option(min=0, help="Size to expect in bytes, as `encrypt` printed it.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Read every byte and verify the checksum.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte: verify the checksum and find NaN and infinity.")
+    ] = False,
+    allow_non_finite: NonFiniteFlag = False,
     json: JsonFlag = False,
     small_model: SmallModelFlag = None,
     data_dir: DataDirFlag = None,
@@ -318,10 +338,10 @@ def check(
 ) -> None:
     """See whether the network will accept an upload.
 
-    Its first bytes are enough for that; do it before you commit.
+    Its header alone is downloaded, which shows whether the upload is whole and has the right tensors and key.
+    Before you commit, add --full: only that verifies the checksum and looks at the values.
 
     \b
-    From the header alone; with --full every byte, and the checksum too:
       soma-eval check https://host/best.enc --key-file best.key \\
         --checksum 9VzTjpe... --size 4838783240
     """
@@ -338,7 +358,17 @@ def check(
     with _said_in_one_line():
         from service.commands.check_command import run_check
 
-        code = run_check(place, key, key_file, checksum, size, full=full, json=json, settings=settings)
+        code = run_check(
+            place,
+            key,
+            key_file,
+            checksum,
+            size,
+            full=full,
+            allow_non_finite=allow_non_finite,
+            json=json,
+            settings=settings,
+        )
     raise typer.Exit(code)
 
 

@@ -33,6 +33,9 @@ class Architecture(Protocol):
     weights_header: ModuleType
     """Judges weights by their header; needs no torch."""
 
+    find_non_finite: Any
+    """(path, decryption_key, on_progress, config) -> the tensors that hold NaN or infinity; needs no torch."""
+
     def num_sequences(self, data_size: int) -> int:
         """Sequences that so many bytes make."""
 

@@ -24,6 +24,13 @@ from workers.architectures import CURRENT_VERSION, load_architecture
 _FIRST_BYTES = 256 << 10
 """Holds the header of every usual weights file: that of full V1 has 46 KB."""
 
+NON_FINITE = "non-finite-weights"
+"""The code of a finding that the network's own judge of files does not have."""
+_TRAIN_AGAIN = (
+    "take an earlier checkpoint: the network accepts the file, but its loss is almost certainly not finite, "
+    "and a model without a finite loss wins nothing"
+)
+
 
 @dataclass(slots=True)
 class Checked:
@@ -79,20 +86,25 @@ async def check(
     settings: Settings,
     *,
     full: bool = False,
+    allow_non_finite: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> Checked:
     """Look at a URL or a file. `full` reads every byte; of a file, a promised checksum does so too.
+
+    With every byte read, a NaN or an infinity in the weights is a finding, or a remark if it is allowed.
 
     A URL needs neither the cache nor its lock. Raises a ScoringError when it cannot be fetched, OSError when a
     file cannot be read.
     """
     report = on_bytes or (lambda done, total: None)
+    whole = _WholeFile(expected, settings, allow_non_finite)
     if not is_url(place):
-        full = full or expected.checksum is not None
-        return await _check_file(Path(place), expected, settings, full, report)
+        if full or expected.checksum is not None:
+            return await whole.check(Path(place), report, is_upload=False)
+        return await _Check(_File(Path(place)), expected, settings, is_upload=False).run()
     if full:
         async with _downloaded(place, settings, report) as path:
-            return await _check_file(path, expected, settings, True, _ignore, is_upload=True)
+            return await whole.check(path, lambda done, total: None, is_upload=True)
     downloader = Downloader.from_settings(settings)
     try:
         return await _Check(_Url(downloader, place), expected, settings, is_upload=True).run()
@@ -117,10 +129,6 @@ def model_config(settings: Settings) -> Any:
     return config.small() if settings.small_model else config()
 
 
-def _ignore(done: int, total: int | None) -> None:
-    """For who does not want to know."""
-
-
 @asynccontextmanager
 async def _downloaded(url: str, settings: Settings, report: OnBytes) -> AsyncIterator[Path]:
     """The file behind a URL, in a cache of its own that is gone afterwards: beside a service that has the real one,
@@ -139,35 +147,51 @@ async def _downloaded(url: str, settings: Settings, report: OnBytes) -> AsyncIte
             yield blob.path
 
 
-async def _check_file(
-    path: Path,
-    expected: Expected,
-    settings: Settings,
-    full: bool,
-    report: OnBytes,
-    *,
-    is_upload: bool = False,
-) -> Checked:
-    checked = await _Check(_File(path), expected, settings, is_upload=is_upload).run()
-    if full:
-        size = checked.size
-        commitment = await asyncio.to_thread(commitment_of, path, lambda done: report(done, size))
-        checked.checksum, checked.is_whole = commitment.checksum, True
-        if expected.checksum is not None and expected.checksum != commitment.checksum:
-            checked.findings.append(
-                await asyncio.to_thread(_other_checksum, path, expected, commitment.checksum, is_upload)
-            )
-    return checked
+@dataclass(frozen=True, slots=True)
+class _WholeFile:
+    """Looks at every byte of a file: the header first, then the checksum, then each value."""
 
+    expected: Expected
+    settings: Settings
+    allow_non_finite: bool
 
-def _other_checksum(path: Path, expected: Expected, found: str, is_upload: bool) -> Finding:
-    detail = f"the file's checksum is {found}, not the one promised"
-    if expected.key is not None and commitment_of_plain(path, expected.key).checksum == expected.checksum:
-        detail += ", which is that of the weights before encryption"
-        return Finding("checksum-mismatch", detail, "commit the checksum of the encrypted file")
-    verb = "upload" if is_upload else "take"
-    remedy = f"{verb} the file that `soma-eval encrypt` printed this checksum for"
-    return Finding("checksum-mismatch", detail, remedy)
+    async def check(self, path: Path, report: OnBytes, *, is_upload: bool) -> Checked:
+        checked = await _Check(_File(path), self.expected, self.settings, is_upload=is_upload).run()
+        await asyncio.to_thread(self._read, path, checked, report, is_upload)
+        return checked
+
+    def _read(self, path: Path, checked: Checked, report: OnBytes, is_upload: bool) -> None:
+        size = checked.size or 0
+        is_sound = not checked.findings
+        total = 2 * size if is_sound else size
+        found = commitment_of(path, lambda done: report(done, total)).checksum
+        checked.checksum, checked.is_whole = found, True
+        if self.expected.checksum not in (None, found):
+            checked.findings.append(self._other_checksum(path, found, is_upload))
+        if is_sound:  # else nobody knows where its values lie
+            self._judge_values(path, checked, lambda done: report(size + done, total))
+
+    def _judge_values(self, path: Path, checked: Checked, on_progress: Callable[[int], None]) -> None:
+        architecture = load_architecture(CURRENT_VERSION)
+        config = model_config(self.settings)
+        for tensor in architecture.find_non_finite(path, self.expected.key, on_progress, config):
+            counts = ((tensor.num_nan, "NaN"), (tensor.num_infinite, "infinite"))
+            what = " and ".join(f"{count:,} {kind}" for count, kind in counts if count)
+            detail = f"{tensor.name}: {what} of {tensor.num_elements:,} values"
+            if self.allow_non_finite:
+                checked.remarks.append(f"{detail}, as you allow")
+            else:
+                checked.findings.append(Finding(NON_FINITE, detail, _TRAIN_AGAIN))
+
+    def _other_checksum(self, path: Path, found: str, is_upload: bool) -> Finding:
+        expected = self.expected
+        detail = f"the file's checksum is {found}, not the one promised"
+        if expected.key is not None and commitment_of_plain(path, expected.key).checksum == expected.checksum:
+            detail += ", which is that of the weights before encryption"
+            return Finding("checksum-mismatch", detail, "commit the checksum of the encrypted file")
+        verb = "upload" if is_upload else "take"
+        remedy = f"{verb} the file that `soma-eval encrypt` printed this checksum for"
+        return Finding("checksum-mismatch", detail, remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 import asyncio
 import json as json_format
-import sys
 from pathlib import Path
 
 from service.commands.check import Checked, check, parse_expected
+from service.commands.diagnosis import Expected
 from service.commands.local_file import require_regular_file
 from service.commands.question import is_url, parse_keys
-from service.commands.terminal import byte_bar, print_findings
+from service.commands.terminal import byte_bar, finding_lines, write_out
 from service.config import Settings
 from service.exit_codes import ExitCode
 
@@ -21,6 +21,7 @@ def run_check(
     size: int | None,
     *,
     full: bool,
+    allow_non_finite: bool,
     json: bool,
     settings: Settings,
 ) -> int:
@@ -30,27 +31,38 @@ def run_check(
     keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
     expected = parse_expected(keys[0] if keys else None, checksum, size)
     with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:
-        checked = asyncio.run(check(place, expected, settings, full=full, on_bytes=on_bytes))
-    if json:
-        sys.stdout.write(json_format.dumps(checked.to_json()) + "\n")
-    else:
-        _print(checked)
+        checked = asyncio.run(
+            check(
+                *(place, expected, settings), full=full, allow_non_finite=allow_non_finite, on_bytes=on_bytes
+            )
+        )
+    write_out(json_format.dumps(checked.to_json()) + "\n" if json else _account(checked, expected))
     return ExitCode.AT_FAULT if checked.findings else ExitCode.GOOD
 
 
-def _print(checked: Checked) -> None:
-    print_findings(checked.findings, sys.stdout)
-    write = sys.stdout.write
-    for remark in checked.remarks:
-        write(f"· {remark}\n")
+def _account(checked: Checked, expected: Expected) -> str:
+    """A line for each finding and remark, and last what is proven."""
+    lines = [*finding_lines(checked.findings), *(f"· {remark}" for remark in checked.remarks)]
     if checked.checksum is not None:
-        write(f"· checksum {checked.checksum}\n")
+        lines.append(f"· checksum {checked.checksum}")
     if checked.size is not None:
-        write(f"· size {checked.size}\n")
+        lines.append(f"· size {checked.size}")
+    return "\n".join([*lines, _conclusion(checked, expected)]) + "\n"
+
+
+def _conclusion(checked: Checked, expected: Expected) -> str:
     if checked.findings:
         count = len(checked.findings)
-        write(f"Refused: {count} finding{'s' * (count > 1)}. Do not commit this.\n")
-    elif checked.is_whole:
-        write(f"Accepted: {checked.num_tensors} tensors in order, every byte read.\n")
-    else:
-        write(f"Accepted, as far as the header tells: {checked.num_tensors} tensors in order.\n")
+        return f"Refused: {count} finding{'s' * (count > 1)}. Do not commit this."
+    tensors = f"{checked.num_tensors} tensors in order"
+    if not checked.is_whole:
+        return (
+            f"So far so good: {tensors}, by the header alone. Nobody has looked at the checksum and the values "
+            "yet: add --full before you commit."
+        )
+    if expected.checksum is None:
+        return (
+            f"Accepted: {tensors}, every byte read. No --checksum was given: compare the one above with that "
+            "which `encrypt` printed."
+        )
+    return f"Accepted: {tensors}, every byte read, the checksum is the one promised."

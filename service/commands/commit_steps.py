@@ -30,6 +30,8 @@ class Sealed:
     """Of the weights before encryption: what an embedding file names."""
     size: int
     """Bytes of the ciphertext."""
+    allow_non_finite: bool
+    """The weights hold NaN or infinity, and are wanted all the same."""
 
 
 def commit_steps(sealed: Sealed, settings: Settings) -> str:
@@ -95,10 +97,11 @@ Make the embedding to commit, of exactly these weights (no seed changes it):
 
 def _upload(sealed: Sealed, settings: Settings) -> str:
     small = " --small-model" if settings.small_model else ""
+    odd = " --allow-non-finite" if sealed.allow_non_finite else ""
     key_file = "FILE_WITH_THE_KEY" if sealed.key_file is None else shell_word(sealed.key_file)
     return f"""\
 Upload {_shown(sealed.output)} to a URL that validators can fetch, and see that it arrived (exit code 0):
-   soma-eval check URL{small} --key-file {key_file} \\
+   soma-eval check URL{small}{odd} --key-file {key_file} \\
      --checksum {sealed.checksum} --size {sealed.size} --full"""
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import base58
 
-from service.commands.check import check, model_config
+from service.commands.check import NON_FINITE, check, model_config
 from service.commands.commit_steps import Sealed, commit_steps, embedding_command
 from service.commands.diagnosis import Expected, Finding
 from service.commands.embedding_file import EmbeddingFile, read_embedding_file
 from service.commands.local_file import require_regular_file
 from service.commands.new_file import named_when_done
 from service.commands.question import BadUsage, parse_key
-from service.commands.terminal import byte_bar, print_findings, printable, write_out
+from service.commands.terminal import byte_bar, finding_lines, printable, write_out
 from service.config import Settings
 from service.encryption import encrypt_file, new_key
 from service.exit_codes import ExitCode
@@ -35,6 +35,7 @@ def run_encrypt(
     key_file: Path | None,
     embedding: Path | None,
     *,
+    allow_non_finite: bool,
     json: bool,
     settings: Settings,
 ) -> int:
@@ -46,10 +47,20 @@ def run_encrypt(
     secret = new_key() if key is None else parse_key(key)
     committed = None if embedding is None else _read_embedding(embedding, settings)
     with byte_bar("reading") as report:
-        checked = asyncio.run(check(str(weights), Expected(), settings, full=True, on_bytes=report))
+        checked = asyncio.run(
+            check(
+                *(str(weights), Expected(), settings),
+                full=True,
+                allow_non_finite=allow_non_finite,
+                on_bytes=report,
+            )
+        )
     if checked.findings:
-        print_findings([_before_encryption(finding) for finding in checked.findings], sys.stderr)
+        for line in finding_lines([_before_encryption(finding) for finding in checked.findings]):
+            sys.stderr.write(f"{line}\n")
         sys.stderr.write(f"soma-eval: {printable(str(weights))} is not fit to commit: nothing was written.\n")
+        if any(finding.code == NON_FINITE for finding in checked.findings):
+            sys.stderr.write("soma-eval: --allow-non-finite encrypts it all the same.\n")
         return ExitCode.AT_FAULT
     if embedding is not None and committed is not None and committed.checksum != checked.checksum:
         raise BadUsage(
@@ -74,6 +85,7 @@ def run_encrypt(
             checksum=encrypted.checksum,
             plain_checksum=encrypted.plain_checksum,
             size=encrypted.size,
+            allow_non_finite=allow_non_finite,
         )
         _tell(output, json_format.dumps(_to_json(sealed)) + "\n" if json else commit_steps(sealed, settings))
     return ExitCode.GOOD
@@ -142,8 +154,7 @@ def _tell(output: Path, text: str) -> None:
     try:
         write_out(text)
     except OSError as error:
-        reason = f"standard output cannot be written ({error.strerror}): {output} was not written"
-        raise OSError(error.errno, reason) from error
+        raise OSError(error.errno, f"{error.strerror}: {output} was not written") from error
 
 
 def _to_json(sealed: Sealed) -> dict[str, Any]:

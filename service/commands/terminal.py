@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -58,25 +57,25 @@ def byte_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def print_findings(findings: Sequence[Finding], to: TextIO) -> None:
+def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
     """A line for each: what is wrong, and what to do. Very many are cut short."""
     for finding in findings[:MAX_FINDINGS_SHOWN]:
-        to.write(f"✗ {printable(finding.detail)} → {printable(finding.remedy)}\n")
+        yield f"✗ {printable(finding.detail)} → {printable(finding.remedy)}"
     if len(findings) > MAX_FINDINGS_SHOWN:
-        to.write(f"✗ and {len(findings) - MAX_FINDINGS_SHOWN} more: --json lists them all.\n")
+        yield f"✗ and {len(findings) - MAX_FINDINGS_SHOWN} more: `soma-eval check --json` lists them all."
 
 
 def write_out(text: str) -> None:
     """Write to standard output, and see it written. Raises OSError where that is closed, full or a broken pipe."""
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "it is closed")
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         sys.stdout.write(text)
         sys.stdout.flush()
-    except OSError:
-        # What is still in the buffer would fail once more at the exit of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+    except OSError as error:
+        if sys.stdout is not None:  # what is left in its buffer would fail once more when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, f"standard output cannot be written ({error.strerror})") from error
 
 
 def print_sheet(sheet: ScoreSheet) -> None:

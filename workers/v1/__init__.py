@@ -32,6 +32,7 @@ from .config import (
     SIGRegConfig,
 )
 from .errors import DecryptionFailed, EmptyData, EvaluationRefused, NonFiniteResult, WeightsInvalid
+from .non_finite import NonFiniteTensor, find_non_finite
 from .running_mean import BatchScore, MeanScore, running_mean
 from .tokenizer import TokenizedSequence, count_targets, num_batches, num_sequences, tokenize
 
@@ -80,6 +81,7 @@ __all__ = [
     "ModelConfig",
     "ModelRunner",
     "NonFiniteResult",
+    "NonFiniteTensor",
     "SIGReg",
     "SIGRegConfig",
     "SelfTest",
@@ -87,6 +89,7 @@ __all__ = [
     "WeightsInvalid",
     "compute_loss",
     "count_targets",
+    "find_non_finite",
     "num_batches",
     "num_sequences",
     "running_mean",

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import base58
+import numpy as np
 import pytest
 
 from service.checksum import checksum_of
@@ -13,6 +14,7 @@ from service.commands.diagnosis import Expected
 from service.commands.question import BadUsage
 from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
+from service.lifespan import open_cache
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -149,6 +151,7 @@ async def test_a_broken_file_is_named_for_what_it_is(look: Look, name: str) -> N
     assert [finding.code for finding in checked.findings] == codes
     assert words in checked.findings[0].detail
     assert all(finding.remedy for finding in checked.findings)
+    assert not any("upload" in finding.remedy or "URL" in finding.remedy for finding in checked.findings)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -159,6 +162,8 @@ async def test_the_same_over_the_network(files: FileServer, settings: Settings, 
     assert [finding.code for finding in checked.findings] == expected
     if expected:
         assert words in checked.findings[0].detail
+    if {"truncated", "size-mismatch", "not-encrypted"} & set(expected):
+        assert "upload" in checked.findings[0].remedy
     assert any("--full" in remark for remark in checked.remarks) == (promise.checksum is not None)
 
 
@@ -172,7 +177,10 @@ async def test_the_verdict_is_the_network_s(look: Look, name: str) -> None:
 
 async def test_what_is_right_is_accepted(look: Look) -> None:
     checked = await look(SEALED)
-    assert (checked.findings, checked.remarks) == ([], [])
+    assert checked.findings == []
+    assert [remark.partition(":")[0] for remark in checked.remarks] == [
+        "judged as the small model, for trying things"
+    ]
     assert (checked.checksum, checked.size) == (SEALED_PROMISE.checksum, SEALED_PROMISE.size)
 
 
@@ -203,6 +211,39 @@ async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Setti
     url = files.publish("long", encrypt(long))
     assert not (await check(url, Expected(TEST_KEY), settings)).findings
     assert files.requests.count("/long") == 2
+
+
+async def test_values_that_are_not_finite_are_named(look: Look) -> None:
+    tensors = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
+    tensors[QUERY][0, :3] = np.nan
+    tensors["final_norm.beta"][1] = -np.inf
+    content = safetensors_bytes(tensors)
+    for published, promise in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
+        checked = await look(published, promise, full=True)
+        details = [finding.detail for finding in checked.findings]
+        assert details == [f"{QUERY}: 3 NaN of 256 values", "final_norm.beta: 1 infinite of 16 values"]
+        assert {finding.code for finding in checked.findings} == {"non-finite-weights"}
+        assert not (await look(published, promise, full=False)).findings  # the header alone cannot tell
+
+
+async def test_values_that_are_not_finite_may_be_allowed(tmp_path: Path, settings: Settings) -> None:
+    tensors = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
+    tensors["predictor.bias"][0] = np.nan
+    (tmp_path / "file").write_bytes(safetensors_bytes(tensors))
+    checked = await check(str(tmp_path / "file"), Expected(), settings, full=True, allow_non_finite=True)
+    assert not checked.findings
+    assert "predictor.bias: 1 NaN of 264 values, as you allow" in checked.remarks
+
+
+async def test_a_url_is_checked_beside_a_service_with_the_same_data_folder(
+    files: FileServer, settings: Settings
+) -> None:
+    url = files.publish("sealed", SEALED)
+    async with open_cache(settings):
+        before = sorted(settings.data_dir.iterdir())
+        for full in (False, True):
+            assert not (await check(url, SEALED_PROMISE, settings, full=full)).findings
+        assert sorted(settings.data_dir.iterdir()) == before
 
 
 async def test_the_other_size_of_model_is_named(look: Look, settings: Settings) -> None:

@@ -287,7 +287,7 @@ def test_encrypt_prints_the_next_step(shell: Shell) -> None:
 def test_encrypt_refuses_what_the_network_would(shell: Shell, weights: str) -> None:
     ran = shell.run("encrypt", weights, "--small-model", "-o", "refused.enc", "--key-file", "refused.key")
     assert ran.code == 1
-    assert "the network would refuse" in ran.err
+    assert f"{weights} is not fit to commit: nothing was written" in ran.err
     assert not (shell.folder / "refused.enc").exists()
     assert not (shell.folder / "refused.key").exists()
 
@@ -299,6 +299,9 @@ def test_check_says_what_to_do(shell: Shell) -> None:
     assert ran.out.endswith("Refused: 1 finding. Do not commit this.\n")
     ran = shell.run("check", "sealed.enc", "--small-model", "--json", SOMA_EVAL_KEY=KEY)
     assert (ran.code, ran.json["accepted"], ran.json["findings"]) == (0, True, [])
+    ran = shell.run("check", "sealed.enc", "--small-model", "--key-file", "key")
+    assert "Accepted" not in ran.out  # by the header alone
+    assert "add --full before you commit" in ran.out
 
 
 # -- what is said

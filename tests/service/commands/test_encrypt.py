@@ -228,8 +228,9 @@ async def run_printed_code(folder: Path, text: str, monkeypatch: pytest.MonkeyPa
     chain = Chain()
     monkeypatch.chdir(folder)
     known = {"client": chain, "SomaClient": SomaClient, "keypair": 0, "MODEL_ID": "0x1", "URL": "https://h/x"}
+    scope: dict[str, Any] = {}
     body = f"async def steps():\n{printed_code(text)}\n"
-    exec(compile(body, "steps", "exec"), known | {"json": json, "Path": Path}, scope := {})
+    exec(compile(body, "steps", "exec"), known | {"json": json, "Path": Path}, scope)
     await scope["steps"]()
     return chain
 
@@ -291,6 +292,20 @@ def test_what_score_prints_is_no_embedding_file(folder: Path) -> None:
     assert (ran.returncode, b"is not a file that `soma-eval score --embedding-out` wrote" in ran.stderr) == (
         *(2, True),
     )
+
+
+def test_weights_with_nan_are_refused_unless_that_is_asked_for(folder: Path) -> None:
+    tensors = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
+    tensors["predictor.bias"][[3, 5, 7]] = np.nan, np.nan, np.inf
+    (folder / "plain.safetensors").write_bytes(safetensors_bytes(tensors))
+    ran = run(folder, "-o", "out.enc", "--key-file", "key")
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert "✗ predictor.bias: 2 NaN and 1 infinite of 264 values → take" in ran.stderr.decode()
+    assert b"--allow-non-finite" in ran.stderr
+    assert names(folder) == ["plain.safetensors"]
+    ran = run(folder, "-o", "out.enc", "--key-file", "key", "--allow-non-finite")
+    assert ran.returncode == 0
+    assert b"soma-eval check URL --small-model --allow-non-finite --key-file key" in ran.stdout
 
 
 def test_json_is_json(folder: Path) -> None:
