@@ -94,13 +94,20 @@ def _real_text() -> bytes:
 
 
 async def _make_candidates(folder: Path, seconds: float, text: bytes) -> int:
+    """Train in a process that is not left behind, and in which nothing of the current folder is imported (-P)."""
     training = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "workers.demo_candidates", str(folder), str(seconds)),
+        *("-P", "-m", "workers.demo_candidates", str(folder), str(seconds)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends that one
     )
-    output, _ = await training.communicate(text)
+    try:
+        output, _ = await training.communicate(text)
+    finally:
+        if training.returncode is None:
+            training.kill()
+            await training.wait()
     if training.returncode != 0:
         raise DemoFailed("training a candidate failed; its process said why above")
     return int(output)
