@@ -57,8 +57,8 @@ def _conclusion(checked: Checked, expected: Expected) -> str:
     tensors = f"{checked.num_tensors} tensors in order"
     if not checked.is_whole:
         return (
-            f"So far so good: {tensors}, by the header alone. Nobody has looked at the checksum and the values "
-            "yet: add --full before you commit."
+            f"The header is in order: {tensors}. The checksum and the values have not been looked at: "
+            "add --full before you commit."
         )
     if expected.checksum is None:
         return (

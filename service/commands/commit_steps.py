@@ -109,6 +109,7 @@ def _commit(sealed: Sealed) -> str:
     key = repr(sealed.key) if sealed.key_file is None else f"{_path(sealed.key_file)}.read_text().strip()"
     return f"""\
 Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)` returned, once per model:
+   import json; from pathlib import Path; from soma_sdk import SomaClient
    key = {key}
    encrypted = {_path(sealed.output)}.read_bytes()
    assert SomaClient.commitment(encrypted) == {sealed.checksum!r}
@@ -119,8 +120,9 @@ Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)
 
 
 _REVEAL = """\
-Reveal it in the next epoch, with the same key and the same embedding. A commit that is not revealed can cost
-   stake, so give the wait a timeout (in seconds) longer than an epoch:
+Reveal it in the epoch after that of the commit, with the same key and the same embedding; a commit that is not
+   revealed then can cost stake. So run this right after step 2: a wait that begins later ends an epoch too late.
+   The timeout, in seconds, is to be longer than an epoch:
    await client.wait_for_next_epoch(timeout=7 * 24 * 3600)
    await client.reveal_model(signer=keypair, model_id=MODEL_ID, decryption_key=key, embedding=scored["embedding"])"""
 

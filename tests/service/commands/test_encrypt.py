@@ -221,7 +221,8 @@ class Chain:
 def printed_code(text: str) -> str:
     """The lines of Python in the steps."""
     lines = text.partition("Commit it with")[2].splitlines()[1:]
-    return "\n".join(line for line in lines if line.startswith("   ") and not line.startswith("   stake"))
+    prose = ("   revealed then", "   The timeout")
+    return "\n".join(line for line in lines if line.startswith("   ") and not line.startswith(prose))
 
 
 async def run_printed_code(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Chain:
