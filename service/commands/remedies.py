@@ -27,6 +27,7 @@ _REMEDIES = {
     "deadline-exceeded": "Give it less data, or raise the service's --request-timeout-seconds.",
     "worker-crashed": "Try again; if it stays so, report it with the command you gave.",
     "out-of-memory": "Close what else uses the device, or take --device cpu.",
+    "file-changed": "Score it again when nothing writes to it: no number here belongs to the file as it is now.",
     "insufficient-storage": "Make room, or give --data-dir another place.",
 }
 
