@@ -43,7 +43,7 @@ def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_python_without_its_venv_package_is_told_by_name(tmp_path: Path) -> None:
-    without = f"exec {PYTHON} -c \"import sys; sys.modules['ensurepip'] = None; exec(sys.argv[1])\" \"$2\""
+    without = f'exec {PYTHON} -c "import sys; sys.modules[\'ensurepip\'] = None; exec(sys.argv[1])" "$2"'
     ran = make(tmp_path / "venv", script(tmp_path / "python", without))
     assert ran.returncode != 0
     assert f"apt install python{sys.version_info.major}.{sys.version_info.minor}-venv" in ran.stderr
