@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from service.exit_codes import ExitCode
-from service.process_protection import protect_process
 from service.termination import sigterm_interrupts
+from workers.own_process import keep_memory_private
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -64,7 +64,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.
 
 def main() -> None:
     """The console command: whatever goes wrong is said in one line on stderr."""
-    protect_process()
+    keep_memory_private()
     with sigterm_interrupts() as was_terminated:
         code = _run()
     if code == ExitCode.INTERRUPTED and was_terminated():
