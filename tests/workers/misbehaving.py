@@ -29,7 +29,11 @@ class MisbehavingRunner:
         self._device = config.device
         self.device_name = config.device.removesuffix(":0").removesuffix(":1")
         self._resident: set[WeightsId] = set()
-        self.versions = {"threads": os.environ.get("OMP_NUM_THREADS", ""), "dumpable": str(_dumpable())}
+        self.versions = {
+            "threads": os.environ.get("OMP_NUM_THREADS", ""),
+            "settings": ",".join(name for name in os.environ if name.startswith("SOMA_EVAL_")),
+            "dumpable": str(_dumpable()),
+        }
 
     def self_test(self, *, with_large: bool) -> str | None:
         """Right, unless the device name says otherwise: "wrong", or a path: wrong if that file exists.
