@@ -6,6 +6,7 @@ import os
 import resource
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,6 +59,24 @@ def test_no_descriptor_left(service: LiveService, client: httpx.Client, files: F
         assert (response.status_code, problem["fault"], problem["retryable"]) == (503, "service", True)
         assert response.headers["retry-after"]
     assert_golden(post(client, known))
+
+
+def test_a_disk_that_does_not_work(service: LiveService, client: httpx.Client, files: FileServer) -> None:
+    request = request_for(files, "known.safetensors", small_weights_bytes())
+    post(client, request)
+    folder = service.data_dir / "partial"
+    folder.rename(service.data_dir / "away")
+    try:
+        assert_problem(client.post("/eval", json=request), "out-of-resources")
+        end = time.monotonic() + 60.0
+        while (ready := client.get("/ready")).status_code == 200 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert (ready.status_code, ready.json()["code"]) == (503, "out-of-resources")
+    finally:
+        (service.data_dir / "away").rename(folder)
+    while client.get("/ready").status_code != 200 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert_golden(post(client, request))
 
 
 @pytest.mark.parametrize(
