@@ -54,9 +54,10 @@ class Runner:
         """Whose weights lie on the device."""
         return self._weights.ids()
 
-    def load(self, job: EvalJob) -> float:
+    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
+        `checkpoint` is called often, from this thread: what it raises ends the loading there.
         Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         self._in_use = job.weights_id
@@ -65,7 +66,7 @@ class Runner:
         started = time.perf_counter()
         with self._loading:  # a prefetch of these very weights may be under way
             if self._weights.use(job.weights_id) is None:
-                self._load_or_make_room(job)
+                self._load_or_make_room(job, checkpoint)
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
@@ -123,25 +124,25 @@ class Runner:
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
 
-    def _load_or_make_room(self, job: EvalJob) -> None:
+    def _load_or_make_room(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
         self._weights.make_room(_file_size(job))
         try:
-            return self._load(job)
+            return self._load(job, checkpoint)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         self._free_all_but(job)
         try:
-            return self._load(job)
+            return self._load(job, checkpoint)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfMemory("the device has too little memory to hold these weights") from None
 
-    def _load(self, job: EvalJob) -> None:
+    def _load(self, job: EvalJob, checkpoint: Callable[[], None] | None = None) -> None:
         architecture = load_architecture(job.architecture_version)
         try:
-            model = self._model_runner(architecture).load(job.weights_path, job.decryption_key)
+            model = self._model_runner(architecture).load(job.weights_path, job.decryption_key, checkpoint)
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
         except OSError as error:

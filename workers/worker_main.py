@@ -56,8 +56,11 @@ class JobRunner(Protocol):
     def self_test(self) -> str | None:
         """None when known numbers come out right; else what came out."""
 
-    def load(self, job: EvalJob) -> float:
-        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there."""
+    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        `checkpoint` is called often and may raise to stop.
+        """
 
     def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
         """The scores of those batches, in order; `checkpoint` is called often and may raise to stop."""
@@ -128,7 +131,7 @@ class Worker:
         self._send(Accepted(task.task_id))
         try:
             checkpoint()
-            self._send(Loaded(task.task_id, runner.load(task.job)))
+            self._send(Loaded(task.task_id, runner.load(task.job, checkpoint)))
             self._report_resident(runner)
             for score in runner.evaluate(task.job, range(task.start, task.stop), checkpoint):
                 self._send(BatchDone(task.task_id, score))

@@ -52,7 +52,7 @@ def fake_architecture(device: Device) -> SimpleNamespace:
         def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
             self.micro_batch_size = micro_batch_size or 16
 
-        def load(self, path: str, key: bytes | None) -> Model:
+        def load(self, path: str, key: bytes | None, checkpoint: Callable[[], None] | None) -> Model:
             name = Path(path).name
             if name == "gated":
                 assert device.gate.wait(10)
@@ -105,29 +105,33 @@ def job(folder: Path, name: str) -> EvalJob:
     return EvalJob(str(folder / name), name, str(folder / name), 100, seed=0)
 
 
+def no_checkpoint() -> None:
+    pass
+
+
 def names(runner: Runner) -> set[str]:
     return {checksum for _, checksum, _ in runner.resident()}
 
 
 def evaluate(runner: Runner, job: EvalJob, num_batches: int = 3) -> list[int]:
     """The micro-batch size each batch was evaluated with, which the fake reports as its cross-entropy."""
-    return [int(score.cross_entropy) for score in runner.evaluate(job, range(num_batches), lambda: None)]
+    return [int(score.cross_entropy) for score in runner.evaluate(job, range(num_batches), no_checkpoint)]
 
 
 def test_weights_stay_within_the_budget(runner: Runner, tmp_path: Path) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
-    assert runner.load(a) > 0
-    assert runner.load(a) == 0.0
-    runner.load(b)
-    runner.load(a)
-    runner.load(c)
+    assert runner.load(a, no_checkpoint) > 0
+    assert runner.load(a, no_checkpoint) == 0.0
+    runner.load(b, no_checkpoint)
+    runner.load(a, no_checkpoint)
+    runner.load(c, no_checkpoint)
     assert names(runner) == {"a", "c"}  # b was not used for longest
 
 
 def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
     runner = Runner(WorkerConfig("cpu", memory_budget_bytes=1))
     for name in "ab":
-        runner.load(job(tmp_path, name))
+        runner.load(job(tmp_path, name), no_checkpoint)
         assert names(runner) == {name}
     assert device.num_models == 1
 
@@ -136,8 +140,8 @@ def test_no_memory_to_load_drops_the_others_and_tries_once_more(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     device.max_models = 1
-    runner.load(job(tmp_path, "a"))
-    runner.load(job(tmp_path, "b"))
+    runner.load(job(tmp_path, "a"), no_checkpoint)
+    runner.load(job(tmp_path, "b"), no_checkpoint)
     assert names(runner) == {"b"}
 
 
@@ -146,17 +150,17 @@ def test_no_memory_to_load_even_with_nothing_else_there(
 ) -> None:
     device.max_models = 0
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"))
+        runner.load(job(tmp_path, "a"), no_checkpoint)
     device.max_models = 1
-    runner.load(job(tmp_path, "a"))
+    runner.load(job(tmp_path, "a"), no_checkpoint)
 
 
 def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     a, b = job(tmp_path, "a"), job(tmp_path, "b")
-    runner.load(a)
-    runner.load(b)
+    runner.load(a, no_checkpoint)
+    runner.load(b, no_checkpoint)
     device.max_micro_batch = 4
     assert evaluate(runner, b) == [16, 4, 4]
     assert names(runner) == {"b"}
@@ -164,7 +168,7 @@ def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
 
 def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a)
+    runner.load(a, no_checkpoint)
     device.max_micro_batch = 1
     with pytest.raises(OutOfMemory):
         evaluate(runner, a)
@@ -176,7 +180,7 @@ def test_any_other_error_of_the_device_is_not_swallowed(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = job(tmp_path, "a")
-    runner.load(a)
+    runner.load(a, no_checkpoint)
 
     def faults() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -187,7 +191,7 @@ def test_any_other_error_of_the_device_is_not_swallowed(
 
 def test_a_checkpoint_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a)
+    runner.load(a, no_checkpoint)
     calls: list[int] = []
 
     def stop_at_second() -> None:
@@ -202,23 +206,23 @@ def test_a_checkpoint_that_raises_ends_the_work(runner: Runner, tmp_path: Path) 
 
 
 async def test_prefetch_loads_in_the_background(runner: Runner, device: Device, tmp_path: Path) -> None:
-    runner.load(job(tmp_path, "a"))
+    runner.load(job(tmp_path, "a"), no_checkpoint)
     runner.prefetch(job(tmp_path, "b"))
     await until(lambda: names(runner) == {"a", "b"})
-    assert runner.load(job(tmp_path, "b")) == 0.0
+    assert runner.load(job(tmp_path, "b"), no_checkpoint) == 0.0
 
 
 def test_prefetch_waits_for_nobody_and_is_waited_for(runner: Runner, device: Device, tmp_path: Path) -> None:
     gated = job(tmp_path, "gated")
     runner.prefetch(gated)
     threading.Timer(0.1, device.gate.set).start()
-    assert runner.load(gated) > 0  # the rest of the time it takes, and not twice
+    assert runner.load(gated, no_checkpoint) > 0  # the rest of the time it takes, and not twice
     assert device.loaded == ["gated"]
 
 
 async def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> None:
     runner = Runner(WorkerConfig("cpu", memory_budget_bytes=150))
-    runner.load(job(tmp_path, "a"))
+    runner.load(job(tmp_path, "a"), no_checkpoint)
     runner.prefetch(job(tmp_path, "b"))
     await until(lambda: not runner._loading.locked())
     assert names(runner) == {"a"}
@@ -232,4 +236,4 @@ async def test_prefetch_that_fails_is_told_by_the_load(
     runner.prefetch(job(tmp_path, "a"))
     await until(lambda: device.loaded == ["a"] and not runner._loading.locked())
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"))
+        runner.load(job(tmp_path, "a"), no_checkpoint)

@@ -130,13 +130,16 @@ class ModelRunner:
             num_batches=len(batches),
         )
 
-    def load(self, weights: Weights, decryption_key: bytes | None = None) -> LoadedModel:
+    def load(
+        self, weights: Weights, decryption_key: bytes | None = None, checkpoint: Checkpoint | None = None
+    ) -> LoadedModel:
         """Bring weights to the device: judged by their header first, then decrypted straight into tensors.
 
         A plain float32 file is mapped, not copied, and must not be changed while the model lives.
+        `checkpoint` is called before every few MiB, from this thread: what it raises ends the loading there.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, device=self.device)
+        tensors = load_tensors(weights, self.config, decryption_key, self.device, checkpoint or _do_nothing)
         with _NoDraws(), torch.device("meta"):
             model = Model(self.config)
         model.load_state_dict(tensors, assign=True)

@@ -12,7 +12,7 @@ The cipher is the network's: 128-bit big-endian counter from zero, over the whol
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -104,8 +104,11 @@ def load_tensors(
     config: ModelConfig,
     decryption_key: bytes | None = None,
     device: torch.device | str = "cpu",
+    checkpoint: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """The tensors a model of this shape needs, float32, on the device. The key is 32 bytes.
+
+    `checkpoint` is called before every few MiB, from this thread: what it raises ends the loading there.
 
     On a CPU, tensors of a plain file are mapped: the file must not change while they live, and writing to
     them does not reach it.
@@ -113,6 +116,7 @@ def load_tensors(
     Raises WeightsInvalid or DecryptionFailed, judging by the header alone, and OSError of the file.
     """
     device = torch.device(device)
+    checkpoint()
     with _open(weights) as source:
         header = read_header(
             lambda offset, size: _read_clear(source, offset, size, decryption_key),
@@ -126,7 +130,7 @@ def load_tensors(
             tensors = _mapped_tensors(source, places)
             _read_ahead(source, [places[name] for name in tensors])
         others = {name: place for name, place in places.items() if name not in tensors}
-        tensors |= _read_tensors(source, others, decryption_key, device)
+        tensors |= _read_tensors(source, others, decryption_key, device, checkpoint)
     return {name: tensors[name] for name in places}
 
 
@@ -183,7 +187,11 @@ def _read_ahead(source: FileSource, places: Sequence[TensorInfo]) -> None:
 
 
 def _read_tensors(
-    source: Source, places: Mapping[str, TensorInfo], key: bytes | None, device: torch.device
+    source: Source,
+    places: Mapping[str, TensorInfo],
+    key: bytes | None,
+    device: torch.device,
+    checkpoint: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Tensors read into memory of their own, decrypted if there is a key, as float32."""
     ready = {name: place for name, place in places.items() if place.dtype == "F32"}
@@ -203,11 +211,24 @@ def _read_tensors(
     def convert(name: str) -> tuple[str, Tensor]:
         return name, _converted_tensor(source, places[name], key).to(device)
 
-    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights") as threads:
+    converted = {}
+    with _threads() as threads:
         for _ in threads.map(bring, pieces):
-            pass
-        converted = dict(threads.map(convert, [name for name in places if name not in ready]))
+            checkpoint()
+        for name, tensor in threads.map(convert, [name for name in places if name not in ready]):
+            converted[name] = tensor
+            checkpoint()
     return memory.finished() | converted
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that load; an error ends what they have not begun."""
+    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights")
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _converted_tensor(source: Source, place: TensorInfo, key: bytes | None) -> Tensor:

@@ -156,6 +156,32 @@ def test_a_checkpoint_ends_the_work_where_it_raises(runner: ModelRunner) -> None
     assert calls == 3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_checkpoint_ends_the_loading_where_it_raises(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, dtype: type[np.floating[Any]]
+) -> None:
+    """It is called for the header and for each tensor, all of which are small."""
+    tensors = make_weights(SMALL_CONFIG, {"scheme": "scaled", "seed": 7})
+    weights = safetensors_bytes({name: tensor.astype(dtype) for name, tensor in tensors.items()})
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    def stop_at_tenth() -> None:
+        count()
+        if calls == 10:
+            raise Stop
+
+    runner.load(weights, checkpoint=count)
+    assert calls > len(tensors)
+    calls = 0
+    with pytest.raises(Stop):
+        runner.load(weights, checkpoint=stop_at_tenth)
+    assert calls == 10
+
+
 def test_a_checkpoint_may_fail_now_and_the_work_be_done_later(runner: ModelRunner) -> None:
     model = runner.load(WEIGHTS)
     whole = [bits(score) for score in runner.eval_batches(model, DATA, 0, range(3))]
