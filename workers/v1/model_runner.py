@@ -21,7 +21,8 @@ from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
 from .split_matmul import stack_parts
-from .weights import Weights, load_tensors
+from .weights import load_tensors
+from .weights_source import Weights
 
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 """float32-split has float32's accuracy on bf16 tensor cores; its speed is unmeasured on a GPU so far."""

@@ -2,11 +2,9 @@
 
 - A plain float32 tensor of a file is mapped, not copied. Pages not in memory yet are asked for ahead of use.
 - Encrypted weights are decrypted on the way, straight into the tensors: the plaintext never touches a disk
-  and is in memory once. AES-256-CTR is seekable, so several threads do it, a piece each.
+  and is in memory once. Several threads do it, a piece each.
 - What goes to a GPU passes through pinned buffers: while one is copied over, the next is read or decrypted.
 - Other dtypes are converted to float32, one tensor at a time.
-
-The cipher is the network's: 128-bit big-endian counter from zero, over the whole file, without a tag.
 """
 
 import mmap
@@ -15,24 +13,28 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
 from .config import ModelConfig
 from .weights_header import TensorInfo, expected_shapes, read_header
-from .weights_memory import PIECE_BYTES, DeviceMemory, HostMemory
-
-Weights = str | os.PathLike[str] | bytes
-"""A file by its path, or the bytes of one."""
+from .weights_memory import DeviceMemory, HostMemory
+from .weights_source import (
+    AES_BLOCK_BYTES,
+    PIECE_BYTES,
+    FileSource,
+    Source,
+    Weights,
+    open_source,
+    read_clear,
+    read_clear_into,
+)
 
 NUM_THREADS = min(
     8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 )
-
-AES_BLOCK_BYTES = 16
 
 _TORCH_DTYPES = {
     "F64": torch.float64,
@@ -48,47 +50,6 @@ _TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-class Source(Protocol):
-    """The bytes of a weights file as published."""
-
-    size: int
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """At most PIECE_BYTES; they may change with the next read of the same thread."""
-
-
-class FileSource:
-    """An open file, read by each thread into a buffer of its own."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self._of_thread = threading.local()
-
-    def read(self, offset: int, size: int) -> memoryview:
-        if not hasattr(self._of_thread, "buffer"):
-            self._of_thread.buffer = memoryview(bytearray(PIECE_BYTES))
-        buffer: memoryview = self._of_thread.buffer[:size]
-        done = 0
-        while done < size:
-            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
-            if not count:
-                raise OSError("the weights file became shorter while it was read")
-            done += count
-        return buffer
-
-
-class BytesSource:
-    """Bytes in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = memoryview(data)
-        self.size = len(data)
-
-    def read(self, offset: int, size: int) -> memoryview:
-        return self.data[offset : offset + size]
 
 
 class Piece(NamedTuple):
@@ -117,9 +78,9 @@ def load_tensors(
     """
     device = torch.device(device)
     checkpoint()
-    with _open(weights) as source:
+    with open_source(weights) as source:
         header = read_header(
-            lambda offset, size: _read_clear(source, offset, size, decryption_key),
+            lambda offset, size: read_clear(source, offset, size, decryption_key),
             source.size,
             config,
             encrypted=decryption_key is not None,
@@ -132,29 +93,6 @@ def load_tensors(
         others = {name: place for name, place in places.items() if name not in tensors}
         tensors |= _read_tensors(source, others, decryption_key, device, checkpoint)
     return {name: tensors[name] for name in places}
-
-
-def decryptor_at(key: bytes, offset: int) -> CipherContext:
-    """A decryptor for the bytes of a file from this offset on. Raises ValueError for a key of another length."""
-    if len(key) != 32:
-        raise ValueError(f"a decryption key has 32 bytes, not {len(key)}")
-    first_block, within = divmod(offset, AES_BLOCK_BYTES)
-    counter = first_block.to_bytes(AES_BLOCK_BYTES, "big")
-    decryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()
-    decryptor.update(bytes(within))
-    return decryptor
-
-
-@contextmanager
-def _open(weights: Weights) -> Iterator[Source]:
-    if isinstance(weights, bytes):
-        yield BytesSource(weights)
-        return
-    descriptor = os.open(weights, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield FileSource(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mapped_tensors(source: FileSource, places: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
@@ -206,7 +144,7 @@ def _read_tensors(
     def bring(piece: Piece) -> None:
         offset = places[piece.name].begin + piece.start
         with memory.room(piece.name, piece.start, piece.end) as room:
-            _read_clear_into(source, offset, piece.end - piece.start, key, room)
+            read_clear_into(source, offset, piece.end - piece.start, key, room)
 
     def convert(name: str) -> tuple[str, Tensor]:
         return name, _converted_tensor(source, places[name], key).to(device)
@@ -235,27 +173,8 @@ def _converted_tensor(source: Source, place: TensorInfo, key: bytes | None) -> T
     """A tensor of another dtype, as float32."""
     size = place.end - place.begin
     room = torch.empty(size + AES_BLOCK_BYTES, dtype=torch.uint8)
-    _read_clear_into(source, place.begin, size, key, room.numpy().data)
+    read_clear_into(source, place.begin, size, key, room.numpy().data)
     raw = room[:size]
     if place.dtype == "BOOL":
         return raw.view(place.shape).ne(0).float()
     return raw.view(_TORCH_DTYPES[place.dtype]).view(place.shape).float()
-
-
-def _read_clear(source: Source, offset: int, size: int, key: bytes | None) -> bytes:
-    room = bytearray(size + AES_BLOCK_BYTES)
-    _read_clear_into(source, offset, size, key, memoryview(room))
-    return bytes(memoryview(room)[:size])
-
-
-def _read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
-    """Fill the first `size` bytes of `room`, which is one block larger: `update_into` asks for that much room,
-    though a stream cipher leaves it as it is."""
-    decryptor = None if key is None else decryptor_at(key, offset)
-    for start in range(0, size, PIECE_BYTES):
-        end = min(start + PIECE_BYTES, size)
-        piece = source.read(offset + start, end - start)
-        if decryptor is None:
-            room[start:end] = piece
-        else:
-            decryptor.update_into(piece, room[start : end + AES_BLOCK_BYTES])

@@ -42,7 +42,7 @@ _MAX_DEPTH = 127
 _MAX_USIZE = 2**64 - 1
 _MAX_FINDINGS = 5
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes | memoryview]
 """(offset, size) -> that many bytes of the file, decrypted."""
 
 
@@ -78,8 +78,8 @@ def read_header(read: Read, file_size: int, config: ModelConfig, *, encrypted: b
     if file_size < LENGTH_BYTES:
         raise WeightsInvalid(f"the file has {file_size} bytes: too few for a safetensors header")
     try:
-        size = header_size(read(0, LENGTH_BYTES), file_size)
-        header = parse_header(read(LENGTH_BYTES, size), file_size)
+        size = header_size(bytes(read(0, LENGTH_BYTES)), file_size)
+        header = parse_header(bytes(read(LENGTH_BYTES, size)), file_size)
     except NoHeader as error:
         if encrypted:
             raise DecryptionFailed(

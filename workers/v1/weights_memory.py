@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .weights_source import PIECE_BYTES
+
 SPARE_BYTES = 16
 """Behind every room: a block of the cipher, which asks for the space and leaves it as it is."""
 
 ALIGNMENT = 64
 """Of a tensor on a CPU: a line of its cache."""
-
-PIECE_BYTES = 2 << 20
-"""What a thread reads and decrypts at once: small enough to stay in its core's cache between the two."""
 
 
 class HostMemory:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, TEST_KEY, make_data, write_weights
-from workers.v1 import ModelConfig, ModelRunner, weights
+from workers.v1 import ModelConfig, ModelRunner, weights_source
 from workers.v1.model_runner import CPU_SIG_REG_ROWS, LoadedModel
 
 SEQUENCES = 2
@@ -134,14 +134,14 @@ def test_each_batch_is_evaluated_once_and_read_back_once(files: Path) -> None:
 @contextmanager
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
-    read = weights.FileSource.read
+    read = weights_source.FileSource.read
 
-    def counting_read(self: weights.FileSource, offset: int, size: int) -> memoryview:
+    def counting_read(self: weights_source.FileSource, offset: int, size: int) -> memoryview:
         sizes.append(size)
         return read(self, offset, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights.FileSource, "read", counting_read)
+        patch.setattr(weights_source.FileSource, "read", counting_read)
         yield sizes
 
 

@@ -1,0 +1,106 @@
+"""The bytes of a weights file as published, read and decrypted in pieces. Needs no torch.
+
+The cipher is the network's: AES-256-CTR with a 128-bit big-endian counter from zero, over the whole file, without
+a tag. It can begin anywhere, so several threads may decrypt, a piece each.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
+Weights = str | os.PathLike[str] | bytes
+"""A file by its path, or the bytes of one."""
+
+PIECE_BYTES = 2 << 20
+"""What a thread reads and decrypts at once: small enough to stay in its core's cache between the two."""
+
+AES_BLOCK_BYTES = 16
+
+
+class Source(Protocol):
+    """The bytes of a weights file as published."""
+
+    size: int
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """At most PIECE_BYTES; they may change with the next read of the same thread."""
+
+
+class FileSource:
+    """An open file, read by each thread into a buffer of its own."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self._of_thread = threading.local()
+
+    def read(self, offset: int, size: int) -> memoryview:
+        if not hasattr(self._of_thread, "buffer"):
+            self._of_thread.buffer = memoryview(bytearray(PIECE_BYTES))
+        buffer: memoryview = self._of_thread.buffer[:size]
+        done = 0
+        while done < size:
+            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not count:
+                raise OSError("the weights file became shorter while it was read")
+            done += count
+        return buffer
+
+
+class BytesSource:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
+        self.size = len(data)
+
+    def read(self, offset: int, size: int) -> memoryview:
+        return self.data[offset : offset + size]
+
+
+@contextmanager
+def open_source(weights: Weights) -> Iterator[Source]:
+    """The bytes of a file, or those given. Raises OSError."""
+    if isinstance(weights, bytes):
+        yield BytesSource(weights)
+        return
+    descriptor = os.open(weights, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield FileSource(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> memoryview:
+    """That many bytes from this offset on, decrypted if there is a key."""
+    room = memoryview(bytearray(size + AES_BLOCK_BYTES))
+    read_clear_into(source, offset, size, key, room)
+    return room[:size]
+
+
+def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
+    """Fill the first `size` bytes of `room`, which is one block larger: `update_into` asks for that much room,
+    though a stream cipher leaves it as it is."""
+    decryptor = None if key is None else decryptor_at(key, offset)
+    for start in range(0, size, PIECE_BYTES):
+        end = min(start + PIECE_BYTES, size)
+        piece = source.read(offset + start, end - start)
+        if decryptor is None:
+            room[start:end] = piece
+        else:
+            decryptor.update_into(piece, room[start : end + AES_BLOCK_BYTES])
+
+
+def decryptor_at(key: bytes, offset: int) -> CipherContext:
+    """A decryptor for the bytes of a file from this offset on. Raises ValueError for a key of another length."""
+    if len(key) != 32:
+        raise ValueError(f"a decryption key has 32 bytes, not {len(key)}")
+    first_block, within = divmod(offset, AES_BLOCK_BYTES)
+    counter = first_block.to_bytes(AES_BLOCK_BYTES, "big")
+    decryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()
+    decryptor.update(bytes(within))
+    return decryptor
