@@ -106,6 +106,7 @@ class ProcessPool:
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
+                self._load_ahead()
             case BatchDone(_, score):
                 evaluation.batch_done(score)
             case Finished():
@@ -172,11 +173,15 @@ class ProcessPool:
         waiting = (each for each in self._evaluations if each.num_free and not each.running)
         evaluation = next(waiting, None)
         busy = [worker for worker in self._workers if worker.state is State.BUSY]
-        if evaluation is None or evaluation.loading_ahead or not busy:
+        if evaluation is None or not busy:
             return
-        evaluation.loading_ahead = True
-        if not any(evaluation.job.weights_id in worker.resident for worker in busy):
-            min(busy, key=self._num_left).prefetch(evaluation.job)
+        worker = min(busy, key=self._num_left)
+        # A worker that loads, or has no room, refuses; once that has changed it is asked again.
+        situation = (worker.task, worker.resident)
+        is_resident = any(evaluation.job.weights_id in worker.resident for worker in busy)
+        if not is_resident and evaluation.prefetch_asked != situation:
+            evaluation.prefetch_asked = situation
+            worker.prefetch(evaluation.job)
 
     def _num_left(self, worker: Supervisor) -> int:
         """Batches until this busy worker is likely to be free."""
