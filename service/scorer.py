@@ -200,6 +200,7 @@ class Scorer:
             job = EvalJob(
                 weights_path=str(weights.path),
                 weights_checksum=weights.checksum,
+                weights_size=weights.size,
                 data_path=str(data_blob.path),
                 data_size=data_blob.size,
                 seed=request.competition.seed,

@@ -25,8 +25,8 @@ class PendingEvaluation:
         """Ranges that a worker has in hand, by task id."""
         self.kind: DeviceKind | None = None
         """What all its batches are evaluated on; None until the first is handed out."""
-        self.loading_ahead = False
-        """A worker has been asked to load the weights while it is busy with another evaluation."""
+        self.prefetch_asked: object = None
+        """What a busy worker was doing and holding when it was last asked to load the weights meanwhile."""
         self._free = [range(num_batches)]
         self._scores: dict[int, BatchScore] = {}
         self._on_progress = on_progress

@@ -121,6 +121,7 @@ class ProcessPool:
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
+                self._load_ahead()
             case BatchDone(_, score):
                 evaluation.batch_done(score)
             case Finished():
@@ -226,11 +227,15 @@ class ProcessPool:
         busy = [
             worker for worker in self._workers if worker.state is State.BUSY and not self._on_trial(worker)
         ]
-        if evaluation is None or evaluation.loading_ahead or not busy:
+        if evaluation is None or not busy:
             return
-        evaluation.loading_ahead = True
-        if not any(evaluation.job.weights_id in worker.resident for worker in busy):
-            min(busy, key=self._num_left).prefetch(evaluation.job)
+        worker = min(busy, key=self._num_left)
+        # A worker that loads, or has no room, refuses; once that has changed it is asked again.
+        situation = (worker.task, worker.resident)
+        is_resident = any(evaluation.job.weights_id in worker.resident for worker in busy)
+        if not is_resident and evaluation.prefetch_asked != situation:
+            evaluation.prefetch_asked = situation
+            worker.prefetch(evaluation.job)
 
     def _on_trial(self, worker: Supervisor) -> bool:
         """Whether its task has ended a worker before: if it does so again, nothing else may be the cause."""

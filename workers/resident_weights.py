@@ -2,7 +2,6 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Set
 from typing import Protocol
 
 from workers.types import WeightsId
@@ -18,12 +17,13 @@ class LoadedModel(Protocol):
 class ResidentWeights:
     """Safe for two threads: one that evaluates and one that loads ahead.
 
-    The budget bounds what lies here beside the model in use: that one always has its place.
+    A model that was acquired stays until it is released: the budget bounds what lies here beside it.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._models: OrderedDict[WeightsId, LoadedModel] = OrderedDict()
+        self._acquired: set[WeightsId] = set()
         self._lock = threading.Lock()
 
     def ids(self) -> frozenset[WeightsId]:
@@ -31,32 +31,38 @@ class ResidentWeights:
         with self._lock:
             return frozenset(self._models)
 
-    def use(self, weights: WeightsId) -> LoadedModel | None:
-        """These weights, now the last to go; None when they are not here."""
+    def acquire(self, weights: WeightsId) -> LoadedModel | None:
+        """These weights, not to be evicted until they are released; None when they are not here."""
         with self._lock:
             if weights in self._models:
                 self._models.move_to_end(weights)
+                self._acquired.add(weights)
             return self._models.get(weights)
+
+    def release_all(self) -> None:
+        """From now on any model may be evicted."""
+        with self._lock:
+            self._acquired.clear()
 
     def add(self, weights: WeightsId, model: LoadedModel) -> None:
         """Keep these from now on."""
         with self._lock:
             self._models[weights] = model
 
-    def make_room(self, num_bytes: int, keep: Set[WeightsId] = frozenset()) -> bool:
-        """Drop the least recently used until so much more fits; whether it does. `keep` stays in any case."""
+    def make_room(self, num_bytes: int) -> bool:
+        """Evict the least recently used until so much more fits; whether it does."""
         with self._lock:
             for weights in list(self._models):
                 if self._free_bytes() >= num_bytes:
                     return True
-                if weights not in keep:
+                if weights not in self._acquired:
                     del self._models[weights]
             return self._free_bytes() >= num_bytes
 
-    def drop_all(self, keep: Set[WeightsId] = frozenset()) -> None:
-        """Drop everything but `keep`."""
+    def evict_all(self) -> None:
+        """Evict everything that is not acquired."""
         with self._lock:
-            for weights in set(self._models) - keep:
+            for weights in set(self._models) - self._acquired:
                 del self._models[weights]
 
     def _free_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """The body of a worker: keeps weights resident on one device and evaluates ranges of batches with them."""
 
+import errno
 import logging
 import os
 import threading
@@ -14,13 +15,32 @@ import torch.utils.deterministic
 
 from workers import errors
 from workers.architectures import CURRENT_VERSION, Architecture, load_architecture
-from workers.resident_weights import ResidentWeights
+from workers.resident_weights import LoadedModel, ResidentWeights
 from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.6
 """Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+
+POLL_SECONDS = 0.05
+"""How often a load that waits for a prefetch looks whether it advances."""
+
+MACHINE_ERRORS = (RuntimeError, MemoryError, OSError)
+"""What torch, Python and the system raise when the machine lacks something."""
+
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",  # CUDA's own functions, such as for pinned memory
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+    "can't start new thread",
+)
+"""What a RuntimeError says that means so."""
+
+
+class OtherWeightsWanted(Exception):
+    """A prefetch gives up: `load` waits to load other weights."""
 
 
 class Runner:
@@ -33,8 +53,12 @@ class Runner:
             config.device, config.precision, small_model=config.small_model
         )
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
-        self._in_use: WeightsId | None = None
+        self._current: LoadedModel | None = None
+        """What the last `load` brought."""
         self._loading = threading.Lock()
+        self._wanted: WeightsId | None = None
+        """What `load` waits to load, while it waits."""
+        self._prefetch_advances = threading.Event()
 
     @property
     def device_name(self) -> str:
@@ -59,25 +83,38 @@ class Runner:
     def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        `checkpoint` is called often, from this thread: what it raises ends the loading there.
+        They stay there until the next call. `checkpoint` is called often, from this thread: what it raises
+        ends the loading there.
+
         Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
-        self._in_use = job.weights_id
-        if self._weights.use(job.weights_id) is not None:
-            return 0.0
         started = time.perf_counter()
-        with self._loading:  # a prefetch of these very weights may be under way
-            if self._weights.use(job.weights_id) is None:
+        self._current = None
+        self._weights.release_all()
+        self._current = self._weights.acquire(job.weights_id)
+        if self._current is not None:
+            return 0.0
+        self._acquire_loading(job, checkpoint)
+        try:
+            if job.weights_id not in self._weights.ids():
                 self._load_or_make_room(job, checkpoint)
+            self._current = self._weights.acquire(job.weights_id)
+        finally:
+            self._wanted = None
+            self._loading.release()
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
-        """Load the weights of the job that comes next, in the background, if there is room."""
-        if not self._loading.locked():
+        """Load the weights of the job that comes next, in the background, if there is room and time."""
+        if self._loading.locked():
+            return
+        try:
             threading.Thread(target=self._prefetch, args=(job,), daemon=True).start()
+        except RuntimeError as error:  # there is no thread left
+            logger.debug("prefetch gave up: %s", error)
 
     def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
-        """The scores of those batches, in order. `load` comes first.
+        """The scores of those batches, in order, with the weights of the last `load`, which was of this job.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
         smaller pieces, once; then OutOfMemory.
@@ -88,11 +125,11 @@ class Runner:
             for score in self._scores(job, data, batches, checkpoint, shrink=False):
                 yield score
                 done = score.index + 1
-        except (RuntimeError, MemoryError) as error:
+        except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
-            self._free_all_but(job)
+            self._free_all_others()
             yield from self._last_try(job, data, range(done, batches.stop), checkpoint)
 
     def _last_try(
@@ -100,10 +137,10 @@ class Runner:
     ) -> Iterator[BatchScore]:
         try:
             yield from self._scores(job, data, batches, checkpoint, shrink=True)
-        except (RuntimeError, MemoryError) as error:
+        except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-            raise errors.OutOfMemory("the device has too little memory to evaluate these weights") from None
+            raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
 
     def _scores(
         self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
@@ -112,9 +149,10 @@ class Runner:
         runner = self._model_runner(architecture)
         if shrink:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
-        model = self._weights.use(job.weights_id)
         try:
-            for score in runner.eval_batches(model, data, job.seed, batches, checkpoint, detail=job.detail):
+            for score in runner.eval_batches(
+                self._current, data, job.seed, batches, checkpoint, detail=job.detail
+            ):
                 yield BatchScore(
                     score.index,
                     score.cross_entropy,
@@ -126,39 +164,54 @@ class Runner:
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
 
+    def _acquire_loading(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+        """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
+        self._wanted = job.weights_id
+        while not self._loading.acquire(timeout=POLL_SECONDS):
+            if self._prefetch_advances.is_set():
+                self._prefetch_advances.clear()
+                checkpoint()
+
     def _load_or_make_room(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
         self._weights.make_room(_file_size(job))
         try:
             return self._load(job, checkpoint)
-        except (RuntimeError, MemoryError) as error:
+        except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-        self._free_all_but(job)
+        self._free_all_others()
         try:
             return self._load(job, checkpoint)
-        except (RuntimeError, MemoryError) as error:
+        except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-            raise errors.OutOfMemory("the device has too little memory to hold these weights") from None
+            raise errors.OutOfMemory("there is too little memory to hold these weights") from None
 
-    def _load(self, job: EvalJob, checkpoint: Callable[[], None] | None = None) -> None:
+    def _load(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
         architecture = load_architecture(job.architecture_version)
         try:
             model = self._model_runner(architecture).load(job.weights_path, job.decryption_key, checkpoint)
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
         except OSError as error:
+            if is_out_of_memory(error):
+                raise
             raise _unreadable(error, "weights") from None
         self._weights.add(job.weights_id, model)
 
     def _prefetch(self, job: EvalJob) -> None:
         """Never at the cost of the weights in use; whatever goes wrong is met again by `load`, and told there."""
+
+        def checkpoint() -> None:
+            self._prefetch_advances.set()
+            if self._wanted not in (None, job.weights_id):
+                raise OtherWeightsWanted
+
         with self._loading:
-            keep = {weights for weights in (self._in_use,) if weights is not None}
             try:
                 is_new = job.weights_id not in self._weights.ids()
-                if is_new and self._weights.make_room(_file_size(job), keep):
-                    self._load(job)
+                if is_new and self._weights.make_room(_file_size(job)):
+                    self._load(job, checkpoint)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
 
@@ -168,30 +221,44 @@ class Runner:
             config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
         )
 
-    def _free_all_but(self, job: EvalJob) -> None:
-        self._weights.drop_all(keep={job.weights_id})
+    def _free_all_others(self) -> None:
+        self._weights.evict_all()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device (or the machine) had no memory left; any other error of CUDA loses its context."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether the device or the machine has no memory or threads left; after any other error CUDA is unusable."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def _file_size(job: EvalJob) -> int:
     """What the weights will take on the device, about: exactly that for float32."""
     try:
-        return os.path.getsize(job.weights_path)
+        size = os.path.getsize(job.weights_path)
     except OSError as error:
         raise _unreadable(error, "weights") from None
+    _check_size(size, job.weights_size, "weights")
+    return size
 
 
 def _read_data(job: EvalJob) -> bytes:
     try:
-        return Path(job.data_path).read_bytes()
+        data = Path(job.data_path).read_bytes()
     except OSError as error:
         raise _unreadable(error, "data") from None
+    _check_size(len(data), job.data_size, "data")
+    return data
+
+
+def _check_size(found: int, expected: int | None, blob: str) -> None:
+    """A file that lost bytes on this machine is no verdict on its owner."""
+    if expected is not None and found != expected:
+        raise errors.FileUnreadable(f"the {blob} could not be read: {found} bytes in place of {expected}")
 
 
 def _unreadable(error: OSError, blob: str) -> errors.FileUnreadable:

@@ -147,8 +147,9 @@ class Worker:
         self._send(Accepted(task.task_id))
         try:
             checkpoint()
-            self._send(Loaded(task.task_id, runner.load(task.job, checkpoint)))
+            load_seconds = runner.load(task.job, checkpoint)
             self._report_resident(runner)
+            self._send(Loaded(task.task_id, load_seconds))
             for score in runner.evaluate(task.job, range(task.start, task.stop), checkpoint):
                 if not score.is_finite and (wrong := runner.self_test(with_large=False)):
                     self._send(SelfTestFailed(wrong))  # a broken device, and no verdict on these weights

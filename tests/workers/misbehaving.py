@@ -29,6 +29,7 @@ class MisbehavingRunner:
         self._device = config.device
         self.device_name = config.device.removesuffix(":0").removesuffix(":1")
         self._resident: set[WeightsId] = set()
+        self._is_loading = False
         self.versions = {
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
             "settings": ",".join(name for name in os.environ if name.startswith("SOMA_EVAL_")),
@@ -52,14 +53,17 @@ class MisbehavingRunner:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
             return 0.0
+        self._is_loading = True
         _BEFORE_LOAD.get(job.weights_checksum, _do_nothing)(job)
+        self._is_loading = False
         self._resident.add(job.weights_id)
         return 0.01
 
     def prefetch(self, job: EvalJob) -> None:
-        """Nothing to gain."""
+        """Takes no time; refused while other weights load."""
         _BEFORE_PREFETCH.get(job.weights_checksum, _do_nothing)(job)
-        self._resident.add(job.weights_id)
+        if not self._is_loading:
+            self._resident.add(job.weights_id)
 
     def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
         """One score per batch, after a moment; the misbehaviour comes before the third."""
@@ -186,6 +190,10 @@ def _run_out_of_memory(job: EvalJob) -> None:
     raise OutOfMemory("the device has too little memory")
 
 
+def _load_slowly(job: EvalJob) -> None:
+    time.sleep(0.5)
+
+
 def _refuse(job: EvalJob) -> None:
     raise WeightsInvalid("tensor embedding.weight is missing")
 
@@ -194,6 +202,7 @@ _BEFORE_LOAD = {
     "segfaults-loading-once": _segfault_once,
     "dies-loading-once": _kill_itself_once,
     "hangs-loading": _hang,
+    "loads-slowly": _load_slowly,
     "refused": _refuse,
 }
 _BEFORE_PREFETCH = {

@@ -120,6 +120,15 @@ async def test_the_next_weights_are_loaded_meanwhile(pool: ProcessPool, tmp_path
     assert running.done()
 
 
+async def test_weights_that_a_worker_refused_to_load_while_it_loaded_others_are_asked_for_again(
+    pool: ProcessPool, tmp_path: Path
+) -> None:
+    running = asyncio.create_task(pool.evaluate(job("loads-slowly", tmp_path)))
+    await until(lambda: pool.status()[0].busy)
+    assert (await pool.evaluate(job("next", tmp_path))).load_seconds == 0.0
+    assert running.done()
+
+
 async def test_an_evaluation_stays_on_devices_of_one_kind(tmp_path: Path) -> None:
     configs = [WorkerConfig(device) for device in ("cpu", "cuda:0", "cpu", "cuda:1")]
     async with misbehaving_pool(configs) as pool:

@@ -1,8 +1,10 @@
 """What happens inside a worker, with an architecture whose memory runs out when it is told to."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from tests.workers.pools import until
 from workers import runner as runner_module
-from workers.errors import NonFiniteResult, OutOfMemory
+from workers.errors import FileUnreadable, NonFiniteResult, OutOfMemory
 from workers.runner import Runner
 from workers.types import BatchScore, EvalJob, WorkerConfig
 
@@ -26,6 +28,8 @@ class Device:
     max_micro_batch: int = 100
     num_models: int = 0
     loaded: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    at_gate: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
 
 
@@ -52,10 +56,14 @@ def fake_architecture(device: Device) -> SimpleNamespace:
         def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
             self.micro_batch_size = micro_batch_size or 16
 
-        def load(self, path: str, key: bytes | None, checkpoint: Callable[[], None] | None) -> Model:
+        def load(self, path: str, key: bytes | None, checkpoint: Callable[[], None]) -> Model:
             name = Path(path).name
             if name == "gated":
-                assert device.gate.wait(10)
+                device.at_gate = True
+                while not device.gate.wait(0.01):
+                    checkpoint()
+            if device.error is not None:
+                raise device.error
             device.loaded.append(name)
             if device.num_models == device.max_models:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -227,6 +235,102 @@ async def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Pat
     await until(lambda: not runner._loading.locked())
     assert names(runner) == {"a"}
     assert device.loaded == ["a"]
+
+
+async def test_prefetch_never_drops_what_a_load_chose_meanwhile(
+    runner: Runner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = (job(tmp_path, name) for name in "abc")
+    runner.load(a, no_checkpoint)
+    runner.load(b, no_checkpoint)
+
+    def size_while_a_is_chosen(job: EvalJob) -> int:
+        assert runner.load(a, no_checkpoint) == 0.0
+        return 100
+
+    monkeypatch.setattr(runner_module, "_file_size", size_while_a_is_chosen)
+    runner.prefetch(c)
+    await until(lambda: names(runner) == {"a", "c"})
+    assert evaluate(runner, a) == [16, 16, 16]
+
+
+async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    gated, other = job(tmp_path, "gated"), job(tmp_path, "other")
+    runner.prefetch(gated)
+    await until(lambda: device.at_gate)
+    calls: list[int] = []
+    threading.Timer(0.2, device.gate.set).start()
+    runner.load(other, lambda: calls.append(1))
+    assert device.loaded == ["other"]  # the prefetch gave up at its next checkpoint
+    assert names(runner) == {"other"}
+    await until(lambda: not runner._loading.locked())
+
+
+async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    gated = job(tmp_path, "gated")
+    runner.prefetch(gated)
+    await until(lambda: device.at_gate)
+
+    def cancel() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        runner.load(gated, cancel)
+    device.gate.set()
+    await until(lambda: names(runner) == {"gated"})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_verdict(
+    runner: Runner, device: Device, tmp_path: Path, error: Exception
+) -> None:
+    a = job(tmp_path, "a")
+    device.error = error
+    with pytest.raises(OutOfMemory):
+        runner.load(a, no_checkpoint)
+    device.error = None
+    runner.load(a, no_checkpoint)
+
+    def lacks() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory):
+        list(runner.evaluate(a, range(1), lacks))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_read_is_no_verdict(
+    runner: Runner, device: Device, tmp_path: Path, code: int
+) -> None:
+    device.error = OSError(code, os.strerror(code))
+    with pytest.raises(FileUnreadable, match="the weights could not be read"):
+        runner.load(job(tmp_path, "a"), no_checkpoint)
+
+
+def test_a_file_that_lost_bytes_is_no_verdict(runner: Runner, tmp_path: Path) -> None:
+    whole = job(tmp_path, "a")
+    runner.load(whole, no_checkpoint)
+    with pytest.raises(FileUnreadable, match="the weights could not be read: 100 bytes in place of 104"):
+        runner.load(replace(whole, weights_checksum="b", weights_size=104), no_checkpoint)
+    runner.load(whole, no_checkpoint)
+    with pytest.raises(FileUnreadable, match="the data could not be read: 100 bytes in place of 101"):
+        list(runner.evaluate(replace(whole, data_size=101), range(1), no_checkpoint))
 
 
 async def test_prefetch_that_fails_is_told_by_the_load(
