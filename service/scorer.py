@@ -203,6 +203,7 @@ class Scorer:
                 weights_size=weights.size,
                 data_path=str(data_blob.path),
                 data_size=data_blob.size,
+                data_checksum=data_blob.checksum,
                 seed=request.competition.seed,
                 decryption_key=model.decryption_key,
                 architecture_version=self._limits.architecture_version,

@@ -107,4 +107,4 @@ def _is_untested(death: _RecordedDeath) -> bool:
 
 
 def _job_key(job: EvalJob) -> _JobKey:
-    return job.architecture_version, job.weights_checksum, job.data_path
+    return job.architecture_version, job.weights_checksum, job.data_checksum or job.data_path

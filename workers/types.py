@@ -55,6 +55,8 @@ class EvalJob:
     decryption_key: bytes | None = field(default=None, repr=False)
     """32 bytes, or None for weights that are not encrypted."""
     architecture_version: str = CURRENT_VERSION
+    data_checksum: str = ""
+    """Blake2b-256 of the data, Base58: the same data may lie at another path next time. Empty: its path names it."""
     weights_size: int | None = None
     """Bytes of the file as published, if known: a file of another size here is this machine's trouble."""
     detail: bool = False

@@ -50,6 +50,14 @@ def test_faults_of_two_sound_devices_are_a_verdict(quarantine: Quarantine) -> No
     assert isinstance(quarantine.refusal(job()), EvaluationCrashesWorker)
 
 
+def test_data_is_known_again_at_another_path(quarantine: Quarantine) -> None:
+    blame(quarantine, EvalJob("path", "weights", "first path", 1, 0, data_checksum="data"))
+    assert (
+        quarantine.refusal(EvalJob("path", "weights", "second path", 1, 0, data_checksum="data")) is not None
+    )
+    assert quarantine.refusal(EvalJob("path", "weights", "second path", 1, 0, data_checksum="other")) is None
+
+
 def test_two_faults_of_one_device_are_a_verdict_only_where_there_is_one(quarantine: Quarantine) -> None:
     for _ in range(2):
         fault(quarantine, 0, job("a"), num_alike=2)
