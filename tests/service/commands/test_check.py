@@ -287,17 +287,6 @@ async def test_reading_ends_when_it_is_cancelled(tmp_path: Path, settings: Setti
     assert seen[-1] < 200 << 20
 
 
-async def test_a_url_is_checked_beside_a_service_with_the_same_data_folder(
-    files: FileServer, settings: Settings
-) -> None:
-    url = files.publish("sealed", SEALED)
-    async with open_cache(settings):
-        before = sorted(settings.data_dir.iterdir())
-        for full in (False, True):
-            assert not (await check(url, SEALED_PROMISE, settings, full=full)).findings
-        assert sorted(settings.data_dir.iterdir()) == before
-
-
 async def test_the_other_size_of_model_is_named(look: Look, settings: Settings) -> None:
     tiny = {**SMALL_CONFIG}
     full = settings.model_copy(update={"small_model": False})

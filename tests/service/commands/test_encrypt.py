@@ -102,8 +102,8 @@ def test_what_is_there_stays(folder: Path) -> None:
     assert names(folder) == ["plain.safetensors"]
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT])
-def test_an_interruption_midway_leaves_nothing(folder: Path, by: signal.Signals) -> None:
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_midway_leaves_nothing(folder: Path, by: signal.Signals, code: int) -> None:
     with (folder / "plain.safetensors").open("wb") as large:
         large.write(large_weights(400 << 20))
     process = subprocess.Popen(
@@ -121,7 +121,7 @@ def test_an_interruption_midway_leaves_nothing(folder: Path, by: signal.Signals)
     assert not (folder / "out.enc").exists()
     process.send_signal(by)
     out, _err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"")
+    assert (process.returncode, out) == (code, b"")
     assert names(folder) == ["plain.safetensors"]
 
 
