@@ -72,7 +72,11 @@ def test_the_same_loss_from_training_to_commit(
     assert (final["weights"], sheet["winner"]) == ("final.safetensors", 0)
     assert final["loss"] < halfway["loss"]
 
-    sealed = soma_eval(tmp_path, "encrypt", "final.safetensors", "-o", "final.enc", "--key-file", "final.key")
+    soma_eval(tmp_path, *score, "final.safetensors", "--embedding-out", "embedding.json")
+    to_commit = json.loads((tmp_path / "embedding.json").read_text())["embedding"]
+    assert np.array_equal(np.float32(to_commit), np.float32(final["embedding"]))
+    encrypt = ("encrypt", "final.safetensors", "-o", "final.enc", "--key-file", "final.key")
+    sealed = soma_eval(tmp_path, *encrypt, "--embedding", "embedding.json")
     again = soma_eval(tmp_path, *score, "--weights", "final.enc", "--key-file", "final.key")
     assert again["models"][0]["loss"] == final["loss"]
 
