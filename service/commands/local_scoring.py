@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from service.cache import BlobCache
+from service.commands.file_state import FileChanged, FileState, state_of
 from service.commands.question import Candidate, HeldOut, Question
 from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
 from service.competition import BlobRef, cosine_distance
@@ -38,13 +39,33 @@ async def score_locally(question: Question, settings: Settings, on_progress: OnP
 async def score_all(
     question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]
 ) -> tuple[Outcome, ...]:
-    """The outcome of every candidate, all at once; the first that raises ends the others."""
+    """The outcome of every candidate, all at once; the first that raises ends the others.
+
+    A candidate whose file changes until all are done has the error FileChanged in place of a number.
+    Raises FileChanged where data changes.
+    """
+    states = [_state_of_weights(candidate) for candidate in question.candidates]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(score(i)) for i in range(len(question.candidates))]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return tuple(task.result() for task in tasks)
+    for data in question.data:
+        data.check_unchanged()
+    return tuple(_unless_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
+
+
+def _state_of_weights(candidate: Candidate) -> FileState | None:
+    return None if candidate.is_url else state_of(Path(candidate.weights))
+
+
+def _unless_changed(outcome: Outcome, before: FileState | None) -> Outcome:
+    if _state_of_weights(outcome.candidate) == before:
+        return outcome
+    error = FileChanged(
+        "the file was changed, replaced or removed while the candidates were evaluated", blob="model"
+    )
+    return Outcome(outcome.candidate, error=error)
 
 
 class _Scoring:
@@ -165,12 +186,10 @@ class _Scoring:
 
 def _identity(path: Path) -> str:
     """Tells a worker whether it holds this file already, without reading it. Raises WeightsInvalid."""
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise WeightsInvalid(f"the file cannot be read: {error.strerror}") from None
-    place = (str(path.resolve()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    return hashlib.blake2b(repr(place).encode(), digest_size=16).hexdigest()
+    state = state_of(path)
+    if state is None:
+        raise WeightsInvalid("the file cannot be read: it is no longer there, or not yours to read")
+    return hashlib.blake2b(repr((str(path.resolve()), state)).encode(), digest_size=16).hexdigest()
 
 
 @asynccontextmanager

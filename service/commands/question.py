@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from service.commands.file_state import FileChanged, FileState, state_of
 from service.competition import parse_decryption_key
 from service.errors import EmptyData, InvalidKey
 
@@ -53,6 +54,13 @@ class HeldOut:
     path: Path
     size: int
     """Bytes, at least 1."""
+    state: FileState | None = field(default=None, repr=False)
+    """When its size was taken."""
+
+    def check_unchanged(self) -> None:
+        """Raises FileChanged where it is no longer the file it was when the command began."""
+        if state_of(self.path) != self.state:
+            raise FileChanged(f"the data was changed while it was evaluated: {self.name}", blob="data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +186,12 @@ def _expand(given: str) -> list[str]:
 
 
 def _held_out(name: str, path: Path) -> HeldOut:
-    size = path.stat().st_size
-    if size == 0:
+    state = state_of(path)
+    if state is None:
+        raise BadUsage(f"--data {name}: there is no such file")
+    if state.size == 0:
         raise EmptyData(f"the data is empty: {name}", fault="client", blob="data")
-    return HeldOut(name, path, size)
+    return HeldOut(name, path, state.size, state)
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

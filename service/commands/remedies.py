@@ -28,6 +28,7 @@ _REMEDIES = {
     "worker-crashed": "Try again; if it stays so, report it with the command you gave.",
     "out-of-memory": "Close what else uses the device, or take --device cpu.",
     "out-of-resources": "Close other programs, or raise the limits (ulimit -n, ulimit -u), and try again.",
+    "file-changed": "Score it again when nothing writes to it: no number here belongs to the file as it is now.",
     "insufficient-storage": "Make room, or give --data-dir another place.",
 }
 

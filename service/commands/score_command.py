@@ -18,10 +18,9 @@ from service.commands.question import (
     parse_seeds,
     read_target,
 )
-from service.commands.score_sheet import OnProgress, ScoreSheet, all_errors
+from service.commands.score_sheet import OnProgress, ScoreSheet, all_errors, is_trouble
 from service.commands.terminal import candidate_bars, print_sheet
 from service.config import Settings
-from service.errors import ScoringError
 from service.exit_codes import ExitCode
 from workers.architectures import CURRENT_VERSION, load_architecture
 
@@ -61,7 +60,7 @@ def run_score(
             from service.commands.report import write_report
 
             write_report(sheet, report)
-    return _exit_code(sheet)
+    return exit_code(sheet)
 
 
 async def _answer(
@@ -81,14 +80,11 @@ def _print(sheet: ScoreSheet, json: bool) -> None:
         print_sheet(sheet)
 
 
-def _exit_code(sheet: ScoreSheet) -> int:
-    if sheet.winner is not None:
-        return ExitCode.GOOD
-    return ExitCode.MACHINE if any(map(_is_trouble, all_errors(sheet.outcomes))) else ExitCode.AT_FAULT
-
-
-def _is_trouble(error: ScoringError) -> bool:
-    return error.retryable or error.fault == "service"
+def exit_code(sheet: ScoreSheet) -> ExitCode:
+    """Good only where every candidate has a number or deserves none: trouble leaves the comparison incomplete."""
+    if any(map(is_trouble, all_errors(sheet.outcomes))):
+        return ExitCode.MACHINE
+    return ExitCode.AT_FAULT if sheet.winner is None else ExitCode.GOOD
 
 
 def _embedding_dim(settings: Settings, url: str | None) -> int | None:

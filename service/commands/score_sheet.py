@@ -203,3 +203,8 @@ def _error(error: ScoringError) -> dict[str, Any]:
 def all_errors(outcomes: Sequence[Outcome]) -> list[ScoringError]:
     """Of the candidates that have one."""
     return [outcome.error for outcome in outcomes if outcome.error is not None]
+
+
+def is_trouble(error: ScoringError) -> bool:
+    """Whether it says nothing of the weights: another try may give a number."""
+    return error.retryable or error.fault == "service"

@@ -1,0 +1,37 @@
+"""Whether a file is still the one it was: a number computed while a file changes belongs to no file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import ScoringError
+
+
+class FileChanged(ScoringError):
+    """A file on this machine was changed while it was evaluated; neither its old nor its new bytes were judged."""
+
+    title = "A file changed while it was evaluated"
+    retryable = True
+
+    @property
+    def full_code(self) -> str:
+        return "file-changed"
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What the file system says of a file; any write, truncation or replacement changes it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def state_of(path: Path) -> FileState | None:
+    """The state of a file now; None where there is none to be seen."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
