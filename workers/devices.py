@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workers.errors import NoWorker
+from workers.errors import NoWorker, PrecisionNeedsGpu
 from workers.isolated_python import python_command, python_environment
-from workers.types import WorkerConfig
+from workers.types import Precision, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,14 @@ def resolve_devices(names: Sequence[str]) -> list[str]:
                 raise NoWorker("device cuda was asked for, and torch sees no GPU")
             devices += gpus or ["cpu"]
     return devices
+
+
+def check_precision(precision: Precision, devices: Sequence[str]) -> None:
+    """Raises PrecisionNeedsGpu, before any worker is started, where one on a CPU could not compute in it."""
+    if precision != "float32" and "cpu" in devices:
+        raise PrecisionNeedsGpu(
+            f"precision {precision} needs a GPU, and a worker would run on the CPU: leave out --precision"
+        )
 
 
 def count_gpus(timeout_seconds: float = 120.0) -> int:

@@ -12,6 +12,7 @@ WorkerError
     ├── FileUnreadable         the machine could not read the weights or the data it was pointed to
     ├── OutOfMemory            the device has too little memory, even with nothing else on it
     └── NoWorker               no worker is alive or will be soon
+        └── PrecisionNeedsGpu  the precision asked for is none of a CPU's, and a worker would run on one
 """
 
 
@@ -65,3 +66,7 @@ class OutOfMemory(WorkerTrouble):
 
 class NoWorker(WorkerTrouble):
     """No worker is alive, and none will be soon."""
+
+
+class PrecisionNeedsGpu(NoWorker):
+    """A precision was asked for that only a GPU has, and a worker would run on a CPU."""

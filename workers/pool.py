@@ -40,9 +40,9 @@ def create_pool(
     `devices`: "auto" (every GPU, else one CPU worker), "cpu", "cuda" (every GPU), "cuda:N".
     `num_threads` per worker: None divides the cores evenly.
     `memory_budget_bytes`: what resident weights may take per device; None: a share of what is free.
-    Raises NoWorker when a GPU is asked for and there is none.
+    Raises NoWorker when a GPU is asked for and there is none, PrecisionNeedsGpu when the precision needs one.
     """
-    from workers.devices import resolve_devices, share_machine
+    from workers.devices import check_precision, resolve_devices, share_machine
     from workers.process_pool import ProcessPool
 
     config = WorkerConfig(
@@ -52,4 +52,6 @@ def create_pool(
         num_threads=num_threads,
         memory_budget_bytes=memory_budget_bytes,
     )
-    return ProcessPool(share_machine(config, resolve_devices(devices)))
+    resolved = resolve_devices(devices)
+    check_precision(precision, resolved)
+    return ProcessPool(share_machine(config, resolved))
