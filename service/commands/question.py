@@ -1,26 +1,25 @@
 """What a trainer asks: these candidates, on this held-out data, with these seeds. Made from what the shell gives."""
 
 import glob
+import io
 import json
 import math
-import sys
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from service.commands.file_state import FileChanged, FileState, state_of
+from service.commands.held_out import HeldOut
+from service.commands.input_file import kind_of, read_small_file
+from service.commands.usage import BadUsage as BadUsage
 from service.competition import parse_decryption_key
-from service.errors import EmptyData, InvalidKey
+from service.errors import InvalidKey
 
 NUM_SEEDS = 1 << 64
-STDIN = "-"
 NO_KEY = "none"
 """In a list of keys: these weights are not encrypted."""
-
-
-class BadUsage(Exception):
-    """The command line asks for something that cannot be done; the message says what to do instead."""
+_MAX_KEY_FILE_BYTES = 4096
+_MAX_TARGET_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +38,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """What may be shown and kept: a URL without user, password and query, which may let others in."""
-        if not self.is_url:
-            return self.weights
-        parts = urlsplit(self.weights)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """One file of held-out data."""
-
-    name: str
-    """As it was given; "-" for standard input."""
-    path: Path
-    size: int
-    """Bytes, at least 1."""
-    state: FileState | None = field(default=None, repr=False)
-    """When its size was taken."""
-
-    def check_unchanged(self) -> None:
-        """Raises FileChanged where it is no longer the file it was when the command began."""
-        if state_of(self.path) != self.state:
-            raise FileChanged(f"the data was changed while it was evaluated: {self.name}", blob="data")
+        return without_secrets(self.weights) if self.is_url else self.weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +51,10 @@ class Question:
     target: tuple[float, ...] | None = field(default=None, repr=False)
     detail: bool = False
     """Whether the cross-entropy of every token is wanted too; it is the same for every seed."""
+    checksums: bool = False
+    """Whether the checksums of weights and data are wanted too, which takes reading every byte once more."""
+    num_skipped: int = 0
+    """Files of a folder of data that are not evaluated."""
 
     @property
     def num_runs(self) -> int:
@@ -82,7 +64,15 @@ class Question:
 
 def is_url(text: str) -> bool:
     """Whether weights are to be fetched, rather than read from a file."""
-    return urlsplit(text).scheme.lower() in ("http", "https")
+    return text.partition("://")[0].lower() in ("http", "https")
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password and query, which may let others in."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def parse_candidates(weights: Sequence[str], keys: Sequence[bytes | None]) -> tuple[Candidate, ...]:
@@ -99,8 +89,10 @@ def parse_keys(keys: Sequence[str], key_files: Sequence[Path]) -> list[bytes | N
     if keys and key_files:
         raise BadUsage("--key and --key-file exclude each other: put every key into a file of its own")
     try:
-        texts = list(keys) or [path.read_text().strip() for path in key_files]
-    except (OSError, UnicodeDecodeError) as error:
+        texts = list(keys) or [
+            read_small_file(path, _MAX_KEY_FILE_BYTES).decode().strip() for path in key_files
+        ]
+    except (OSError, UnicodeDecodeError, BadUsage) as error:
         raise BadUsage(f"a key file cannot be read: {_reason(error)}") from None
     return [None if text == NO_KEY else parse_key(text) for text in texts]
 
@@ -111,27 +103,6 @@ def parse_key(text: str) -> bytes:
         return parse_decryption_key(text)
     except InvalidKey as error:
         raise BadUsage(f"{error.detail}: copy it once more, all 43 or 44 characters of it") from None
-
-
-def find_data(given: str, spool: Path) -> tuple[HeldOut, ...]:
-    """A file, every file of a folder (below it too, hidden ones left out), or standard input, copied to `spool`.
-
-    Raises BadUsage, or EmptyData.
-    """
-    if given == STDIN:
-        if sys.stdin.isatty():
-            raise BadUsage("--data - reads standard input, which is the keyboard: pipe a file into it")
-        spool.write_bytes(sys.stdin.buffer.read())
-        return (_held_out(STDIN, spool),)
-    path = Path(given)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
-        if not files:
-            raise BadUsage(f"--data {given}: there is no file in this folder")
-        return tuple(_held_out(str(file), file) for file in files)
-    if not path.is_file():
-        raise BadUsage(f"--data {given}: there is no such file or folder")
-    return (_held_out(given, path),)
 
 
 def parse_seeds(first: int, count: int) -> tuple[int, ...]:
@@ -148,13 +119,10 @@ def read_target(path: Path, embedding_dim: int | None) -> tuple[float, ...]:
     """
     try:
         numbers = _read_numbers(path)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        reason = (
-            _reason(error)
-            if isinstance(error, OSError)
-            else "it is neither a JSON list of numbers nor a .npy file"
-        )
-        raise BadUsage(f"--target {path}: {reason}") from None
+    except (OSError, BadUsage) as error:
+        raise BadUsage(f"--target {path}: {_reason(error)}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError, EOFError):
+        raise BadUsage(f"--target {path}: it is neither a JSON list of numbers nor a .npy file") from None
     if embedding_dim is not None and len(numbers) != embedding_dim:
         raise BadUsage(f"--target {path}: it has {len(numbers)} numbers, an embedding has {embedding_dim}")
     if not all(map(math.isfinite, numbers)) or not any(numbers):
@@ -163,11 +131,12 @@ def read_target(path: Path, embedding_dim: int | None) -> tuple[float, ...]:
 
 
 def _read_numbers(path: Path) -> tuple[float, ...]:
+    content = read_small_file(path, _MAX_TARGET_BYTES)
     if path.suffix == ".npy":
         import numpy as np
 
-        return tuple(float(number) for number in np.load(path, allow_pickle=False).ravel())
-    numbers = json.loads(path.read_text())
+        return tuple(float(number) for number in np.load(io.BytesIO(content), allow_pickle=False).ravel())
+    numbers = json.loads(content)
     if not isinstance(numbers, list) or any(isinstance(number, bool | str) for number in numbers):
         raise ValueError("no list of numbers")
     return tuple(float(number) for number in numbers)
@@ -176,27 +145,24 @@ def _read_numbers(path: Path) -> tuple[float, ...]:
 def _expand(given: str) -> list[str]:
     if is_url(given):
         return [given]
-    if Path(given).is_file():
+    kind = kind_of(Path(given))
+    if kind == "file":
         return [given]
-    found = sorted(name for name in glob.glob(given, recursive=True) if Path(name).is_file())
-    if not found:
-        what = "is a folder, not a weights file" if Path(given).is_dir() else "there is no such file"
-        raise BadUsage(f"--weights {given}: {what}")
-    return found
+    found = sorted(name for name in glob.glob(given, recursive=True) if kind_of(Path(name)) == "file")
+    if kind == "missing" and found:
+        return found
+    raise BadUsage(f"weights {given}: {_not_weights(given, kind)}")
 
 
-def _held_out(name: str, path: Path) -> HeldOut:
-    state = state_of(path)
-    if state is None:
-        raise BadUsage(f"--data {name}: there is no such file")
-    if state.size == 0:
-        raise EmptyData(f"the data is empty: {name}", fault="client", blob="data")
-    return HeldOut(name, path, state.size, state)
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _not_weights(given: str, kind: str) -> str:
+    if kind == "folder":
+        return "this is a folder: give its files, as in FOLDER/*.safetensors"
+    if kind != "missing":
+        return f"this is a {kind}: weights are read more than once, so save them as a file first"
+    return "no file has such a name" if glob.has_magic(given) else "there is no such file"
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, BadUsage):
+        return str(error)
     return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not text"
