@@ -1,14 +1,15 @@
 """What to do about an error: one sentence for each code that a trainer can meet."""
 
+from service.commands.remote_error import RemoteError
 from service.errors import ScoringError
 
 _REMEDIES = {
     "decryption-failed": "Give the key these very bytes were encrypted with, and none for unencrypted weights.",
     "weights-invalid": "`soma-eval check` names every tensor that is wrong; encrypted weights need --key-file.",
-    "non-finite-result": "Training has diverged: take an earlier checkpoint.",
+    "non-finite-result": "Training has diverged, or the weights hold NaN: take an earlier checkpoint.",
     "zero-embedding": "The model gives no representation at all: take another checkpoint.",
     "empty-data": "Give a file with at least one byte in it.",
-    "evaluation-crashes-worker": "The file changed while it was read, or asks for more than this machine has.",
+    "evaluation-crashes-worker": "It ended two workers: evaluate it on another machine before you commit it.",
     "model-checksum-mismatch": "Upload the file again, or give the checksum that `encrypt` printed.",
     "model-size-mismatch": "Upload the file again, or give the size that `encrypt` printed.",
     "model-too-large": "Raise SOMA_EVAL_MAX_MODEL_BYTES if it is meant to be so large.",
@@ -29,10 +30,28 @@ _REMEDIES = {
     "out-of-memory": "Close what else uses the device, or take --device cpu.",
     "out-of-resources": "Close other programs, or raise the limits (ulimit -n, ulimit -u), and try again.",
     "file-changed": "Score it again when nothing writes to it: no number here belongs to the file as it is now.",
+    "file-unreadable": "See that it is there, and that you may read it.",
     "insufficient-storage": "Make room, or give --data-dir another place.",
 }
 
 
+_REMEDIES_AT_A_SERVICE = {
+    "no-worker": "Look at the service's log: its workers cannot start.",
+    "worker-crashed": "Try again; the service's log says more.",
+    "out-of-memory": "Try again when less runs there, or give the service another --device.",
+    "out-of-resources": "Try again; the service's log says what it lacks.",
+    "insufficient-storage": "Make room on the service's disk, or give its --data-dir another place.",
+    "internal-error": "Look at the service's log, and report what it says.",
+    "model-too-large": "Raise the service's --max-model-bytes if it is meant to be so large.",
+    "data-too-large": "The network evaluates at most 1 MiB at once: cut the data.",
+    "body-too-large": "The network evaluates at most 1 MiB at once: cut the data.",
+    "download-timeout": "Try again, or allow slower downloads with the service's --min-download-rate.",
+    "url-forbidden": "Files of this machine need a service with --allow-http and --allow-private-addresses.",
+}
+"""What differs where a service elsewhere had the trouble."""
+
+
 def remedy(error: ScoringError) -> str:
     """What to do about it; an empty text where nobody knows."""
-    return _REMEDIES.get(error.full_code, "")
+    at_a_service = _REMEDIES_AT_A_SERVICE if isinstance(error, RemoteError) else {}
+    return at_a_service.get(error.full_code) or _REMEDIES.get(error.full_code, "")

@@ -6,7 +6,6 @@ so it must run on this machine too, with --allow-http and --allow-private-addres
 
 import asyncio
 import base64
-import json
 import secrets
 import shutil
 import time
@@ -20,41 +19,21 @@ from urllib.parse import urlsplit
 
 import base58
 import httpx
-import numpy as np
 
+from service.commands.held_out import HeldOut
 from service.commands.local_scoring import score_all
-from service.commands.question import BadUsage, HeldOut, Question, is_url
+from service.commands.question import Question, is_url
+from service.commands.remedies import remedy
+from service.commands.remote_answer import NotOurs, parse_json_object, parse_run
+from service.commands.remote_error import RemoteError, RemoteTrouble
 from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from service.errors import ScoringError
+from service.commands.usage import BadUsage
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _AT_ONCE = 4
 _CONNECT_SECONDS = 10.0
+_MAX_ANSWER_BYTES = 64 << 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class RemoteError(ScoringError):
-    """What the service said; its code and fault are kept."""
-
-    title = "The service could not do it"
-
-    def __init__(self, problem: Mapping[str, Any]) -> None:
-        fault = problem.get("fault")
-        super().__init__(
-            str(problem.get("detail", "the service gave no reason")),
-            fault=fault if fault in ("client", "data_submitter", "model_owner") else "service",
-        )
-        self._code = str(problem.get("code", "internal-error"))
-
-    @property
-    def full_code(self) -> str:
-        return self._code
-
-
-class RemoteTrouble(RemoteError):
-    """The same, where another try may succeed."""
-
-    retryable = True
 
 
 async def score_remotely(
@@ -72,7 +51,7 @@ async def score_remotely(
             base_url=url, headers=headers, timeout=timeout, trust_env=False
         ) as client:
             scoring = _Scoring(question, client, urls, on_progress)
-            return ScoreSheet(question, await score_all(question, scoring.score))
+            return await score_all(question, scoring.score)
 
 
 class _Scoring:
@@ -102,7 +81,10 @@ class _Scoring:
                 runs = tuple([run async for run in self._runs(index, body)])
             except RemoteError as error:
                 if error.fault == "client":
-                    raise BadUsage(f"the service says: {error.detail} ({error.full_code})") from None
+                    advice = remedy(error)
+                    raise BadUsage(
+                        f"the service says: {error.detail} ({error.full_code}). {advice}"
+                    ) from None
                 self._on_progress(CandidateProgress(index, "failed"))
                 return Outcome(candidate, error=error)
         self._on_progress(CandidateProgress(index, "done"))
@@ -111,7 +93,7 @@ class _Scoring:
     async def _runs(self, index: int, body: dict[str, Any]) -> AsyncIterator[Run]:
         done = 0
         for data in self._question.data:
-            encoded = base64.b64encode(await asyncio.to_thread(data.path.read_bytes)).decode()
+            encoded = base64.b64encode(await asyncio.to_thread(data.read)).decode()
             for seed in self._question.seeds:
                 self._on_progress(CandidateProgress(index, "evaluating", done, self._question.num_runs))
                 answer = await self._post({**body, "data": encoded, "seed": seed})
@@ -120,41 +102,70 @@ class _Scoring:
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            response = await self._client.post("/eval", json=body)
-            answer: dict[str, Any] = response.json()
+            async with self._client.stream("POST", "/eval", json=body) as response:
+                answer = parse_json_object(await _read_all(response))
+        except httpx.InvalidURL as error:
+            raise BadUsage(f"--url is no URL: {error}") from None
         except httpx.HTTPError as error:
-            raise RemoteTrouble(
-                {"code": "no-service", "detail": f"no answer: {type(error).__name__}"}
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise RemoteTrouble({"code": "no-service", "detail": "what answers is not soma-eval"}) from None
+            raise _no_service(_why_no_answer(error)) from None
+        except NotOurs as error:
+            raise _no_service(f"what answers there is not soma-eval: {error}") from None
         if response.status_code == httpx.codes.OK:
             return answer
-        raise RemoteTrouble(answer) if answer.get("retryable") else RemoteError(answer)
+        raise RemoteTrouble(answer) if answer.get("retryable") is True else RemoteError(answer)
 
     def _run(self, data: HeldOut, seed: int, answer: dict[str, Any]) -> Run:
         num_tokens, num_predicted = self._architecture.count_targets(data.size)
-        return Run(
-            data=data.name,
-            seed=seed,
-            loss=answer["loss"],
-            cross_entropy=answer["cross_entropy"],
-            sig_reg=answer["sig_reg"],
-            embedding=np.array(answer["embedding"], dtype=np.float32),
-            distance=answer["distance"],
-            attends_to_future=answer["attends_to_future"],
-            num_tokens=num_tokens,
-            num_predicted=num_predicted,
-            load_seconds=answer["timings"]["load_seconds"],
-            eval_seconds=answer["timings"]["eval_seconds"],
-        )
+        try:
+            return parse_run(answer, data.name, seed, num_tokens, num_predicted)
+        except NotOurs as error:
+            raise _no_service(f"what answers there is not soma-eval: {error}") from None
+
+
+async def _read_all(response: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > _MAX_ANSWER_BYTES:
+            raise NotOurs(f"its answer is longer than {_MAX_ANSWER_BYTES >> 20} MiB")
+    return bytes(content)
+
+
+def _no_service(detail: str) -> RemoteTrouble:
+    return RemoteTrouble({"code": "no-service", "detail": detail})
+
+
+def _why_no_answer(error: httpx.HTTPError) -> str:
+    match error:
+        case httpx.ConnectTimeout():
+            return f"nothing answered within {_CONNECT_SECONDS:g} s"
+        case httpx.ConnectError():
+            words = str(error).lower()
+            tls = "ssl" in words or "tls" in words or "certificate" in words
+            return "it speaks no https, or its certificate is not valid" if tls else "nothing listens there"
+        case httpx.RemoteProtocolError():
+            return "it closed the connection without an answer, or does not speak HTTP"
+        case httpx.NetworkError():
+            return "it closed the connection"
+    return f"no answer ({type(error).__name__})"
 
 
 def _check_reach(question: Question, url: str) -> None:
-    if not is_url(url):
+    host = _host_of(url)
+    if host is None:
         raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
-    if urlsplit(url).hostname not in _LOOPBACK and not all(c.is_url for c in question.candidates):
+    if host not in _LOOPBACK and not all(c.is_url for c in question.candidates):
         raise BadUsage("a service on another machine cannot read files of this one: give URLs as --weights")
+
+
+def _host_of(url: str) -> str | None:
+    """None where it is no URL of an HTTP service."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number, or too large
+    except ValueError:
+        return None
+    return parts.hostname if is_url(url) else None
 
 
 @contextmanager
