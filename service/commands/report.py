@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.commands.charts import NUM_COLOURS, Line, gap_chart, line_chart
+from service.commands.names import distinct_names
+from service.commands.output_file import write_whole
 from service.commands.score_sheet import Outcome, ScoreSheet
 from service.commands.terminal import remarks, title_of
 from service.competition import cosine_distance
 from service.errors import ZeroEmbedding
+from service.printable import printable
 
 Array = NDArray[np.float64]
 
+_MARKER = '<meta name="generator" content="soma-eval score --report">'
+_MARKER_WITHIN_BYTES = 1024
 _SIG_REG_COEFFICIENT = 0.02
 _MAX_POINTS = 240
 _NUM_POSITION_BINS = 40
@@ -32,6 +38,7 @@ _EXCERPT_BYTES = 160
 _NUM_EXCERPTS = 3
 _MAX_COMPARED = 6
 _MAX_SHOWN = 24
+_NAME_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +52,49 @@ class Shown:
     """For each file of data [num_sequences, tokens]: bits of every token, NaN for padding."""
 
 
-def render_report(sheet: ScoreSheet) -> str:
-    """The page. The data of the question is read once more, to show where candidates differ."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the numbers of a page come from, beside what the sheet knows of them."""
+
+    computed_at: datetime
+    """UTC."""
+    command: str
+    """One that gives the same numbers again; no key is in it."""
+    architecture_version: str
+    small_model: bool
+
+
+def render_report(sheet: ScoreSheet, origin: Origin) -> str:
+    """The page. The data of the question is read once more, to show where candidates differ.
+
+    Raises OSError, or FileChanged where the data is no longer what was evaluated.
+    """
     shown = _shown(sheet)
     sections = [_head(sheet), _bars(shown), _legend(shown)]
     if shown:
         sections.append(f'<div class="grid2">{"".join(_charts(sheet, shown))}</div>')
         sections.append(_differences(sheet, shown))
         sections.append(_embeddings(sheet, shown))
+    sections.append(_origin(sheet, origin))
     sections.append(_foot(sheet))
     colours = "\n".join(f".s{i} {{ --col:var(--c{i % NUM_COLOURS}); }}" for i in range(_MAX_SHOWN))
     page = Template(files("service.commands").joinpath("report_page.html").read_text(encoding="utf-8"))
-    return page.substitute(title="soma-eval: scores", colours=colours, body="\n".join(sections))
+    body = "\n".join(sections)
+    return page.substitute(marker=_MARKER, title="soma-eval: scores", colours=colours, body=body)
 
 
-def write_report(sheet: ScoreSheet, path: Path) -> None:
-    """Write the page. Raises OSError."""
-    path.write_text(render_report(sheet), encoding="utf-8")
+def write_report(page: str, path: Path) -> None:
+    """Write the page whole, or not at all. Raises OSError."""
+    write_whole(path, page)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page of this kind, which a new one may replace."""
+    try:
+        with path.open("rb") as file:
+            return _MARKER.encode() in file.read(_MARKER_WITHIN_BYTES)
+    except OSError:
+        return False
 
 
 def bits_of_tokens(token_cross_entropy: NDArray[np.float32], data_size: int) -> Array:
@@ -84,7 +117,7 @@ def bits_of_bytes(bits: Array, data_size: int) -> Array:
 
 def _shown(sheet: ScoreSheet) -> list[Shown]:
     order = sheet.best_first()[:_MAX_SHOWN]
-    names = _short_names([sheet.outcomes[i].candidate.name for i in order])
+    names = distinct_names([sheet.outcomes[i].candidate.name for i in order], _NAME_WIDTH)
     sizes = {data.name: data.size for data in sheet.question.data}
     return [
         Shown(
@@ -101,16 +134,6 @@ def _shown(sheet: ScoreSheet) -> list[Shown]:
     ]
 
 
-def _short_names(weights: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many folders before it as tell them apart."""
-    parts = [name.split("/") for name in weights]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return list(weights)
-
-
 def _head(sheet: ScoreSheet) -> str:
     notes = "".join(
         f'<p class="note{" bad" if text.plain.startswith("✗") else ""}">{escape(text.plain[2:])}</p>'
@@ -118,9 +141,21 @@ def _head(sheet: ScoreSheet) -> str:
         else f"<p>{escape(text.plain)}</p>"
         for text in remarks(sheet)
     )
-    winner = sheet.winner
-    name = "No candidate has a loss" if winner is None else f"{sheet.outcomes[winner].candidate.name} is best"
-    return f'<h1>{escape(name)}</h1><p class="soft">{escape(title_of(sheet.question))}</p>{notes}'
+    title = title_of(sheet.question)
+    return f'<h1>{escape(_verdict(sheet))}</h1><p class="soft">{escape(title)}</p>{notes}'
+
+
+def _verdict(sheet: ScoreSheet) -> str:
+    """What may be said of the best, and no more."""
+    if sheet.winner is None:
+        return "No candidate has a loss"
+    name, tied = printable(sheet.outcomes[sheet.winner].candidate.name), sheet.near_ties()
+    if tied:
+        return f"A near tie of {len(tied)} candidates: none of them is clearly the best"
+    if sheet.margin is None:
+        return f"{name}: loss {sheet.outcomes[sheet.winner].loss:.5f}, compared with nothing"
+    among = " of those that were evaluated" if sheet.is_incomplete else ""
+    return f"{name} is best{among}"
 
 
 def _bars(shown: Sequence[Shown]) -> str:
@@ -216,7 +251,7 @@ def _binned(values: Array, bins: Sequence[tuple[int, int]]) -> Array:
 def _differences(sheet: ScoreSheet, shown: Sequence[Shown]) -> str:
     if len(shown) < 2 or not shown[0].bits:
         return ""
-    data = [held_out.path.read_bytes() for held_out in sheet.question.data]
+    data = [held_out.read() for held_out in sheet.question.data]
     compared = [_compared(data, shown[0], other) for other in shown[1 : _MAX_COMPARED + 1]]
     key = (
         '<p class="soft key">Each byte is coloured by the difference in bits: <span class="b2">the best predicts it '
@@ -228,11 +263,12 @@ def _differences(sheet: ScoreSheet, shown: Sequence[Shown]) -> str:
 
 def _compared(data: Sequence[bytes], best: Shown, other: Shown) -> str:
     gains = [
-        np.nan_to_num(bits_of_bytes(theirs, len(content)) - bits_of_bytes(ours, len(content)))
-        for content, ours, theirs in zip(data, best.bits, other.bits, strict=True)
+        np.nan_to_num(theirs - ours)
+        for ours, theirs in zip(_by_byte(data, best), _by_byte(data, other), strict=True)
     ]
     num_better = sum(int((gain > 0).sum()) for gain in gains)
-    num_different = sum(int((gain != 0).sum()) for gain in gains) or 1
+    num_worse = sum(int((gain < 0).sum()) for gain in gains)
+    num_predicted = sum(int(np.isfinite(bits).sum()) for bits in _by_byte(data, best)) or 1
     parts = []
     for words, sign in ((f"{best.name} is most ahead", 1.0), (f"{other.name} is most ahead", -1.0)):
         for name, start, amount in _largest([sign * gain for gain in gains]):
@@ -245,8 +281,15 @@ def _compared(data: Sequence[bytes], best: Shown, other: Shown) -> str:
                 f'<p class="soft">{escape(words)}: {amount:.0f} bits at {place}</p>'
                 f'<div class="text">{_coloured(content, gain)}</div>'
             )
-    share = f"better on {100 * num_better / num_different:.0f} % of the bytes"
-    return f"<details><summary>{escape(best.name)} or {escape(other.name)}: {share}</summary>{''.join(parts)}</details>"
+    share = (
+        f"{best.name} predicts {100 * num_better / num_predicted:.0f} % of the bytes better, "
+        f"{other.name} {100 * num_worse / num_predicted:.0f} %"
+    )
+    return f"<details><summary>{escape(share)}</summary>{''.join(parts)}</details>"
+
+
+def _by_byte(data: Sequence[bytes], shown: Shown) -> list[Array]:
+    return [bits_of_bytes(bits, len(content)) for content, bits in zip(data, shown.bits, strict=True)]
 
 
 def _largest(gains: Sequence[Array]) -> list[tuple[int, int, float]]:
@@ -324,6 +367,47 @@ def _shade(distance: float) -> str:
         if math.isnan(distance)
         else f' style="background:rgba(var(--better),{0.45 * min(distance, 2) / 2:.3f})"'
     )
+
+
+def _origin(sheet: ScoreSheet, origin: Origin) -> str:
+    """Everything that is needed to get the same numbers again, and to know which files they are of."""
+    runs = [run for outcome in sheet.outcomes for run in outcome.runs]
+    seeds = sheet.question.seeds
+    model = "the small model" if origin.small_model else "the full model"
+    versions = {"soma-eval": version("soma-eval")} | {k: v for run in runs for k, v in run.versions.items()}
+    facts = [
+        ("computed at", f"{origin.computed_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("command", origin.command),
+        ("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, _first_and_last(seeds)))),
+        ("precision", _every({run.precision for run in runs})),
+        ("device", _every({run.device for run in runs})),
+        ("architecture", f"version {origin.architecture_version}, {model}"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
+    ]
+    for outcome in sheet.outcomes:
+        if outcome.checksums is not None:
+            facts.append((f"checksum of {outcome.candidate.name}", outcome.checksums.file))
+        if outcome.checksums is not None and outcome.candidate.key is not None:
+            facts.append(("the same, decrypted", outcome.checksums.plain))
+    for data, checksum in zip(sheet.question.data, sheet.data_checksums, strict=False):
+        name = "standard input" if data.name == "-" else data.name
+        facts.append((f"checksum of {name}", f"{checksum} ({data.size:,} bytes)"))
+    rows = "".join(
+        f"<tr><th>{escape(printable(name))}</th><td>{escape(printable(text))}</td></tr>"
+        for name, text in facts
+    )
+    return (
+        "<h2>Where these numbers come from</h2><p class='soft'>Checksums are Blake2b-256 in Base58, as the network "
+        f'writes them.</p><table class="facts">{rows}</table>'
+    )
+
+
+def _first_and_last(seeds: Sequence[int]) -> list[str]:
+    return [str(seed) for seed in seeds] if len(seeds) <= 8 else [str(seeds[0]), "...", str(seeds[-1])]
+
+
+def _every(values: set[str]) -> str:
+    return ", ".join(sorted(values - {""})) or "unknown"
 
 
 def _foot(sheet: ScoreSheet) -> str:

@@ -2,6 +2,8 @@
 
 import math
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,14 +11,24 @@ import numpy as np
 import pytest
 
 from service.commands.charts import nice_ticks
-from service.commands.question import Candidate, HeldOut, Question
-from service.commands.report import bits_of_bytes, bits_of_tokens, render_report, write_report
-from service.commands.score_sheet import Outcome, Run, ScoreSheet
+from service.commands.file_state import FileChanged, state_of
+from service.commands.held_out import HeldOut
+from service.commands.question import Candidate, Question
+from service.commands.report import (
+    Origin,
+    bits_of_bytes,
+    bits_of_tokens,
+    is_report,
+    render_report,
+    write_report,
+)
+from service.commands.score_sheet import Outcome, Run, ScoreSheet, WeightsChecksums
 from tests.recipe import golden_cases, make_data, small_weights_bytes
 from workers.v1 import ModelConfig, ModelRunner
 
 NUM_TOKENS = 1024
 DATA = make_data({"pattern": "text", "size": 3000}) + "ä€\n".encode() + b"\xff"
+ORIGIN = Origin(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "soma-eval score a b", "1", small_model=True)
 HOSTILE = "<script>alert(1)</script>.safetensors"
 
 
@@ -26,7 +38,7 @@ def sheet(folder: Path, *names: str, size: int = len(DATA), with_target: bool = 
     path.write_bytes(DATA[:size])
     question = Question(
         candidates=tuple(Candidate(name) for name in names),
-        data=(HeldOut("data", path, size),),
+        data=(HeldOut("data", path, size, state_of(path)),),
         seeds=(0,),
         target=(1.0, 0.0) if with_target else None,
         detail=True,
@@ -102,7 +114,7 @@ def test_bits_stand_at_the_bytes_they_are_of() -> None:
 
 
 def test_the_page_is_whole_and_alone(tmp_path: Path) -> None:
-    page = render_report(sheet(tmp_path, "a/x.safetensors", "b/x.safetensors", "c.safetensors"))
+    page = render_report(sheet(tmp_path, "a/x.safetensors", "b/x.safetensors", "c.safetensors"), ORIGIN)
     parser = parsed(page)
     assert parser.seen.count("figure") == 3
     assert {"link", "img", "iframe", "object"}.isdisjoint(parser.seen)
@@ -114,22 +126,79 @@ def test_the_page_is_whole_and_alone(tmp_path: Path) -> None:
 
 
 def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
-    page = render_report(sheet(tmp_path, HOSTILE, "other.safetensors"))
+    page = render_report(sheet(tmp_path, HOSTILE, "other.safetensors"), ORIGIN)
     assert parsed(page).seen.count("script") == 1
     assert "<script>alert" not in page
 
 
 def test_where_candidates_differ_is_shown_byte_by_byte(tmp_path: Path) -> None:
-    page = render_report(sheet(tmp_path, "best", "worse"))
-    assert "better on 100 % of the bytes" in page
+    page = render_report(sheet(tmp_path, "best", "worse"), ORIGIN)
+    assert "best predicts 50 % of the bytes better, worse 0 %" in page
     assert re.search(r'<span class="b2">.</span>', page)  # worse by one nat, which is 1.44 bits
     assert "worse is most ahead" not in page
+
+
+def test_a_near_tie_names_no_winner(tmp_path: Path) -> None:
+    whole = sheet(tmp_path, "a", "b", "c")
+    runs = [
+        replace(outcome.runs[0], loss=loss)
+        for outcome, loss in zip(whole.outcomes, (5.0, 5.04, 5.2), strict=True)
+    ]
+    outcomes = tuple(replace(o, runs=(r,)) for o, r in zip(whole.outcomes, runs, strict=True))
+    tied = replace(whole, outcomes=outcomes)
+    assert tied.near_ties() == [0, 1]
+    page = render_report(tied, ORIGIN)
+    assert "A near tie of 2 candidates: none of them is clearly the best" in page
+    assert "a is best" not in page
+    assert "a and b. Both are within the 1 % or 0.01" in page
+
+
+def test_the_page_says_where_its_numbers_come_from(tmp_path: Path) -> None:
+    whole = sheet(tmp_path, "a", "b")
+    run = replace(whole.outcomes[0].runs[0], precision="tf32", device="cuda:0", versions={"torch": "2.0"})
+    sealed = replace(whole.question.candidates[0], key=bytes(32))
+    first = replace(
+        whole.outcomes[0],
+        candidate=sealed,
+        runs=(run,),
+        checksums=WeightsChecksums("OfTheFile", "OfThePlain"),
+    )
+    page = render_report(
+        replace(whole, outcomes=(first, whole.outcomes[1]), data_checksums=("OfTheData",)), ORIGIN
+    )
+    for fact in (
+        *("2026-01-02 03:04:05 UTC", "soma-eval score a b", "tf32", "cuda:0", "torch 2.0", "the small model"),
+        *("OfTheFile", "OfThePlain", "OfTheData", "version 1"),
+    ):
+        assert fact in page
+
+
+def test_long_names_are_told_apart(tmp_path: Path) -> None:
+    names = [f"{'same/' * 30}step-{step}{'-same' * 30}.safetensors" for step in (111, 222)]
+    page = render_report(sheet(tmp_path, *names), ORIGIN)
+    chips = re.findall(r'title="show or hide">(.*?)<', page)
+    assert ["111" in chips[0], "222" in chips[1]] == [True, True]
+    assert "text-overflow" not in page
+
+
+def test_data_that_changed_makes_no_page(tmp_path: Path) -> None:
+    whole = sheet(tmp_path, "a", "b")
+    (tmp_path / "data").write_bytes(b"other")
+    with pytest.raises(FileChanged):
+        render_report(whole, ORIGIN)
+
+
+def test_a_page_is_known_by_its_mark(tmp_path: Path) -> None:
+    write_report(render_report(sheet(tmp_path, "a"), ORIGIN), tmp_path / "page.html")
+    (tmp_path / "other.html").write_text("<!doctype html><title>soma-eval: scores</title>")
+    assert is_report(tmp_path / "page.html")
+    assert not is_report(tmp_path / "other.html")
 
 
 @pytest.mark.parametrize("size", [1, 2, 1024, 1025])
 @pytest.mark.parametrize("names", [("a",), ("a", "b")], ids=len)
 def test_little_data_makes_a_page_too(tmp_path: Path, size: int, names: tuple[str, ...]) -> None:
-    parsed(render_report(sheet(tmp_path, *names, size=size, with_target=False)))
+    parsed(render_report(sheet(tmp_path, *names, size=size, with_target=False), ORIGIN))
 
 
 def test_no_winner_makes_a_page_too(tmp_path: Path) -> None:
@@ -137,7 +206,7 @@ def test_no_winner_makes_a_page_too(tmp_path: Path) -> None:
 
     whole = sheet(tmp_path, "a")
     failed = ScoreSheet(whole.question, (Outcome(whole.question.candidates[0], error=WeightsInvalid("<b>")),))
-    write_report(failed, tmp_path / "page.html")
+    write_report(render_report(failed, ORIGIN), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     parsed(page)
     assert "No candidate has a loss" in page
