@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from service.exit_codes import ExitCode
+from service.printable import printable
+from service.standard_streams import prepare_standard_streams
 from service.termination import sigterm_interrupts
 from service.tracebacks import tell_traceback
 from workers.own_process import keep_memory_private
@@ -81,6 +83,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.
 
 def main() -> None:
     """The console command: whatever goes wrong is said in one line on stderr."""
+    prepare_standard_streams()
     keep_memory_private()
     with sigterm_interrupts() as was_terminated:
         code = _run()
@@ -129,7 +132,7 @@ def _debug(error: BaseException | None) -> None:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"soma-eval: {' '.join(message.split())}", err=True)
+    typer.echo(f"soma-eval: {printable(' '.join(message.split()))}", err=True)
 
 
 def _message(error: BaseException) -> str:
@@ -149,7 +152,7 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
     from service.commands.question import BadUsage
     from service.commands.remedies import remedy
     from service.errors import InvalidRequest, InvalidUrl, ScoringError, ServiceTrouble
-    from workers.errors import WorkerError
+    from workers.errors import PrecisionNeedsGpu, WorkerError
 
     try:
         yield
@@ -160,8 +163,12 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
         trouble = error.retryable or isinstance(error, ServiceTrouble)
         code = ExitCode.USAGE if usage else ExitCode.MACHINE if trouble else ExitCode.AT_FAULT
         fail(f"{beginning}{error.detail}. {remedy(error)}", code)
+    except PrecisionNeedsGpu as error:
+        fail(f"{beginning}{error.detail}.", ExitCode.MACHINE)
     except WorkerError as error:
         fail(f"{beginning}{error.detail}. --device cpu works everywhere.", ExitCode.MACHINE)
+    except BrokenPipeError:  # whoever read the output has had enough of it: nobody is left to tell
+        raise typer.Exit(ExitCode.MACHINE) from None
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{beginning}{name}{error.strerror or error}.", ExitCode.MACHINE)
@@ -223,14 +230,27 @@ def _options(
 
 @app.command()
 def score(
-    weights: Annotated[
-        list[str], typer.Option(help="A file, a glob in quotes, or a URL; repeat it for each candidate.")
+    data: Annotated[
+        str, typer.Option(help="A held-out file, a folder of them, a FIFO, or - for standard input.")
     ],
-    data: Annotated[str, typer.Option(help="A held-out file, a folder of them, or - for standard input.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WEIGHTS...", help="Candidates: files or URLs.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The same as an option, repeatable; also a glob in quotes. They come after WEIGHTS."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
     seeds: Annotated[
         int,
-        typer.Option(min=1, help="Repeat with this many seeds, counting from --seed: does the ranking hold?"),
+        typer.Option(
+            min=1,
+            max=1 << 16,
+            help="Repeat with this many seeds, counting from --seed: does the ranking hold?",
+        ),
     ] = 1,
     target: Annotated[
         Path | None, typer.Option(help="A target embedding: a JSON list of numbers, or .npy.")
@@ -249,6 +269,12 @@ def score(
     json: JsonFlag = False,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML page that shows where the candidates differ.")
+    ] = None,
+    embedding_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the embedding, with the checksum of its weights: for one file, one seed. `encrypt` takes it."
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -270,19 +296,24 @@ def score(
     """Compare candidate weights on held-out data, as the network would.
 
     One candidate that fails costs the others nothing. Several files or seeds: every number is the mean over them.
+    Exit code: 0 good, 1 no weights have a loss, 2 usage, 3 a candidate could not be evaluated (machine or network).
 
     \b
     Two checkpoints on one file:
-      soma-eval score --weights a.safetensors --weights b.safetensors \\
-        --data held-out.txt
+      soma-eval score a.safetensors b.safetensors --data held-out.txt
     All checkpoints, every file of a folder, five seeds, and a page to look at:
-      soma-eval score --weights 'checkpoints/*.safetensors' --data held-out/ \\
+      soma-eval score checkpoints/*.safetensors --data held-out/ \\
         --seeds 5 --report score.html
+    The embedding to commit with exactly this file:
+      soma-eval score best.safetensors --data held-out.txt \\
+        --embedding-out best.embedding.json
     The encrypted file, as it will be published, for a script:
-      soma-eval score --weights best.enc --key-file best.key \\
-        --data held-out.txt --json
+      soma-eval score best.enc --key-file best.key --data held-out.txt --json
     """
     flags = dict(locals())
+    flags["weights"] = [*(flags.pop("files") or []), *(weights or [])]
+    if not flags["weights"]:
+        fail("no weights are given: name them, as in `soma-eval score FILE --data FILE`.", ExitCode.USAGE)
     ours = ("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
     given = {name: flags.pop(name) for name in ours}
     if url is not None and any(value is not None for value in given.values()):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from service.checksum import is_checksum
 from service.commands.output_file import write_whole
-from service.commands.question import NUM_SEEDS, BadUsage
+from service.commands.question import NUM_SEEDS
+from service.commands.usage import BadUsage
 
 FORMAT = "soma-eval embedding 1"
 _MAX_FILE_BYTES = 16 << 20

@@ -17,6 +17,19 @@ class FileChanged(ScoringError):
         return "file-changed"
 
 
+class FileUnreadable(ScoringError):
+    """A file on this machine cannot be read: nothing is known of what is in it."""
+
+    title = "A file cannot be read"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, fault="service", blob="model")
+
+    @property
+    def full_code(self) -> str:
+        return "file-unreadable"
+
+
 @dataclass(frozen=True, slots=True)
 class FileState:
     """What the file system says of a file; any write, truncation or replacement changes it."""

@@ -8,17 +8,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from service.cache import BlobCache
-from service.commands.file_state import FileChanged, FileState, state_of
-from service.commands.question import Candidate, HeldOut, Question
-from service.commands.score_sheet import CandidateProgress, OnProgress, Outcome, Phase, Run, ScoreSheet
+from service.commands.file_state import FileChanged, FileState, FileUnreadable, state_of
+from service.commands.held_out import HeldOut
+from service.commands.question import Candidate, Question
+from service.commands.refused_weights import why_refused
+from service.commands.score_sheet import (
+    CandidateProgress,
+    OnProgress,
+    Outcome,
+    Phase,
+    Run,
+    ScoreSheet,
+    WeightsChecksums,
+)
 from service.competition import BlobRef, cosine_distance
 from service.config import Settings
-from service.errors import ScoringError, WeightsInvalid
+from service.encryption import commitment_of, commitment_of_plain
+from service.errors import DecryptionFailed, ScoringError, WeightsInvalid
 from service.lifespan import open_pool, open_private_cache
 from service.pace import DownloadProgress
 from service.pool_errors import to_scoring_error
+from workers import errors
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.errors import FileUnreadable, WorkerError
 from workers.pool import WorkerPool
 from workers.types import EvalJob, EvalProgress, EvalResult
 
@@ -33,12 +44,10 @@ async def score_locally(question: Question, settings: Settings, on_progress: OnP
         cache = await stack.enter_async_context(_cache_for(question, settings))
         pool = await stack.enter_async_context(open_pool(settings))
         scoring = _Scoring(question, settings, pool, cache, on_progress)
-        return ScoreSheet(question, await score_all(question, scoring.score))
+        return await score_all(question, scoring.score)
 
 
-async def score_all(
-    question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]
-) -> tuple[Outcome, ...]:
+async def score_all(question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]) -> ScoreSheet:
     """The outcome of every candidate, all at once; the first that raises ends the others.
 
     A candidate whose file changes until all are done has the error FileChanged in place of a number.
@@ -50,9 +59,15 @@ async def score_all(
             tasks = [group.create_task(score(i)) for i in range(len(question.candidates))]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
+    data_checksums = await asyncio.to_thread(_data_checksums, question)
     for data in question.data:
         data.check_unchanged()
-    return tuple(_unless_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
+    outcomes = (_unless_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
+    return ScoreSheet(question, tuple(outcomes), data_checksums)
+
+
+def _data_checksums(question: Question) -> tuple[str, ...]:
+    return tuple(commitment_of(data.path).checksum for data in question.data) if question.checksums else ()
 
 
 def _state_of_weights(candidate: Candidate) -> FileState | None:
@@ -96,13 +111,31 @@ class _Scoring:
         self._on_progress(CandidateProgress(index, "waiting"))
         try:
             async with self._weights(index) as (path, identity), self._turns:
-                started = time.monotonic()
-                runs = await self._runs(index, candidate, path, identity)
+                outcome = await self._evaluate_runs(index, candidate, path, identity)
         except ScoringError as error:
-            self._on_progress(CandidateProgress(index, "failed"))
-            return Outcome(candidate, error=error)
-        self._on_progress(CandidateProgress(index, "done"))
-        return Outcome(candidate, runs, seconds=time.monotonic() - started)
+            outcome = Outcome(candidate, error=error)
+        self._on_progress(CandidateProgress(index, "done" if outcome.error is None else "failed"))
+        return outcome
+
+    async def _evaluate_runs(self, index: int, candidate: Candidate, path: Path, identity: str) -> Outcome:
+        started = time.monotonic()
+        try:
+            runs = await self._runs(index, candidate, path, identity)
+        except (WeightsInvalid, DecryptionFailed) as error:
+            found = await why_refused(path, candidate, self._settings)
+            return Outcome(candidate, error=error, findings=found)
+        seconds = time.monotonic() - started
+        return Outcome(candidate, runs, seconds=seconds, checksums=await self._checksums(path, candidate.key))
+
+    async def _checksums(self, path: Path, key: bytes | None) -> WeightsChecksums | None:
+        if not self._question.checksums:
+            return None
+        try:
+            file = await asyncio.to_thread(commitment_of, path)
+            plain = file if key is None else await asyncio.to_thread(commitment_of_plain, path, key)
+        except OSError as error:
+            raise FileUnreadable(f"the file could not be read: {error.strerror}") from error
+        return WeightsChecksums(file.checksum, plain.checksum)
 
     async def _runs(self, index: int, candidate: Candidate, path: Path, identity: str) -> tuple[Run, ...]:
         num_batches = [self._architecture.num_batches(data.size) for data in self._question.data]
@@ -129,9 +162,11 @@ class _Scoring:
     async def _evaluate(self, job: EvalJob, on_progress: Callable[[EvalProgress], None]) -> EvalResult:
         try:
             return await self._pool.evaluate(job, on_progress)
-        except FileUnreadable as error:  # a cache has nothing to do with it: it is the file that was named
-            raise WeightsInvalid(error.detail) from error
-        except WorkerError as error:
+        except (
+            errors.FileUnreadable
+        ) as error:  # its file was named: a worker's death has nothing to do with it
+            raise FileUnreadable(error.detail) from error
+        except errors.WorkerError as error:
             raise to_scoring_error(error, "client") from error
 
     def _run(self, data: HeldOut, seed: int, result: EvalResult) -> Run:
@@ -150,6 +185,9 @@ class _Scoring:
             num_predicted=num_predicted,
             load_seconds=result.load_seconds,
             eval_seconds=result.eval_seconds,
+            precision=result.precision,
+            device=result.device,
+            versions=result.versions,
             token_cross_entropy=result.token_cross_entropy,
         )
 
@@ -185,10 +223,10 @@ class _Scoring:
 
 
 def _identity(path: Path) -> str:
-    """Tells a worker whether it holds this file already, without reading it. Raises WeightsInvalid."""
+    """Tells a worker whether it holds this file already, without reading it. Raises FileUnreadable."""
     state = state_of(path)
     if state is None:
-        raise WeightsInvalid("the file cannot be read: it is no longer there, or not yours to read")
+        raise FileUnreadable("the file could not be read: it is no longer there, or not yours to see")
     return hashlib.blake2b(repr((str(path.resolve()), state)).encode(), digest_size=16).hexdigest()
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from service.commands.question import BadUsage
+from service.commands.usage import BadUsage
 
 
 def refuse_unsafe_output(

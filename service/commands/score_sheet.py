@@ -2,13 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.commands.diagnosis import Finding
+from service.commands.embedding_file import float32_numbers
 from service.commands.question import Candidate, Question
 from service.competition import is_near_tie, margin, pick_winner
 from service.errors import ScoringError
@@ -49,6 +51,11 @@ class Run:
     """All tokens, padding too: what the network divides the cross-entropy by."""
     load_seconds: float
     eval_seconds: float
+    precision: str = ""
+    device: str = ""
+    """The devices that took part."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that made the numbers, by name."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless it was asked for."""
 
@@ -59,13 +66,27 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsChecksums:
+    """Blake2b-256 of a weights file, Base58."""
+
+    file: str
+    """Of the file as it lies there: what a commit promises, if this is what is published."""
+    plain: str
+    """Of the weights it decrypts to; the same without a key."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """One candidate: a run for each file and seed, or why there is none."""
 
     candidate: Candidate
     runs: tuple[Run, ...] = ()
     error: ScoringError | None = None
+    findings: tuple[Finding, ...] = ()
+    """Why the weights were refused, as `check` tells it."""
     seconds: float = 0.0
+    checksums: WeightsChecksums | None = None
+    """Only where the question asks for them."""
 
     @property
     def loss(self) -> float | None:
@@ -107,6 +128,8 @@ class ScoreSheet:
     question: Question
     outcomes: tuple[Outcome, ...]
     """In the order of the candidates."""
+    data_checksums: tuple[str, ...] = ()
+    """Of each file of data, Blake2b-256 in Base58; empty unless the question asks for them."""
 
     @property
     def losses(self) -> list[float | None]:
@@ -130,15 +153,26 @@ class ScoreSheet:
 
     @property
     def num_wins(self) -> int:
-        """In how many of the runs the winner has the lowest loss."""
+        """In how many of the runs the winner's loss is below that of every other; a tie is no win."""
         winner = self.winner
         if winner is None:
             return 0
-        return sum(
-            pick_winner([outcome.runs[i].loss if outcome.runs else None for outcome in self.outcomes])
-            == winner
-            for i in range(self.question.num_runs)
-        )
+        best = self.outcomes[winner]
+        others = [outcome for outcome in self.outcomes if outcome.runs and outcome is not best]
+        return sum(all(run.loss < other.runs[i].loss for other in others) for i, run in enumerate(best.runs))
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a candidate was not evaluated for reasons that say nothing of it."""
+        return any(map(is_trouble, all_errors(self.outcomes)))
+
+    def near_ties(self) -> list[int]:
+        """Indices of the candidates that could win elsewhere, best first; empty where the best is clear of all."""
+        order = self.best_first()
+        if not self.is_near_tie:
+            return []
+        best = self.outcomes[order[0]].loss or 0.0
+        return [i for i in order if is_near_tie(best, (self.outcomes[i].loss or 0.0) - best)]
 
     def best_first(self) -> list[int]:
         """Indices of the candidates with a loss, by it."""
@@ -169,7 +203,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
             "loss": outcome.loss,
             "cross_entropy": outcome.mean(lambda run: run.cross_entropy),
             "sig_reg": outcome.mean(lambda run: run.sig_reg),
-            "embedding": outcome.embedding.tolist(),
+            "embedding": float32_numbers(outcome.embedding),
             "distance": outcome.distance,
             "bits_per_byte": outcome.mean(lambda run: run.bits_per_byte),
             "loss_spread": outcome.loss_spread,
@@ -178,7 +212,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
     return {
         "weights": outcome.candidate.name,
         **numbers,
-        "error": None if outcome.error is None else _error(outcome.error),
+        "error": None if outcome.error is None else _error(outcome),
         "seconds": outcome.seconds,
         "runs": [_run(run) for run in outcome.runs] if outcome.error is None else [],
     }
@@ -186,17 +220,19 @@ def _model(outcome: Outcome) -> dict[str, Any]:
 
 def _run(run: Run) -> dict[str, Any]:
     names = ("data", "seed", "loss", "cross_entropy", "sig_reg", "distance", "bits_per_byte")
-    return {
-        name: getattr(run, name) for name in (*names, "attends_to_future", "load_seconds", "eval_seconds")
-    }
+    facts = ("attends_to_future", "load_seconds", "eval_seconds", "precision", "device")
+    return {name: getattr(run, name) for name in (*names, *facts)}
 
 
-def _error(error: ScoringError) -> dict[str, Any]:
+def _error(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
+    assert error is not None
     return {
         "code": error.full_code,
         "detail": error.detail,
         "fault": error.fault,
         "retryable": error.retryable,
+        "findings": [asdict(finding) for finding in outcome.findings],
     }
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.commands.file_state import FileChanged
+from service.commands.held_out import find_data
 from service.commands.local_scoring import score_locally
-from service.commands.question import Question, find_data, parse_candidates
+from service.commands.question import Question, parse_candidates
 from service.commands.score_command import exit_code
 from service.commands.score_sheet import CandidateProgress, ScoreSheet
 from service.config import ExplicitSettings
@@ -41,7 +42,8 @@ def score(
         write_weights(folder / f"{name}.safetensors", SMALL_CONFIG, recipe)
     (folder / "data").write_bytes(make_data(golden_cases()["small-1024"].data))
     candidates = parse_candidates([str(folder / f"{name}.safetensors") for name in "ab"], [])
-    question = Question(candidates, find_data(str(folder / "data"), folder / "spool"), seeds=(0,))
+    with find_data(str(folder / "data")) as found:
+        question = Question(candidates, found.files, seeds=(0,))
     changed = False
 
     def on_progress(progress: CandidateProgress) -> None:

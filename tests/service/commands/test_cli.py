@@ -183,7 +183,7 @@ def test_the_same_weights_twice_are_a_tie_and_the_first_wins(shell: Shell) -> No
 def test_no_winner_is_the_weights_fault(shell: Shell) -> None:
     ran = shell.run("score", *SMALL, "--weights", "sealed.enc", "--data", "text")
     assert ran.code == 1
-    assert ran.out.startswith("✗ sealed.enc: not a safetensors file")
+    assert ran.out.startswith("✗ sealed.enc: there is no unencrypted safetensors header")
     assert len(ran.out.splitlines()) == 1
 
 
@@ -310,8 +310,8 @@ def test_check_says_what_to_do(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["score", "--data", "text"], 2, "Missing option '--weights'. See `soma-eval score --help`."),
-        (["score", "--weights", "nowhere", "--data", "text"], 2, "--weights nowhere: there is no such file"),
+        (["score", "--data", "text"], 2, "no weights are given: name them, as in"),
+        (["score", "--weights", "nowhere", "--data", "text"], 2, "weights nowhere: there is no such file"),
         (
             ["score", "--weights", "c*", "--data", "nowhere"],
             2,

@@ -16,7 +16,7 @@ from service.commands.embedding_file import (
     read_embedding_file,
     write_embedding_file,
 )
-from service.commands.question import BadUsage
+from service.commands.usage import BadUsage
 
 CONTENT = EmbeddingFile(
     weights="a.safetensors",
