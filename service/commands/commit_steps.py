@@ -5,8 +5,8 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.commands.terminal import printable
 from service.config import Settings
+from service.printable import printable
 
 
 @dataclass(frozen=True, slots=True)

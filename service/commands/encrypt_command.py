@@ -20,11 +20,12 @@ from service.commands.embedding_file import EmbeddingFile, read_embedding_file
 from service.commands.local_file import require_regular_file
 from service.commands.new_file import named_when_done
 from service.commands.question import BadUsage, parse_key
-from service.commands.terminal import byte_bar, finding_lines, printable, write_out
+from service.commands.terminal import byte_bar, finding_lines, write_out
 from service.config import Settings
 from service.encryption import encrypt_file, new_key
 from service.exit_codes import ExitCode
 from service.partial_file import sync_folder
+from service.printable import printable
 from workers.architectures import CURRENT_VERSION
 
 

@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from service.cache import BlobCache
+from service.commands.check import diagnose
+from service.commands.diagnosis import Finding
 from service.commands.file_state import FileChanged, FileState, FileUnreadable, state_of
 from service.commands.held_out import HeldOut
 from service.commands.question import Candidate, Question
-from service.commands.refused_weights import why_refused
 from service.commands.score_sheet import (
     CandidateProgress,
     OnProgress,
@@ -122,10 +123,16 @@ class _Scoring:
         try:
             runs = await self._runs(index, candidate, path, identity)
         except (WeightsInvalid, DecryptionFailed) as error:
-            found = await why_refused(path, candidate, self._settings)
-            return Outcome(candidate, error=error, findings=found)
+            return Outcome(candidate, error=error, findings=await self._why_refused(candidate, path))
         seconds = time.monotonic() - started
         return Outcome(candidate, runs, seconds=seconds, checksums=await self._checksums(path, candidate.key))
+
+    async def _why_refused(self, candidate: Candidate, path: Path) -> tuple[Finding, ...]:
+        """What `check` finds in the same file; nothing where it can no longer be read."""
+        try:
+            return tuple(await diagnose(path, candidate.key, self._settings, is_upload=candidate.is_url))
+        except OSError:
+            return ()
 
     async def _checksums(self, path: Path, key: bytes | None) -> WeightsChecksums | None:
         if not self._question.checksums:

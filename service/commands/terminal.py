@@ -81,19 +81,6 @@ def write_out(text: str) -> None:
         raise OSError(error.errno, f"standard output cannot be written ({error.strerror})") from error
 
 
-def write_out(text: str) -> None:
-    """Write to standard output, and see it written. Raises OSError where that is closed, full or a broken pipe."""
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "it is closed")
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError:
-        # What is still in the buffer would fail once more at the exit of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
 def print_sheet(sheet: ScoreSheet) -> None:
     """The table, best first, and what else there is to say. Raises OSError."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()

@@ -340,11 +340,10 @@ def test_a_precision_that_needs_a_gpu_is_refused_at_once(
     assert "--device cpu works" not in err
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-def test_a_terminal_without_unicode_is_enough(prepared: Path, environment: dict[str, str]) -> None:
-    ran = run(prepared, "sealed.enc", "--data", "data", env=environment)
+def test_a_terminal_without_unicode_is_enough(prepared: Path) -> None:
+    ran = run(prepared, "sealed.enc", "--data", "data", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert (ran.returncode, ran.stderr) == (1, b"")
-    assert b"x sealed.enc: " in ran.stdout.replace("✗".encode(), b"x")
+    assert ran.stdout.startswith(b"x sealed.enc: ")
 
 
 def test_a_name_that_is_not_text_is_no_bug(prepared: Path) -> None:
@@ -372,7 +371,8 @@ def test_a_page_is_written_with_standard_output_closed(prepared: Path, tmp_path:
 def test_a_full_standard_output_is_told(prepared: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         ran = run(prepared, "plain.safetensors", "--data", "data", "--json", stdout=full)
-    assert (ran.returncode, ran.stderr) == (3, b"soma-eval: No space left on device.\n")
+    assert ran.returncode == 3
+    assert ran.stderr == b"soma-eval: standard output cannot be written (No space left on device).\n"
 
 
 def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
