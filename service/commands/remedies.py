@@ -6,7 +6,7 @@ from service.errors import ScoringError
 _REMEDIES = {
     "decryption-failed": "Give the key these very bytes were encrypted with, and none for unencrypted weights.",
     "weights-invalid": "`soma-eval check` names every tensor that is wrong; encrypted weights need --key-file.",
-    "non-finite-result": "Training has diverged: take an earlier checkpoint. `soma-eval check --full` names NaN in the weights.",
+    "non-finite-result": "Training has diverged: take an earlier checkpoint. `soma-eval check --full` names NaN in it.",
     "zero-embedding": "The model gives no representation at all: take another checkpoint.",
     "empty-data": "Give a file with at least one byte in it.",
     "evaluation-crashes-worker": "It ended two workers: evaluate it on another machine before you commit it.",

@@ -155,6 +155,8 @@ def _verdict(sheet: ScoreSheet) -> str:
     if sheet.margin is None:
         return f"{name}: loss {sheet.outcomes[sheet.winner].loss:.5f}, compared with nothing"
     among = " of those that were evaluated" if sheet.is_incomplete else ""
+    if sheet.question.num_runs > 1:
+        return f"{name} has the lowest mean loss{among}"
     return f"{name} is best{among}"
 
 

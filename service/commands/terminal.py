@@ -140,7 +140,9 @@ def _remarks_on_the_winner(sheet: ScoreSheet) -> Iterator[Text]:
             "could win. More held-out data may tell them apart."
         )
     if sheet.margin is not None and sheet.question.num_runs > 1:
-        yield Text(f"The best is ahead of all others in {sheet.num_wins} of {sheet.question.num_runs} runs.")
+        ahead = f"The best is ahead of all others in {sheet.num_wins} of {sheet.question.num_runs} runs"
+        always = sheet.num_wins == sheet.question.num_runs
+        yield Text(f"{ahead}.") if always else _warning(f"{ahead}: who wins depends on the file or the seed.")
 
 
 def _remarks_on_the_question(sheet: ScoreSheet) -> Iterator[Text]:

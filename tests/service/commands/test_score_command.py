@@ -439,6 +439,17 @@ def test_an_exact_tie_is_no_win() -> None:
     assert sheet(5.0, None).num_wins == 1
 
 
+def test_a_best_that_does_not_always_win_says_so() -> None:
+    def of_two_seeds(a: tuple[float, float], b: tuple[float, float]) -> str:
+        question = replace(sheet(0.0, 0.0).question, seeds=(0, 1))
+        runs = [tuple(map(made_up_run, losses)) for losses in (a, b)]
+        outcomes = (Outcome(c, r) for c, r in zip(question.candidates, runs, strict=True))
+        return told(ScoreSheet(question, tuple(outcomes)))
+
+    assert "ahead of all others in 2 of 2 runs." in of_two_seeds((5.0, 5.0), (6.0, 6.0))
+    assert "in 1 of 2 runs: who wins depends on the file or the seed" in of_two_seeds((5.0, 5.0), (4.5, 7.0))
+
+
 def test_what_is_compared_with_nothing_says_so() -> None:
     assert "it is compared with nothing" in told(sheet(5.0, None))
     assert "compared with nothing" not in told(sheet(5.0))
