@@ -83,6 +83,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.
 
 def main() -> None:
     """The console command: whatever goes wrong is said in one line on stderr."""
+    prepare_standard_streams()
     keep_memory_private()
     prepare_standard_streams()
     with sigterm_interrupts() as was_terminated:
