@@ -168,8 +168,6 @@ def _said_in_one_line(beginning: str = "") -> Iterator[None]:
         fail(f"{beginning}{error.detail}.", ExitCode.MACHINE)
     except WorkerError as error:
         fail(f"{beginning}{error.detail}. --device cpu works everywhere.", ExitCode.MACHINE)
-    except BrokenPipeError:  # whoever read the output has had enough of it: nobody is left to tell
-        raise typer.Exit(ExitCode.MACHINE) from None
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{beginning}{name}{error.strerror or error}.", ExitCode.MACHINE)
