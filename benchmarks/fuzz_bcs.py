@@ -19,7 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from service.bcs import BcsError, HealthRequest, HealthResponse, ManifestInput, ScoreRequest, ScoreResponse
+from service.grpc_api.bcs import (
+    BcsError,
+    HealthRequest,
+    HealthResponse,
+    ManifestInput,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 
 class Message(Protocol):

@@ -21,7 +21,7 @@ import base58
 from rich.console import Console
 from rich.table import Table
 
-from service.encryption import commitment_of
+from service.cli.encryption import commitment_of
 from tests.file_server import FileServer
 from tests.live_service import live_service
 from tests.recipe import TEST_KEY, encrypt, make_data, small_weights_bytes

@@ -9,15 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from service.cache import BlobCache
-from service.cache_folder import make_private_folder
+from service.cache.blob_cache import BlobCache
+from service.cache.folder import make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
-from service.download import Downloader
-from service.jobs import JobStore
+from service.download.downloader import Downloader
+from service.jobs.jobs import JobStore
 from service.metrics import Metrics
-from service.scheduler import Scheduler
-from service.scorer import Limits, Scorer
+from service.scoring.scheduler import Scheduler
+from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
 

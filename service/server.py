@@ -12,16 +12,16 @@ from typing import NoReturn
 import structlog
 import uvicorn
 
+from service.cancellation import unless
 from service.config import Settings, is_loopback
-from service.grpc_api import serve_grpc
-from service.http_api import create_app
-from service.http_protocol import BoundedHttpProtocol
+from service.grpc_api.servicer import serve_grpc
+from service.http_api.app import create_app
+from service.http_api.protocol import BoundedHttpProtocol
 from service.lifespan import Parts, open_service
 from service.log import log_loop_trouble
 from service.open_files import connection_limits, raise_open_file_limit
-from service.scheduler import Scheduler
+from service.scoring.scheduler import Scheduler
 from service.shutdown import Shutdown
-from service.unless import unless
 
 KEEP_ALIVE_SECONDS = 30
 _LAST_GOODBYES_SECONDS = 5

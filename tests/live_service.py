@@ -32,7 +32,7 @@ class LiveService:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "service.cli", "serve"),
+                    *(sys.executable, "-m", "service.cli.main", "serve"),
                     *("--port", "0", "--grpc-port", "0", "--data-dir", str(self.data_dir), *flags),
                 ],
                 stdout=log,

@@ -10,23 +10,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 DOWNLOAD = {
-    *("service.download", "service.ranged_download", "service.replies"),
-    *("service.address_guard", "service.body_stream", "service.asyncio_network"),
-    "service.connection_failure",
+    *("service.download.downloader", "service.download.ranged_download", "service.download.responses"),
+    *("service.egress.address_guard", "service.egress.body_stream", "service.egress.asyncio_network"),
+    "service.download.connection_failure",
 }
 """The downloader and what it dials and reads with."""
 
 ONLY_IN = {
-    "fastapi": {"service.http_api"},
-    "fastapi_offline": {"service.http_api"},
-    "starlette": {"service.http_api", "service.http_gate"},
-    "uvicorn": {"service.server", "service.http_protocol"},
-    "grpc": {"service.grpc_api"},
+    "fastapi": {"service.http_api.app"},
+    "fastapi_offline": {"service.http_api.app"},
+    "starlette": {"service.http_api.app", "service.http_api.middleware"},
+    "uvicorn": {"service.server", "service.http_api.protocol"},
+    "grpc": {"service.grpc_api.servicer"},
     "ray": {"workers.ray_pool"},
-    "httpx": {*DOWNLOAD, "service.demo", "service.commands.remote"},
+    "httpx": {*DOWNLOAD, "service.cli.demo", "service.cli.score.remote"},
     "httpcore": DOWNLOAD,
-    "pydantic": {"service.schemas", "service.config", "service.cli"},
-    "typer": {"service.cli"},
+    "pydantic": {"service.http_api.schemas", "service.config", "service.cli.main"},
+    "typer": {"service.cli.main"},
 }
 """A library that has one place: the modules that may import it."""
 
@@ -92,7 +92,13 @@ def test_a_library_has_its_place(library: str) -> None:
 
 
 def test_the_core_does_not_know_its_doors() -> None:
-    doors = {"service.http_api", "service.http_gate", "service.grpc_api", "service.cli", "service.server"}
+    doors = {
+        "service.http_api.app",
+        "service.http_api.middleware",
+        "service.grpc_api.servicer",
+        "service.cli.main",
+        "service.server",
+    }
     core = modules("service")
     for name in ("scorer", "cache", "download", "url_policy", "scheduler", "competition", "errors", "config"):
         assert not [module for module in core[f"service.{name}"] if within(module, doors)], name

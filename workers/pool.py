@@ -42,8 +42,8 @@ def create_pool(
     `memory_budget_bytes`: what resident weights may take per device; None: a share of what is free.
     Raises NoWorker when a GPU is asked for and there is none, PrecisionNeedsGpu when the precision needs one.
     """
-    from workers.devices import check_precision, resolve_devices, share_machine
-    from workers.process_pool import ProcessPool
+    from workers.processes.devices import check_precision, resolve_devices, share_machine
+    from workers.processes.process_pool import ProcessPool
 
     config = WorkerConfig(
         device="",

@@ -10,15 +10,15 @@ from typing import Any
 import httpcore
 import pytest
 
-from service.asyncio_network import AsyncioNetwork, AsyncioStream
-from service.cache import BlobCache, CachedBlob
+from service.cache.blob_cache import BlobCache, CachedBlob
 from service.checksum import checksum_of
-from service.competition import BlobRef
-from service.download import Downloader
+from service.download.downloader import Downloader
+from service.download.throughput import DownloadLimits, OnDownloadProgress
+from service.egress.asyncio_network import AsyncioNetwork, AsyncioStream
+from service.egress.resolver import Resolver
+from service.egress.url_policy import UrlPolicy
 from service.errors import BlobKind, ScoringError
-from service.pace import DownloadLimits, OnDownloadProgress
-from service.resolver import Resolver
-from service.url_policy import UrlPolicy
+from service.scoring.competition import BlobRef
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 
 QUICK = DownloadLimits(

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service import cli
-from service.competition import MAX_MANIFESTS
+from service.cli import main as cli
 from service.config import ExplicitSettings, Settings
+from service.scoring.competition import MAX_MANIFESTS
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import pytest
 from tests.file_server import FileServer
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
 from tests.recipe import golden_cases, make_data, small_weights_bytes
-from tests.service.test_eval import assert_problem, request_for
+from tests.service.scoring.test_eval import assert_problem, request_for
 
 GOLDEN = golden_cases()["small-1-mib"]
 
@@ -170,9 +170,9 @@ def test_a_second_signal_is_heard_while_connections_are_closed(tmp_path: Path) -
 
 HANGING_START = """
 import sys, time
-import workers.devices
-workers.devices.count_gpus = lambda: time.sleep(600)
-from service.cli import main
+import workers.processes.devices
+workers.processes.devices.count_gpus = lambda: time.sleep(600)
+from service.cli.main import main
 main()
 """
 

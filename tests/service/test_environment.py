@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from service import cli
+from service.cli import main as cli
+from service.cli.exit_codes import ExitCode
 from service.config import Settings
 from service.environment import OTHER_NAMES
-from service.exit_codes import ExitCode
 
 SECRET = "secret-canary"
 

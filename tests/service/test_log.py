@@ -16,13 +16,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.config import Settings
-from service.http_api import create_app
-from service.jobs import JobStore
+from service.http_api.app import create_app
+from service.jobs.jobs import JobStore
 from service.lifespan import Parts
 from service.log import log_loop_trouble
 from service.metrics import Metrics
-from service.scheduler import Scheduler
-from service.verdict import Evaluation, OnProgress, Progress
+from service.scoring.results import Evaluation, OnProgress, Progress
+from service.scoring.scheduler import Scheduler
 from tests.recipe import TEST_KEY
 
 SECRET = "-".join(["secret", "canary"])  # its source line is not what is looked for

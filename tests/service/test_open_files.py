@@ -17,9 +17,9 @@ from tests.file_server import FileServer
 from tests.http2_client import Http2Client
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
 from tests.recipe import small_weights_bytes
-from tests.service.test_both_doors import connect, score
-from tests.service.test_eval import request_for
-from tests.service.test_score import GOLDEN, competition
+from tests.service.scoring.test_eval import request_for
+from tests.service.scoring.test_score import GOLDEN, competition
+from tests.service.test_both_apis import connect, score
 
 
 async def test_idle_connections_leave_descriptors_for_admitted_work(

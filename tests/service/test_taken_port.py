@@ -16,7 +16,7 @@ def test_a_taken_port_is_told_with_its_flag(tmp_path: Path, flag: str, other: st
         port = taken.getsockname()[1]
         flags = (flag, str(port), other, "0", "--small-model", "--device", "cpu", "--data-dir", str(tmp_path))
         ran = subprocess.run(
-            [sys.executable, "-m", "service.cli", "serve", *flags],
+            [sys.executable, "-m", "service.cli.main", "serve", *flags],
             capture_output=True,
             cwd=Path(__file__).parents[2],
             check=False,

@@ -1,0 +1,1 @@
+"""Files on disk as published, each named by its checksum: start with blob_cache.py."""

@@ -1,0 +1,1 @@
+"""The command line: start with main.py, which declares every command."""

@@ -1,0 +1,1 @@
+"""`soma-eval check`: start with command.py."""

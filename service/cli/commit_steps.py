@@ -1,0 +1,131 @@
+"""What `encrypt` prints: what a commit needs, and the steps that are left, to be copied as they stand."""
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.cli.printable import printable
+from service.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Encrypted weights, and all that a commit of them needs."""
+
+    weights: Path
+    """The plain file."""
+    output: Path
+    """The ciphertext."""
+    key: str = field(repr=False)
+    """Base58."""
+    key_file: Path | None
+    """Where the key was written; None where it is printed."""
+    embedding_file: Path | None
+    """None where the embedding is still to be made."""
+    embedding_dim: int | None
+    checksum: str
+    """Of the ciphertext: what a commit promises."""
+    plain_checksum: str
+    """Of the weights before encryption: what an embedding file names."""
+    size: int
+    """Bytes of the ciphertext."""
+    allow_non_finite: bool
+    """The weights hold NaN or infinity, and are wanted all the same."""
+
+
+def commit_steps(sealed: Sealed, settings: Settings) -> str:
+    """The whole text."""
+    key = sealed.key if sealed.key_file is None else f"in {_shown(sealed.key_file)}, which only you can read"
+    if sealed.embedding_file is None:
+        embedding = "not made yet: see step 1"
+    else:
+        numbers = f"{sealed.embedding_dim:,} numbers"
+        embedding = f"{numbers} in {_shown(sealed.embedding_file)}, computed from these very weights"
+    steps = [_upload(sealed, settings), _commit(sealed), _REVEAL]
+    if sealed.embedding_file is None:
+        steps.insert(0, _make_embedding(sealed, settings))
+    numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    small = (
+        "\nThis is the small model, for trying things: the network itself evaluates the full one.\n"
+        if settings.small_model
+        else ""
+    )
+    return f"""\
+encrypted  {_shown(sealed.output)}
+key        {key}
+checksum   {sealed.checksum}
+size       {sealed.size}
+embedding  {embedding}
+{small}
+Next:
+{numbered}
+"""
+
+
+def embedding_command(weights: Path, embedding_file: Path, settings: Settings) -> str:
+    """The command that makes the embedding of exactly this file."""
+    small = " --small-model" if settings.small_model else ""
+    return (
+        f"soma-eval score {shell_word(weights)}{small} --data HELD_OUT_FILE --seed 0 "
+        f"--embedding-out {shell_word(embedding_file)}"
+    )
+
+
+def shell_word(path: Path) -> str:
+    """A path as bash reads it back, whatever characters or bytes its name has."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(path))
+    return f"$'{''.join(escaped)}'"
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
+
+
+def _embedding_file(sealed: Sealed) -> Path:
+    return sealed.embedding_file or sealed.output.with_suffix(".embedding.json")
+
+
+def _make_embedding(sealed: Sealed, settings: Settings) -> str:
+    return f"""\
+Make the embedding to commit, of exactly these weights (no seed changes it):
+   {embedding_command(sealed.weights, _embedding_file(sealed), settings)}"""
+
+
+def _upload(sealed: Sealed, settings: Settings) -> str:
+    small = " --small-model" if settings.small_model else ""
+    odd = " --allow-non-finite" if sealed.allow_non_finite else ""
+    key_file = "FILE_WITH_THE_KEY" if sealed.key_file is None else shell_word(sealed.key_file)
+    return f"""\
+Upload {_shown(sealed.output)} to a URL that validators can fetch, and see that it arrived (exit code 0):
+   soma-eval check URL{small}{odd} --key-file {key_file} \\
+     --checksum {sealed.checksum} --size {sealed.size} --full"""
+
+
+def _commit(sealed: Sealed) -> str:
+    key = repr(sealed.key) if sealed.key_file is None else f"{_path(sealed.key_file)}.read_text().strip()"
+    return f"""\
+Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)` returned, once per model:
+   import json; from pathlib import Path; from soma_sdk import SomaClient
+   key = {key}
+   encrypted = {_path(sealed.output)}.read_bytes()
+   assert SomaClient.commitment(encrypted) == {sealed.checksum!r}
+   scored = json.loads({_path(_embedding_file(sealed))}.read_text())
+   assert scored["checksum"] == {sealed.plain_checksum!r}  # of these weights
+   await client.commit_model(signer=keypair, model_id=MODEL_ID, weights_url=URL, encrypted_weights=encrypted,
+                             decryption_key=key, embedding=scored["embedding"])"""
+
+
+_REVEAL = """\
+Reveal it in the epoch after that of the commit, with the same key and the same embedding; a commit that is not
+   revealed then can cost stake. So run this right after step 2: a wait that begins later ends an epoch too late.
+   The timeout, in seconds, is to be longer than an epoch:
+   await client.wait_for_next_epoch(timeout=7 * 24 * 3600)
+   await client.reveal_model(signer=keypair, model_id=MODEL_ID, decryption_key=key, embedding=scored["embedding"])"""
+
+
+def _path(path: Path) -> str:
+    return f"Path({str(path)!r})"

@@ -1,0 +1,211 @@
+"""The demo: two candidates, trained and not, go encrypted through the whole service on this machine."""
+
+import asyncio
+import base64
+import functools
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import base58
+import httpx
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.encryption import Commitment, commitment_of, encrypt_file, new_key
+from service.config import ExplicitSettings
+from service.server import run_service
+
+_HELD_OUT_BYTES = 20_000
+_SEED = 42
+_TARGET = [1.0 if i % 2 else -1.0 for i in range(16)]
+"""A direction to be near to: any of the small model's 16 dimensions will do."""
+
+
+class DemoFailed(Exception):
+    """A step of the demo did not work; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    name: str
+    url: str
+    key: str
+    commitment: Commitment
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "url": self.url,
+            "checksum": self.commitment.checksum,
+            "size": self.commitment.size,
+            "decryption_key": self.key,
+        }
+
+
+async def run_demo(seconds: float, device: str, precision: str, data_dir: Path | None) -> None:
+    """Train, encrypt, publish, serve, post, and tell what came back.
+
+    Raises DemoFailed, and pydantic's ValidationError for a device or a precision that there is not.
+    """
+    console = Console(highlight=False)
+    with (
+        tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder,
+        _file_server(Path(folder)) as base_url,
+    ):
+        asked: dict[str, Any] = {"device": device, "precision": precision}
+        settings = ExplicitSettings(
+            **asked,
+            port=0,
+            grpc_port=0,
+            small_model=True,
+            data_dir=data_dir or Path(folder) / "data",
+            allow_http=True,
+            allow_private_addresses=True,
+        )
+        text = _real_text()
+        console.print(f"[bold]1.[/] Training one of two candidates of the small model for {seconds:g} s ...")
+        steps = await _make_candidates(Path(folder), seconds, text[:-_HELD_OUT_BYTES])
+        console.print(f"   {steps} steps on {len(text) - _HELD_OUT_BYTES:,} bytes of Python's documentation.")
+        console.print(
+            "[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server."
+        )
+        candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
+        console.print("[bold]3.[/] Starting the service and a worker process ...")
+        async with run_service(settings) as (_parts, addresses):
+            async with httpx.AsyncClient(base_url=addresses.http, trust_env=False, timeout=60.0) as client:
+                await _evaluate(console, client, candidates, text[-_HELD_OUT_BYTES:])
+                await _compete(console, client, candidates, base_url, Path(folder), text[-_HELD_OUT_BYTES:])
+            console.print(f"   The API's documentation was at {addresses.http}/docs while this ran.")
+        console.print("Everything is cleaned up. Next: [bold]soma-eval serve --help[/]")
+
+
+def _real_text() -> bytes:
+    """The language reference's topics, which ship with Python."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics)).encode()[:400_000]
+
+
+async def _make_candidates(folder: Path, seconds: float, text: bytes) -> int:
+    """Train in a process that is not left behind, and in which nothing of the current folder is imported (-P)."""
+    training = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-P", "-m", "workers.demo_candidates", str(folder), str(seconds)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+    )
+    try:
+        output, _ = await training.communicate(text)
+    finally:
+        if training.returncode is None:
+            training.kill()
+            await training.wait()
+    if training.returncode != 0:
+        raise DemoFailed("training a candidate failed; its process said why above")
+    return int(output)
+
+
+def _publish(folder: Path, base_url: str, name: str) -> _Candidate:
+    key = new_key()
+    commitment = encrypt_file(folder / f"{name}.safetensors", folder / f"{name}.enc", key)
+    return _Candidate(name, f"{base_url}/{name}.enc", base58.b58encode(key).decode(), commitment)
+
+
+async def _evaluate(
+    console: Console, client: httpx.AsyncClient, candidates: list[_Candidate], data: bytes
+) -> None:
+    console.print(
+        f"[bold]4.[/] POST /eval for each, on {len(data):,} bytes that neither has seen, seed {_SEED}:"
+    )
+    table = Table("weights", "loss", "CE", "SIGReg", "distance", "download", "load", "eval", box=SIMPLE)
+    losses = []
+    for candidate in candidates:
+        manifest = candidate.manifest()
+        answer = await _post(
+            client,
+            "/eval",
+            {
+                "data": base64.b64encode(data).decode(),
+                "weights_url": manifest["url"],
+                "weights_checksum": manifest["checksum"],
+                "weights_size": manifest["size"],
+                "decryption_key": manifest["decryption_key"],
+                "seed": _SEED,
+                "target_embedding": _TARGET,
+            },
+        )
+        numbers = [f"{answer[name]:.4f}" for name in ("loss", "cross_entropy", "sig_reg", "distance")]
+        timings = answer["timings"]
+        times = [f"{timings[f'{name}_seconds'] * 1000:.0f} ms" for name in ("download", "load", "eval")]
+        table.add_row(candidate.name, *numbers, *times)
+        losses.append(answer["loss"])
+    console.print(table)
+    if not losses[1] < losses[0]:
+        raise DemoFailed("the trained candidate is not better than the random one")
+    console.print(f"   Training is worth {losses[0] - losses[1]:.4f}: the lower loss is the better one.")
+
+
+async def _compete(
+    console: Console,
+    client: httpx.AsyncClient,
+    candidates: list[_Candidate],
+    base_url: str,
+    folder: Path,
+    data: bytes,
+) -> None:
+    console.print("[bold]5.[/] POST /score: the competition, as the network runs it, data by URL:")
+    (folder / "data.bin").write_bytes(data)
+    published = commitment_of(folder / "data.bin")
+    answer = await _post(
+        client,
+        "/score",
+        {
+            "data_url": f"{base_url}/data.bin",
+            "data_checksum": published.checksum,
+            "data_size": published.size,
+            "model_manifests": [candidate.manifest() for candidate in candidates],
+            "target_embedding": _TARGET,
+            "seed": _SEED,
+        },
+    )
+    winner = candidates[answer["winner"]].name
+    console.print(
+        f"   The winner is [bold]{winner}[/]: loss {answer['loss_score'][0]:.4f}, ahead by {answer['margin']:.4f}, "
+        f"distance to the target {answer['distance'][0]:.4f}."
+    )
+    if winner != "trained":
+        raise DemoFailed("the random candidate has won")
+
+
+async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
+    response = await client.post(path, json=body)
+    if response.status_code != httpx.codes.OK:
+        raise DemoFailed(f"POST {path} answered {response.status_code}: {response.json().get('detail')}")
+    return response.json()
+
+
+@contextmanager
+def _file_server(folder: Path) -> Iterator[str]:
+    """The folder by http on a free port of this machine."""
+    handler = functools.partial(_QuietFiles, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the demo's own account is on the screen."""

@@ -1,0 +1,168 @@
+"""What a trainer asks: these candidates, on this held-out data, with these seeds. Made from what the shell gives."""
+
+import glob
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.cli.held_out import HeldOut
+from service.cli.input_file import kind_of, read_small_file
+from service.cli.usage import BadUsage as BadUsage
+from service.errors import InvalidKey
+from service.scoring.competition import parse_decryption_key
+
+NUM_SEEDS = 1 << 64
+NO_KEY = "none"
+"""In a list of keys: these weights are not encrypted."""
+_MAX_KEY_FILE_BYTES = 4096
+_MAX_TARGET_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One set of weights."""
+
+    weights: str
+    """A path or a URL, as it was given."""
+    key: bytes | None = field(default=None, repr=False)
+    """32 bytes, or None for weights that are not encrypted."""
+
+    @property
+    def is_url(self) -> bool:
+        return is_url(self.weights)
+
+    @property
+    def name(self) -> str:
+        """What may be shown and kept: a URL without user, password and query, which may let others in."""
+        return without_secrets(self.weights) if self.is_url else self.weights
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Each candidate is evaluated on each file with each seed."""
+
+    candidates: tuple[Candidate, ...]
+    data: tuple[HeldOut, ...]
+    seeds: tuple[int, ...]
+    target: tuple[float, ...] | None = field(default=None, repr=False)
+    detail: bool = False
+    """Whether the cross-entropy of every token is wanted too; it is the same for every seed."""
+    checksums: bool = False
+    """Whether the checksums of weights and data are wanted too, which takes reading every byte once more."""
+    num_skipped: int = 0
+    """Files of a folder of data that are not evaluated."""
+
+    @property
+    def num_runs(self) -> int:
+        """Evaluations of one candidate."""
+        return len(self.data) * len(self.seeds)
+
+
+def is_url(text: str) -> bool:
+    """Whether weights are to be fetched, rather than read from a file."""
+    return text.partition("://")[0].lower() in ("http", "https")
+
+
+def without_secrets(url: str) -> str:
+    """A URL without user, password and query, which may let others in."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def parse_candidates(weights: Sequence[str], keys: Sequence[bytes | None]) -> tuple[Candidate, ...]:
+    """Files, globs and URLs, with no key, one for all, or one for each in this order. Raises BadUsage."""
+    names = [name for given in weights for name in _expand(given)]
+    if len(keys) not in (0, 1, len(names)):
+        raise BadUsage(f"{len(keys)} keys for {len(names)} weights files: give one key, or one for each")
+    one_each = list(keys) * len(names) if len(keys) == 1 else keys or [None] * len(names)
+    return tuple(Candidate(name, key) for name, key in zip(names, one_each, strict=True))
+
+
+def parse_keys(keys: Sequence[str], key_files: Sequence[Path]) -> list[bytes | None]:
+    """Keys in Base58 (or "none"), from flags or from files. Raises BadUsage, which does not say what they were."""
+    if keys and key_files:
+        raise BadUsage("--key and --key-file exclude each other: put every key into a file of its own")
+    try:
+        texts = list(keys) or [
+            read_small_file(path, _MAX_KEY_FILE_BYTES).decode().strip() for path in key_files
+        ]
+    except (OSError, UnicodeDecodeError, BadUsage) as error:
+        raise BadUsage(f"a key file cannot be read: {_reason(error)}") from None
+    return [None if text == NO_KEY else parse_key(text) for text in texts]
+
+
+def parse_key(text: str) -> bytes:
+    """The 32 bytes of a key in Base58. Raises BadUsage."""
+    try:
+        return parse_decryption_key(text)
+    except InvalidKey as error:
+        raise BadUsage(f"{error.detail}: copy it once more, all 43 or 44 characters of it") from None
+
+
+def parse_seeds(first: int, count: int) -> tuple[int, ...]:
+    """`count` seeds from `first` on, wrapping at 2**64. Raises BadUsage."""
+    if not 0 <= first < NUM_SEEDS:
+        raise BadUsage("--seed lies in 0 .. 2^64 - 1")
+    return tuple((first + i) % NUM_SEEDS for i in range(count))
+
+
+def read_target(path: Path, embedding_dim: int | None) -> tuple[float, ...]:
+    """A target embedding: a JSON list of numbers, or a .npy file. Raises BadUsage.
+
+    `embedding_dim` is None where only a service elsewhere knows it.
+    """
+    try:
+        numbers = _read_numbers(path)
+    except (OSError, BadUsage) as error:
+        raise BadUsage(f"--target {path}: {_reason(error)}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError, EOFError):
+        raise BadUsage(f"--target {path}: it is neither a JSON list of numbers nor a .npy file") from None
+    if embedding_dim is not None and len(numbers) != embedding_dim:
+        raise BadUsage(f"--target {path}: it has {len(numbers)} numbers, an embedding has {embedding_dim}")
+    if not all(map(math.isfinite, numbers)) or not any(numbers):
+        raise BadUsage(f"--target {path}: it is zero, or holds a number that is not finite")
+    return numbers
+
+
+def _read_numbers(path: Path) -> tuple[float, ...]:
+    content = read_small_file(path, _MAX_TARGET_BYTES)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        return tuple(float(number) for number in np.load(io.BytesIO(content), allow_pickle=False).ravel())
+    numbers = json.loads(content)
+    if not isinstance(numbers, list) or any(isinstance(number, bool | str) for number in numbers):
+        raise ValueError("no list of numbers")
+    return tuple(float(number) for number in numbers)
+
+
+def _expand(given: str) -> list[str]:
+    if is_url(given):
+        return [given]
+    kind = kind_of(Path(given))
+    if kind == "file":
+        return [given]
+    found = sorted(name for name in glob.glob(given, recursive=True) if kind_of(Path(name)) == "file")
+    if kind == "missing" and found:
+        return found
+    raise BadUsage(f"weights {given}: {_not_weights(given, kind)}")
+
+
+def _not_weights(given: str, kind: str) -> str:
+    if kind == "folder":
+        return "this is a folder: give its files, as in FOLDER/*.safetensors"
+    if kind != "missing":
+        return f"this is a {kind}: weights are read more than once, so save them as a file first"
+    return "no file has such a name" if glob.has_magic(given) else "there is no such file"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BadUsage):
+        return str(error)
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not text"

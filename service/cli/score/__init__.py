@@ -1,0 +1,1 @@
+"""`soma-eval score`: start with command.py."""

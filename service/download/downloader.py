@@ -1,0 +1,226 @@
+"""From a URL to a file whose bytes are counted, hashed and complete, whatever the server does.
+
+    Downloader            guarded connections, redirects, one request at a time
+    └── RangedDownload    one file: parts in parallel, resumed, bounded in size, tries and time
+
+Nothing the server says is trusted: bytes are counted, ranges are compared with what was asked for, the time is
+bounded (see pace), and the checksum over the whole is the last judge.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+
+from service.config import Settings
+from service.download.connection_failure import describe, may_be_our_network
+from service.download.partial_file import PartialFile
+from service.download.ranged_download import Downloaded, RangedDownload
+from service.download.responses import Broken, check_reply, content_length, parse_content_range
+from service.download.throughput import DownloadLimits, OnDownloadProgress
+from service.egress.address_guard import GuardedTransport
+from service.egress.asyncio_network import AsyncioNetwork
+from service.egress.body_stream import body_of
+from service.egress.resolver import NOT_ONLINE, Resolver, SystemResolver
+from service.egress.url_policy import DEFAULT_PORTS, BadUrl, ForbiddenTarget, ParsedUrl, UrlPolicy
+from service.errors import (
+    BlobKind,
+    BlobUnavailable,
+    DownloadTimeout,
+    ForbiddenUrl,
+    InvalidUrl,
+    OutOfResources,
+    ServiceTrouble,
+    exhaustion_of,
+)
+from service.scoring.competition import BlobRef
+
+_HEADERS = {"User-Agent": "soma-eval", "Accept": "*/*", "Accept-Encoding": "identity"}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Downloader:
+    """Downloads through the guard. One for the service; close it at the end.
+
+    `ssl_context`, `resolver` and `network` are for tests and closed networks; by default the system's
+    resolver and the certificate authorities of the certifi package.
+    """
+
+    def __init__(
+        self,
+        policy: UrlPolicy | None = None,
+        limits: DownloadLimits | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
+        network: AsyncioNetwork | None = None,
+    ) -> None:
+        self.policy = policy or UrlPolicy()
+        self.limits = limits or DownloadLimits()
+        self._own_resolver: SystemResolver | None = None
+        if resolver is None:
+            resolver = self._own_resolver = SystemResolver()
+        context = ssl_context or httpx.create_ssl_context(trust_env=False)
+        self._transport = GuardedTransport(self.policy, resolver, context, network)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Downloader":
+        """The downloader that the settings describe."""
+        return cls(
+            UrlPolicy(settings.allow_http, settings.allow_private_addresses),
+            DownloadLimits(
+                floor_seconds=settings.download_floor_seconds,
+                min_bytes_per_second=settings.min_download_rate,
+                max_attempts=settings.max_download_attempts,
+            ),
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+        if self._own_resolver is not None:
+            self._own_resolver.close()
+
+    def check_url(self, url: str, kind: BlobKind) -> None:
+        """Judge a URL by its form alone. Raises InvalidUrl, ForbiddenUrl."""
+        with _refusals_of(kind):
+            self.policy.parse(url)
+
+    async def download(
+        self,
+        blob: BlobRef,
+        partial: PartialFile,
+        *,
+        kind: BlobKind,
+        max_bytes: int,
+        on_progress: OnDownloadProgress | None = None,
+    ) -> Downloaded:
+        """Fill an open partial file with the blob and verify size and checksum as far as they are promised.
+
+        Raises InvalidUrl, ForbiddenUrl, BlobTooLarge, SizeMismatch, ChecksumMismatch, BlobUnavailable,
+        DownloadTimeout, InsufficientStorage, OutOfResources and OSError where the disk does not work.
+        """
+        try:
+            with _refusals_of(kind):
+                return await RangedDownload(
+                    self.get,
+                    self.limits,
+                    blob,
+                    partial,
+                    kind=kind,
+                    max_bytes=max_bytes,
+                    on_progress=on_progress,
+                ).run()
+        except (BlobUnavailable, DownloadTimeout) as error:
+            await self._raise_own_trouble(error.__cause__)
+            raise
+
+    async def read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
+        """The first bytes of a file (fewer if it is shorter) and its size, where the server tells it.
+
+        Raises InvalidUrl, ForbiddenUrl, BlobUnavailable, DownloadTimeout and OutOfResources.
+        """
+        try:
+            with _refusals_of(kind):
+                async with asyncio.timeout(self.limits.floor_seconds):
+                    return await self._read_head(url, kind, num_bytes)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            await self._raise_own_trouble(error)
+            raise DownloadTimeout("the server took too long to answer", blob=kind) from None
+        except (httpx.TransportError, Broken) as error:
+            await self._raise_own_trouble(error)
+            raise BlobUnavailable(describe(error), blob=kind) from None
+
+    async def _raise_own_trouble(self, failure: BaseException | None) -> None:
+        """Raise the ServiceTrouble that made a connection fail, if it was this machine's.
+
+        A host that does not answer is its publisher's failure as long as this machine's resolver answers at all;
+        otherwise nothing can be reached from here, and no publisher is to blame.
+        """
+        if failure is None:
+            return
+        trouble: ServiceTrouble | None = exhaustion_of(failure)
+        if trouble is None and may_be_our_network(failure) and not await self.is_online():
+            trouble = OutOfResources(NOT_ONLINE)
+        if trouble is not None:
+            raise trouble from failure
+
+    async def is_online(self) -> bool:
+        """Whether this machine's resolver answers at all; True where it is not the system's that is asked."""
+        return self._own_resolver is None or await self._own_resolver.is_answering()
+
+    async def _read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
+        async with self.get(url, {"Range": f"bytes=0-{num_bytes - 1}"}) as response:
+            check_reply(response, kind)
+            if response.status_code == 206:
+                first, _, total = parse_content_range(response) or (-1, -1, None)
+                if first != 0:
+                    raise Broken("the server sent other bytes than it was asked for")
+            else:
+                total = content_length(response)
+            head, num_read = bytearray(num_bytes), 0
+            async with body_of(response) as body:
+                while num_read < num_bytes:
+                    some = await body.read_into(memoryview(head)[num_read:])
+                    if some == 0:
+                        break
+                    num_read += some
+            return bytes(head[:num_read]), total
+
+    @contextlib.asynccontextmanager
+    async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """The reply to one GET, its body not yet read, after at most `max_redirects` redirects.
+
+        Raises BadUrl, ForbiddenTarget, and httpx.TransportError.
+        """
+        target = self.policy.parse(url)
+        for _ in range(self.limits.max_redirects + 1):
+            response = await self._send(url, target, headers)
+            try:
+                location = response.headers.get("location")
+                if response.status_code not in _REDIRECTS or location is None:
+                    yield response
+                    return
+            finally:
+                await response.aclose()
+            url = _join(url, location)
+            origin, target = target, self.policy.parse(url)
+            self.policy.check_redirect(origin, target)
+        raise Broken(f"the server redirects more than {self.limits.max_redirects} times")
+
+    async def _send(self, url: str, target: ParsedUrl, headers: dict[str, str]) -> httpx.Response:
+        idle = self.limits.idle_seconds
+        timeouts = {"connect": idle, "read": idle, "write": idle, "pool": idle}
+        try:
+            request = httpx.Request("GET", url, headers=_HEADERS | headers, extensions={"timeout": timeouts})
+        except (httpx.InvalidURL, UnicodeError):  # the latter for a name that is no good Punycode
+            raise BadUrl("the URL is malformed") from None
+        if _as_dialled(request.url) != target:
+            raise BadUrl("the URL can be read in two ways")
+        return await self._transport.handle_async_request(request)
+
+
+def _as_dialled(url: httpx.URL) -> ParsedUrl:
+    """What httpx reads in a URL, as it will be dialled: a name in Punycode stays as it is."""
+    port = DEFAULT_PORTS.get(url.scheme, 0) if url.port is None else url.port
+    return ParsedUrl(url.scheme, url.raw_host.decode("ascii"), port)
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return str(httpx.URL(url).join(location))
+    except (httpx.InvalidURL, ValueError):
+        raise BadUrl("a redirect leads to a malformed URL") from None
+
+
+@contextlib.contextmanager
+def _refusals_of(kind: BlobKind) -> Iterator[None]:
+    """Say whose URL it was that the guard refused, and nothing of where it leads."""
+    try:
+        yield
+    except BadUrl as refusal:
+        raise InvalidUrl(str(refusal), blob=kind) from None
+    except ForbiddenTarget as refusal:
+        raise ForbiddenUrl(str(refusal), blob=kind) from None

@@ -1,0 +1,1 @@
+"""What may be dialled, and the connections that hold to it."""

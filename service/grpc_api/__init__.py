@@ -1,0 +1,1 @@
+"""The network's own gRPC service: start with servicer.py."""

@@ -1,0 +1,116 @@
+"""What every HTTP request passes: a request id, the API key, the body's limits, a line of log."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.config import Settings
+from service.http_api.api_keys import OPEN_PATHS, ApiKeys
+from service.http_api.request_body import BodyReader
+from service.metrics import Metrics
+
+SCORING_PATHS = frozenset({"/eval", "/score"})
+CLIENT_LEFT_STATUS = 499
+"""Stands in the log for an answer that nobody was there to be given."""
+_VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log = structlog.get_logger(__name__)
+
+
+class Gate:
+    """ASGI middleware around the whole application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: list[BaseRoute],
+        settings: Settings,
+        metrics: Metrics,
+        check_room: Callable[[], None],
+        refuse: Callable[[Exception, Request], Response],
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._bodies = BodyReader(settings.max_body_bytes)
+        self._api_keys = ApiKeys(settings.api_keys)
+        self._metrics = metrics
+        self._check_room = check_room
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of connection pass untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        scope["soma_eval.request_id"] = request_id
+        scope["soma_eval.routes"] = [r for r in self._routes if r.matches(scope)[0] is not Match.NONE]
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        started = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._serve(scope, receive, send_with_id)
+            finally:
+                self._account(scope, status, time.monotonic() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            self._api_keys.check(scope)
+            body = b""  # nothing else has one; what is sent all the same is not read
+            if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
+                self._check_room()
+                body = await self._bodies.read(scope, receive)
+                self._check_room()  # before the body is looked at: many may come at once
+            await self._app(scope, _replayed(body, receive), send_noted)
+        except Exception as error:
+            if not has_started:
+                await self._refuse(error, Request(scope))(scope, receive, send)
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
+        routes = scope["soma_eval.routes"]
+        method = f"{verb} {routes[0].path}" if routes else "unknown route"
+        outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
+        self._metrics.requests.labels("http", method, outcome).inc()
+        self._metrics.request_seconds.labels("http", method).observe(seconds)
+        quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
+        level = logging.DEBUG if quiet else logging.INFO
+        log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body already read, then whatever the connection says next."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

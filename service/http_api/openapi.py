@@ -1,0 +1,34 @@
+"""The OpenAPI document: what the framework makes of the schemas, fitted to the model that is served."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.http_api.schemas import NotReady
+
+
+def fit_openapi(app: FastAPI, *, embedding_dim: int) -> None:
+    """Have the app's document give targets their length, in its examples too, so that they are not refused."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _fit(generate(), embedding_dim)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the framework's own way to change the document
+
+
+def _fit(document: dict[str, Any], embedding_dim: int) -> None:
+    schemas = document["components"]["schemas"]
+    not_ready = NotReady.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+    not_ready.pop("$defs")
+    schemas["NotReady"] = not_ready
+    for name in ("EvalRequest", "ScoreRequest"):
+        target = schemas[name]["properties"]["target_embedding"]
+        for variant in target.get("anyOf", [target]):
+            if variant["type"] == "array":
+                variant.update(minItems=embedding_dim, maxItems=embedding_dim)
+        for example in schemas[name]["examples"]:
+            if "target_embedding" in example:
+                example["target_embedding"] = [0.5] * embedding_dim

@@ -1,0 +1,1 @@
+"""Requests that go on while their callers ask for progress."""

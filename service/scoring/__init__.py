@@ -1,0 +1,1 @@
+"""One request from start to end: start with scorer.py."""

@@ -1,0 +1,202 @@
+"""Who may start, and when: admission, fair order, deadlines and draining. Policy only.
+
+A request is admitted (or told queue-full) before a byte is fetched for it and holds its ticket to its end.
+Each of its models then waits for a weights slot, so that the files of all fit on the disk and connections are
+bounded, and, once its weights are here, for an execution slot. Both are shared out by time (see fair_semaphore), so
+that neither a competition of fifty models, nor weights that are slow to evaluate, nor a stream of small requests
+keeps anybody else waiting.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.scoring.fair_semaphore import FairSemaphore, Grant
+
+_MOST_KEPT_FOR_EVALUATING = 0.5
+_LEAST_KEPT_FOR_EVALUATING = 0.02
+"""Shares of a request's time that its downloads may not use, whatever evaluating is expected to take."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One admitted request."""
+
+    num_evaluations: int
+    deadline: asyncio.Timeout
+    started: float
+    """When it was admitted, on the event loop's clock."""
+    num_finished: int = 0
+    """Models whose evaluation, or error, is there."""
+
+
+class WeightsSlot:
+    """What one model's weights hold: bytes of the disk, and, while they are downloaded, a connection."""
+
+    def __init__(self, *grants: Grant[Ticket]) -> None:
+        self._grants = grants
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits who could be granted what this one holds."""
+        return any(grant.is_wanted for grant in self._grants)
+
+    def release_connection(self) -> None:
+        """The weights are here."""
+        for connection in self._grants[1:]:
+            connection.release()
+
+
+class Scheduler:
+    """Admits at most `queue_size` requests, and lets at most `max_running` evaluations run.
+
+    At most `max_downloads` weights are downloaded at once, and what is downloaded or kept for an evaluation takes at
+    most `kept_bytes`.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_size: int,
+        max_running: int,
+        max_downloads: int,
+        kept_bytes: int,
+        timeout_seconds: float,
+    ) -> None:
+        self._queue_size = queue_size
+        self._max_running = max_running
+        self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
+        # One request of slow publishers leaves others half.
+        self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
+        self._bytes = FairSemaphore[Ticket](kept_bytes, max_per_request=kept_bytes // 2)
+        self._timeout_seconds = timeout_seconds
+        self._tickets: set[Ticket] = set()
+        self._drained = asyncio.Event()
+        self._draining = False
+        self._ended = False
+
+    @property
+    def num_admitted(self) -> int:
+        """Requests that hold a ticket."""
+        return len(self._tickets)
+
+    @property
+    def num_waiting(self) -> int:
+        """Evaluations that wait for an execution slot."""
+        return self._execution.num_waiting
+
+    @property
+    def num_waiting_for_room(self) -> int:
+        """Models whose weights wait until they may be fetched."""
+        return self._connections.num_waiting + self._bytes.num_waiting
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused for good."""
+        return self._draining
+
+    def check_room(self) -> None:
+        """Raise QueueFull or Draining if a request that came now would be refused."""
+        if self._draining:
+            raise Draining("the service is stopping", retry_after_seconds=10.0)
+        if len(self._tickets) >= self._queue_size:
+            raise QueueFull(
+                f"{len(self._tickets)} requests are being worked on or wait already",
+                retry_after_seconds=self.retry_after_seconds(),
+            )
+
+    @asynccontextmanager
+    async def admit(self, num_evaluations: int = 1) -> AsyncIterator[Ticket]:
+        """Hold one place in the queue for the length of the block.
+
+        Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
+        request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
+        """
+        self.check_room()
+        deadline = asyncio.timeout(self._timeout_seconds)
+        now = asyncio.get_running_loop().time()
+        ticket = Ticket(num_evaluations, deadline, now)
+        self._tickets.add(ticket)
+        try:
+            async with deadline:
+                yield ticket
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            if self._ended:
+                raise Draining("the service stops before the work is done") from error
+            detail = f"the request took longer than {self._timeout_seconds:g} s"
+            raise DeadlineExceeded(detail) from error
+        finally:
+            self._tickets.remove(ticket)
+            for semaphore in (self._execution, self._connections, self._bytes):
+                semaphore.forget(ticket)
+            if not self._tickets:
+                self._drained.set()
+
+    @asynccontextmanager
+    async def weights_slot(
+        self, ticket: Ticket, num_bytes: int, *, is_downloaded: bool
+    ) -> AsyncIterator[WeightsSlot]:
+        """Wait for room on the disk, and for a connection unless the weights are here; hold both for the block.
+
+        The connection comes first, so that nobody who only waits for one keeps others from the disk.
+        """
+        async with AsyncExitStack() as grants:
+            connections = []
+            if not is_downloaded:
+                connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
+            room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
+            yield WeightsSlot(room, *connections)
+
+    @asynccontextmanager
+    async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait until one evaluation may run, and hold the slot for the length of the block."""
+        async with self._execution.hold(ticket):
+            yield
+
+    def seconds_for_downloads(self, ticket: Ticket) -> float:
+        """What the request has left less what evaluating needs: after that its downloads are given up.
+
+        That is the evaluations it has left at the pace of late, beside the requests that share the devices now;
+        at most half of a request's time, so that a download always has the other half.
+        """
+        num_left = ticket.num_evaluations - ticket.num_finished
+        num_sharing = max(1, self._execution.num_active_requests)
+        expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running
+        kept = min(expected, _MOST_KEPT_FOR_EVALUATING * self._timeout_seconds)
+        kept = max(kept, _LEAST_KEPT_FOR_EVALUATING * self._timeout_seconds)
+        return ticket.started + self._timeout_seconds - kept - asyncio.get_running_loop().time()
+
+    def retry_after_seconds(self) -> float:
+        """When a place may be free: what the requests ahead still have to evaluate, at the pace of late."""
+        fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
+        seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running
+        return float(max(1, math.ceil(seconds)))
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Refuse new requests from now on; wait for those admitted. False when some are left at the end."""
+        self._draining = True
+        return await self._empty_within(timeout_seconds)
+
+    async def end_admitted(self, timeout_seconds: float) -> bool:
+        """End the work of all who are admitted: each is told Draining. False when some go on at the end."""
+        self._ended = True
+        for ticket in self._tickets:
+            if not ticket.deadline.expired():
+                ticket.deadline.reschedule(0.0)  # long past
+        return await self._empty_within(timeout_seconds)
+
+    async def _empty_within(self, seconds: float) -> bool:
+        if not self._tickets:
+            return True
+        self._drained.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._drained.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,342 @@
+"""Admission, fair order, deadlines, draining."""
+
+import asyncio
+from contextlib import nullcontext
+
+import pytest
+
+from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.scoring.scheduler import Scheduler, Ticket
+
+
+def scheduler(queue_size: int = 8, max_running: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
+    return Scheduler(
+        queue_size=queue_size,
+        max_running=max_running,
+        max_downloads=max_running,
+        kept_bytes=100 * max_running,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    policy = scheduler(queue_size=1)
+    async with policy.admit():
+        with pytest.raises(QueueFull) as refused:
+            async with policy.admit():
+                pass
+    assert refused.value.retry_after_seconds is not None
+    assert refused.value.retry_after_seconds >= 1
+    async with policy.admit():
+        assert policy.num_admitted == 1
+
+
+@pytest.mark.parametrize("with_weights", [False, True], ids=["turns", "weights, then turns"])
+async def test_places_go_round_between_requests(with_weights: bool) -> None:
+    policy = scheduler()
+    order: list[str] = []
+
+    async def evaluate(name: str, ticket: Ticket) -> None:
+        room = policy.weights_slot(ticket, 100, is_downloaded=False) if with_weights else nullcontext()
+        async with room, policy.execution_slot(ticket):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with policy.admit(3) as large, policy.admit(1) as small, asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(evaluate("large", large))
+        group.create_task(evaluate("small", small))
+    assert order == ["large", "small", "large", "large"]
+
+
+async def test_one_request_leaves_room_for_the_weights_of_others() -> None:
+    policy = scheduler(max_running=4)
+    async with policy.admit(4) as slow, policy.admit(1) as other:
+        fetching = [asyncio.create_task(_keep_weights(policy, slow)) for _ in range(4)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1), policy.weights_slot(other, 100, is_downloaded=False):
+            pass
+        await _cancel(*fetching)
+
+
+async def _keep_weights(
+    policy: Scheduler, ticket: Ticket, num_bytes: int = 100, is_downloaded: bool = False
+) -> None:
+    async with policy.weights_slot(ticket, num_bytes, is_downloaded=is_downloaded):
+        await asyncio.sleep(60)
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_weights_that_are_here_wait_for_no_download() -> None:
+    policy = scheduler(max_running=4)
+    async with policy.admit(8) as slow, policy.admit(8) as slower, policy.admit() as other:
+        fetching = [asyncio.create_task(_keep_weights(policy, each, 10)) for each in (slow, slower) * 4]
+        await asyncio.sleep(0)
+        assert policy.num_waiting_for_room == 4
+        async with asyncio.timeout(1), policy.weights_slot(other, 10, is_downloaded=True):
+            pass
+        await _cancel(*fetching)
+
+
+async def test_weights_wait_until_they_fit_on_the_disk() -> None:
+    policy = scheduler(max_running=8)  # 800 bytes
+    async with policy.admit() as large, policy.admit() as other, policy.admit() as here:
+        fetching = asyncio.create_task(_keep_weights(policy, large, num_bytes=700))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(_keep_weights(policy, other, num_bytes=200))]
+        waiting += [asyncio.create_task(_keep_weights(policy, here, num_bytes=101, is_downloaded=True))]
+        await asyncio.sleep(0.01)
+        assert policy.num_waiting_for_room == 2
+        await _cancel(fetching)
+        assert policy.num_waiting_for_room == 0
+        await _cancel(*waiting)
+
+
+async def test_one_request_leaves_half_of_the_disk_to_others_unless_one_file_is_larger() -> None:
+    policy = scheduler(max_running=8)  # 800 bytes
+    async with policy.admit() as first, policy.admit() as second:
+        fetching = [asyncio.create_task(_keep_weights(policy, first, num_bytes=250)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert policy.num_waiting_for_room == 1
+        async with asyncio.timeout(1), policy.weights_slot(second, 500, is_downloaded=False):
+            pass
+        await _cancel(*fetching)
+
+
+async def test_a_slot_gives_its_connection_back_once_the_weights_are_here() -> None:
+    policy = scheduler(max_running=1)
+    async with policy.admit() as first, policy.admit() as second:
+        async with policy.weights_slot(first, 10, is_downloaded=False) as slot:
+            waiting = asyncio.create_task(_keep_weights(policy, second, num_bytes=10))
+            await asyncio.sleep(0)
+            assert [slot.is_wanted, policy.num_waiting_for_room] == [True, 1]
+            slot.release_connection()
+            assert [slot.is_wanted, policy.num_waiting_for_room] == [False, 0]
+        await _cancel(waiting)
+
+
+async def test_a_slot_is_not_wanted_by_those_who_may_not_have_it() -> None:
+    policy = scheduler(max_running=4)
+    async with policy.admit(8) as large, policy.admit() as small:
+        fetching = [asyncio.create_task(_keep_weights(policy, large, num_bytes=10)) for _ in range(8)]
+        await asyncio.sleep(0)
+        async with policy.weights_slot(small, 10, is_downloaded=False) as slot:
+            assert policy.num_waiting_for_room == 6
+            assert not slot.is_wanted  # `large` holds as many as it may
+        await _cancel(*fetching)
+
+
+async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_by_leaving() -> None:
+    policy = scheduler(max_running=8)  # 800 bytes
+    async with (
+        policy.admit() as first,
+        policy.admit() as large,
+        policy.admit() as small,
+        policy.weights_slot(first, 500, is_downloaded=False),
+    ):
+        too_large = asyncio.create_task(_keep_weights(policy, large, num_bytes=400))
+        await asyncio.sleep(0)
+        fits = asyncio.create_task(_keep_weights(policy, small, num_bytes=100))
+        await asyncio.sleep(0.01)
+        assert policy.num_waiting_for_room == 2
+        await _cancel(too_large)
+        assert policy.num_waiting_for_room == 0
+        await _cancel(fits)
+
+
+async def test_a_competition_is_served_beside_a_stream_of_single_evaluations() -> None:
+    """Whoever has been served least is not always one that has just come."""
+    policy = scheduler()
+    num_single = 0
+    is_over = False
+
+    async def single() -> None:
+        nonlocal num_single
+        while not is_over and num_single < 1000:
+            async with policy.admit() as ticket:
+                await _evaluate(policy, ticket)
+            num_single += 1
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(3):
+            clients.create_task(single())
+        await asyncio.sleep(0.01)
+        num_before = num_single
+        async with policy.admit(4) as ticket, asyncio.TaskGroup() as models:
+            for _ in range(4):
+                models.create_task(_evaluate(policy, ticket))
+        num_beside = num_single - num_before
+        is_over = True
+    assert num_beside < 4 * 4 * 3  # an even share would be 12
+
+
+async def _evaluate(policy: Scheduler, ticket: Ticket, seconds: float = 0.002) -> None:
+    async with policy.execution_slot(ticket):
+        await asyncio.sleep(seconds)
+
+
+async def test_slots_are_shared_by_time_and_not_by_number() -> None:
+    """Weights that take ten times as long get a tenth as many turns."""
+    policy = scheduler()
+    served = {"slow": 0, "quick": 0}
+
+    async def evaluate(name: str, ticket: Ticket, seconds: float) -> None:
+        async with policy.execution_slot(ticket):
+            served[name] += 1
+            await asyncio.sleep(seconds)
+
+    async with policy.admit(100) as slow, policy.admit(40) as quick:
+        tasks = [asyncio.create_task(evaluate("slow", slow, 0.05)) for _ in range(100)]
+        quick_tasks = [asyncio.create_task(evaluate("quick", quick, 0.005)) for _ in range(40)]
+        await asyncio.wait(quick_tasks)
+        assert served["slow"] <= 16  # by number it would be 40, by time 4
+        await _cancel(*tasks)
+
+
+async def test_time_in_which_a_request_wanted_nothing_is_not_saved_up() -> None:
+    policy = scheduler()
+    order: list[str] = []
+
+    async def evaluate(name: str, ticket: Ticket) -> None:
+        async with policy.execution_slot(ticket):
+            order.append(name)
+            await asyncio.sleep(0.005)
+
+    async with policy.admit(9) as late, policy.admit(9) as steady:
+        await _evaluate(policy, late, seconds=0.0)
+        for _ in range(6):
+            await _evaluate(policy, steady, seconds=0.01)
+        async with asyncio.TaskGroup() as group:
+            for name, ticket in (("late", late), ("steady", steady)) * 3:
+                group.create_task(evaluate(name, ticket))
+    assert "steady" in order[:2]
+
+
+async def test_downloads_leave_time_for_what_is_still_to_be_evaluated() -> None:
+    policy = scheduler(timeout_seconds=100.0)  # an evaluation is expected to take 5 s at first
+    async with policy.admit(4) as ticket:
+        assert policy.seconds_for_downloads(ticket) == pytest.approx(80.0, abs=1.0)
+        ticket.num_finished = 3
+        assert policy.seconds_for_downloads(ticket) == pytest.approx(95.0, abs=1.0)
+        ticket.num_finished = 4
+        assert policy.seconds_for_downloads(ticket) == pytest.approx(98.0, abs=1.0)
+    async with policy.admit(64) as ticket:
+        assert policy.seconds_for_downloads(ticket) == pytest.approx(50.0, abs=1.0)
+
+
+async def test_no_more_turns_than_there_are() -> None:
+    policy = scheduler(max_running=2)
+    running = peak = 0
+
+    async def evaluate() -> None:
+        nonlocal running, peak
+        async with policy.admit() as ticket, policy.execution_slot(ticket):
+            running += 1
+            peak = max(peak, running)
+            await asyncio.sleep(0.01)
+            running -= 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(evaluate())
+    assert peak == 2
+    assert (policy.num_admitted, policy.num_waiting) == (0, 0)
+
+
+async def test_one_who_leaves_while_waiting_does_not_keep_a_turn() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second:
+        async with policy.execution_slot(first):
+            waiting = asyncio.create_task(_take_turn(policy, second))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        async with asyncio.timeout(1), policy.execution_slot(second):
+            pass
+
+
+async def test_one_who_leaves_as_the_turn_comes_gives_it_back() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second:
+        async with policy.execution_slot(first):
+            waiting = asyncio.create_task(_take_turn(policy, second))
+            await asyncio.sleep(0)
+        waiting.cancel()  # the turn is handed over already, the task has not run since
+        await asyncio.wait([waiting])
+        async with asyncio.timeout(1), policy.execution_slot(first):
+            pass
+
+
+async def test_one_who_leaves_just_before_the_turn_would_come_is_passed_over() -> None:
+    policy = scheduler()
+    async with policy.admit() as first, policy.admit() as second, policy.admit() as third:
+        async with policy.execution_slot(first):
+            leaving = asyncio.create_task(_take_turn(policy, second))
+            staying = asyncio.create_task(_take_turn(policy, third))
+            await asyncio.sleep(0)
+            leaving.cancel()  # its task has not run since when the turn is given back
+        await asyncio.wait([leaving])
+        assert policy.num_waiting == 0
+        staying.cancel()
+        await asyncio.wait([staying])
+
+
+async def _take_turn(policy: Scheduler, ticket: Ticket) -> None:
+    async with policy.execution_slot(ticket):
+        await asyncio.sleep(60)
+
+
+async def test_a_request_past_its_deadline_is_stopped() -> None:
+    policy = scheduler(timeout_seconds=0.01)
+    with pytest.raises(DeadlineExceeded):
+        async with policy.admit():
+            await asyncio.sleep(60)
+    assert policy.num_admitted == 0
+
+
+async def test_a_timeout_of_the_work_itself_is_not_the_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        async with scheduler().admit():
+            raise TimeoutError
+
+
+async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 0.05))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(policy.drain(10.0))
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        async with policy.admit():
+            pass
+    assert await draining
+    await running
+
+
+async def test_draining_gives_up_at_its_limit() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 60))
+    await asyncio.sleep(0)
+    assert not await policy.drain(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_what_is_left_at_the_limit_is_ended_and_told() -> None:
+    policy = scheduler()
+    running = asyncio.create_task(_admitted_for(policy, 60))
+    await asyncio.sleep(0)
+    assert not await policy.drain(0.0)
+    assert await policy.end_admitted(10.0)
+    with pytest.raises(Draining):
+        await running
+
+
+async def _admitted_for(policy: Scheduler, seconds: float) -> None:
+    async with policy.admit():
+        await asyncio.sleep(seconds)

@@ -1,0 +1,92 @@
+"""Pools and jobs for the tests of the process pool."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from workers.pool import WorkerPool
+from workers.processes.process_pool import ProcessPool
+from workers.processes.supervisor import Patience
+from workers.types import EvalJob, WorkerConfig
+
+MISBEHAVING = "tests.workers.processes.misbehaving"
+IMPATIENT = Patience(
+    heartbeat=0.1,
+    frozen=2.0,
+    progress=2.0,
+    start=30.0,
+    test=10.0,
+    stop=0.5,
+    terminate=0.3,
+    restart=0.05,
+    restart_at_most=0.5,
+)
+BYTES_PER_BATCH = 16 * 1024
+
+
+@asynccontextmanager
+async def misbehaving_pool(
+    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),), patience: Patience = IMPATIENT
+) -> AsyncIterator[ProcessPool]:
+    """A pool of `tests.workers.processes.misbehaving` workers, started; closed after, with no process left."""
+    pool = ProcessPool(configs, patience, MISBEHAVING)
+    try:
+        await pool.start()
+        yield pool
+    finally:
+        known = pids(pool)
+        await pool.close()
+    assert not [pid for pid in known if is_alive(pid)]
+
+
+def cpus(num_workers: int) -> list[WorkerConfig]:
+    """That many CPU workers of one thread each."""
+    return [WorkerConfig("cpu", num_threads=1)] * num_workers
+
+
+def job(kind: str, folder: Path, num_batches: int = 10, seed: int = 0, key: bytes | None = None) -> EvalJob:
+    """A job whose weights make a worker misbehave in the way `kind` names; any other kind is good."""
+    mark = folder / kind
+    mark.mkdir(exist_ok=True)
+    return EvalJob(str(mark), kind, "/dev/null", num_batches * BYTES_PER_BATCH, seed, decryption_key=key)
+
+
+def right_cross_entropy(num_batches: int = 10, seed: int = 0) -> float:
+    """What a worker that does its job gives, however often it was interrupted."""
+    return (num_batches - 1) / 2 + seed
+
+
+def pids(pool: WorkerPool) -> list[int]:
+    """Of the workers that live now."""
+    return [status.pid for status in pool.status() if status.pid]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process that is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something that must come; fails when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+async def until_whole(pool: WorkerPool) -> None:
+    """Wait until every worker is ready and none is busy."""
+    await until(lambda: all(status.ready and not status.busy for status in pool.status()))
+
+
+def send_signal(pool: ProcessPool, number: int) -> int:
+    """Send a signal to the first worker that lives; returns its pid."""
+    pid = pids(pool)[0]
+    os.kill(pid, number)
+    return pid

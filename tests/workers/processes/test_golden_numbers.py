@@ -1,0 +1,134 @@
+"""The network's numbers through real workers: plain, encrypted, and however the batches are shared out."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.recipe import (
+    SMALL_CONFIG,
+    TEST_KEY,
+    GoldenCase,
+    encrypt,
+    golden_cases,
+    make_data,
+    make_weights,
+    safetensors_bytes,
+)
+from tests.workers.processes.pools import pids
+from workers.errors import DecryptionFailed, FileUnreadable, NonFiniteResult, WeightsInvalid
+from workers.pool import WorkerPool, create_pool
+from workers.types import EvalJob, EvalResult
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CASES = {
+    case.name: case
+    for case in golden_cases().values()
+    if case.config == SMALL_CONFIG and (case.max_seq_len, case.batch_size) == (1024, 16)
+}
+SEVERAL_BATCHES = CASES["small-70000"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pools() -> AsyncIterator[dict[int, WorkerPool]]:
+    """One, two and three CPU workers with one thread each."""
+    pools = {n: create_pool(["cpu"] * n, small_model=True, num_threads=1) for n in (1, 2, 3)}
+    await asyncio.gather(*(pool.start() for pool in pools.values()))
+    yield pools
+    await asyncio.gather(*(pool.close() for pool in pools.values()))
+
+
+def write_job(case: GoldenCase, folder: Path, key: bytes | None = None) -> EvalJob:
+    """The case as files and a job; with a key, the weights are encrypted."""
+    clear = safetensors_bytes(make_weights(case.config, case.weights))
+    weights, data = folder / "weights", folder / "data"
+    weights.write_bytes(encrypt(clear, key) if key else clear)
+    data.write_bytes(make_data(case.data))
+    checksum = f"{case.weights} {key!r}"
+    return EvalJob(str(weights), checksum, str(data), case.data["size"], case.seed, key)
+
+
+def same_bits(one: EvalResult, other: EvalResult) -> bool:
+    return (one.loss, one.cross_entropy, one.sig_reg, one.embedding.tobytes()) == (
+        (other.loss, other.cross_entropy, other.sig_reg, other.embedding.tobytes())
+    )
+
+
+@pytest.mark.parametrize("key", [None, TEST_KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "small-1-mib"])
+async def test_golden(pools: dict[int, WorkerPool], name: str, key: bytes | None, tmp_path: Path) -> None:
+    case = CASES[name]
+    result = await pools[1].evaluate(write_job(case, tmp_path, key))
+    assert result.loss == pytest.approx(case.loss, rel=1e-5)
+    tolerance = (1e-4 if case.attends_to_future else 2e-5) * max(1.0, float(np.abs(case.embedding).max()))
+    np.testing.assert_allclose(result.embedding, case.embedding, rtol=0, atol=tolerance)
+    assert result.attends_to_future == case.attends_to_future
+    assert set(result.versions) == {"torch", "soma-arrgen"}
+
+
+async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPool], tmp_path: Path) -> None:
+    job = write_job(SEVERAL_BATCHES, tmp_path)
+    one, two, three = [await pool.evaluate(job) for pool in pools.values()]
+    assert one.num_batches == 5
+    assert same_bits(one, two)
+    assert same_bits(one, three)
+
+
+async def test_a_wrong_key_is_told_though_the_weights_are_resident(
+    pools: dict[int, WorkerPool], tmp_path: Path
+) -> None:
+    job = write_job(CASES["small-short"], tmp_path, TEST_KEY)
+    await pools[1].evaluate(job)
+    with pytest.raises(DecryptionFailed):
+        await pools[1].evaluate(replace(job, decryption_key=bytes(32)))
+    with pytest.raises(WeightsInvalid):
+        await pools[1].evaluate(replace(job, decryption_key=None))
+
+
+async def test_nan_in_the_weights_is_a_verdict(pools: dict[int, WorkerPool], tmp_path: Path) -> None:
+    recipe = {"scheme": "shift", "seed": 7, "offset": float("nan")}
+    with pytest.raises(NonFiniteResult):
+        await pools[1].evaluate(write_job(replace(CASES["small-short"], weights=recipe), tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["weights", "data"])
+async def test_a_missing_file_is_the_machines_trouble(
+    pools: dict[int, WorkerPool], missing: str, tmp_path: Path
+) -> None:
+    known = pids(pools[1])
+    job = write_job(CASES["small-short"], tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileUnreadable) as raised:
+        await pools[1].evaluate(replace(job, weights_checksum=f"no {missing}"))
+    assert str(tmp_path) not in raised.value.detail
+    assert pids(pools[1]) == known
+
+
+PARENT = """
+import asyncio, sys
+from workers.pool import create_pool
+from workers.types import EvalJob
+
+async def main():
+    pool = create_pool(["cpu"], small_model=True)
+    await pool.start()
+    result = await pool.evaluate(EvalJob(sys.argv[1], "", sys.argv[2], int(sys.argv[3]), 1))
+    await pool.close()
+    print(result.num_batches, "torch" in sys.modules)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_parent_never_imports_torch(tmp_path: Path) -> None:
+    job = write_job(CASES["small-short"], tmp_path)
+    command = [sys.executable, "-c", PARENT, job.weights_path, job.data_path, str(job.data_size)]
+    done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "1 False\n"

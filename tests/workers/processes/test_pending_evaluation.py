@@ -1,0 +1,111 @@
+"""The bookkeeping of one evaluation: every batch once, whoever dies."""
+
+import random
+
+import numpy as np
+import pytest
+
+from workers.errors import NonFiniteResult
+from workers.processes.pending_evaluation import PendingEvaluation
+from workers.types import BatchScore, DeviceKind, EvalJob
+
+CPU = DeviceKind("cpu", "")
+JOB = EvalJob("weights", "checksum", "data", 1, 0)
+
+
+def evaluation(num_batches: int) -> PendingEvaluation:
+    return PendingEvaluation(JOB, num_batches, None)
+
+
+def score(index: int, cross_entropy: float = 1.0) -> BatchScore:
+    return BatchScore(index, cross_entropy, 1.0, np.zeros(2, np.float32), False)
+
+
+async def test_ranges_grow_smaller_and_leave_nothing_out() -> None:
+    one = evaluation(40)
+    ranges: list[range] = []
+    while one.num_free:
+        ranges.append(one.take(len(ranges), CPU, num_workers=2))
+    assert [index for batches in ranges for index in batches] == list(range(40))
+    sizes = [len(batches) for batches in ranges]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 10
+    assert sizes[-1] == 1
+
+
+async def test_one_worker_gets_all_at_once() -> None:
+    assert evaluation(40).take(1, CPU, num_workers=1) == range(40)
+
+
+async def test_what_a_dead_worker_left_is_anybodys() -> None:
+    one = evaluation(10)
+    assert one.take(1, CPU, num_workers=1) == range(10)
+    for index in range(4):
+        one.batch_done(score(index))
+    one.worker_died(1)
+    assert one.take(2, CPU, num_workers=1) == range(4, 10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_every_batch_is_done_once_whoever_dies(seed: int) -> None:
+    chance, one, task_id, done = random.Random(seed), evaluation(64), 0, []
+    while not one.outcome.done():
+        while one.num_free and len(one.running) < 3:
+            task_id += 1
+            one.take(task_id, CPU, num_workers=3)
+        running = chance.choice(list(one.running))
+        for index in one.running[running]:
+            if chance.random() < 0.1:
+                one.give_back(running)
+                break
+            done.append(index)
+            one.batch_done(score(index))
+        else:
+            one.finished(running)
+    assert sorted(done) == list(range(64))
+    assert [each.index for each in await one.outcome] == list(range(64))
+
+
+async def test_after_two_deaths_no_further_worker_is_given() -> None:
+    one = evaluation(4)
+    for task_id in range(2):
+        assert not one.is_exhausted
+        one.take(task_id, CPU, num_workers=1)
+        one.worker_died(task_id)
+    assert one.is_exhausted
+    assert one.num_free == 0
+
+
+async def test_another_kind_of_device_may_take_over_what_nothing_was_done_of() -> None:
+    one = evaluation(4)
+    one.take(1, CPU, num_workers=1)
+    one.worker_died(1)
+    assert one.kind is None
+
+
+async def test_what_was_done_on_one_kind_of_device_is_not_mixed_with_another() -> None:
+    one = evaluation(4)
+    one.take(1, CPU, num_workers=1)
+    one.batch_done(score(0))
+    one.worker_died(1)
+    assert one.kind == CPU
+    one.start_over()
+    assert one.take(2, DeviceKind("cuda", "any"), num_workers=1) == range(4)
+
+
+async def test_one_batch_that_is_not_finite_ends_it() -> None:
+    one = evaluation(1000)
+    one.batch_done(score(0, float("nan")))
+    assert one.num_free == 0
+    with pytest.raises(NonFiniteResult):
+        await one.outcome
+
+
+async def test_a_further_worker_that_would_load_longer_than_the_rest_takes_is_no_gain() -> None:
+    one = evaluation(10)
+    one.take(1, CPU, num_workers=2)
+    one.loaded("cuda:0", 1000.0, {})
+    assert one.gains_by(holds_weights=False)  # nobody knows yet how long a batch takes
+    one.batch_done(score(0))
+    assert not one.gains_by(holds_weights=False)
+    assert one.gains_by(holds_weights=True)

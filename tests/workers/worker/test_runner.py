@@ -1,0 +1,343 @@
+"""What happens inside a worker, with an architecture whose memory runs out when it is told to."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.workers.processes.pools import until
+from workers.errors import FileUnreadable, NonFiniteResult, OutOfMemory
+from workers.types import BatchScore, EvalJob, WorkerConfig
+from workers.worker import runner as runner_module
+from workers.worker.runner import Runner
+
+
+@dataclass
+class Device:
+    """What the fake architecture meets: how much fits, and what was asked of it."""
+
+    max_models: int = 100
+    max_micro_batch: int = 100
+    num_models: int = 0
+    loaded: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    at_gate: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(eq=False)
+class Model:
+    """Takes its place on the device until it is dropped."""
+
+    device: Device
+    resident_bytes: int = 100
+
+    def __post_init__(self) -> None:
+        self.device.num_models += 1
+
+    def __del__(self) -> None:
+        self.device.num_models -= 1
+
+
+class Refused(Exception):
+    pass
+
+
+def fake_architecture(device: Device) -> SimpleNamespace:
+    class ModelRunner:
+        def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
+            self.micro_batch_size = micro_batch_size or 16
+
+        def load(self, path: str, key: bytes | None, checkpoint: Callable[[], None]) -> Model:
+            name = Path(path).name
+            if name == "gated":
+                device.at_gate = True
+                while not device.gate.wait(0.01):
+                    checkpoint()
+            if device.error is not None:
+                raise device.error
+            device.loaded.append(name)
+            if device.num_models == device.max_models:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return Model(device)
+
+        def eval_batches(
+            self,
+            model: Model,
+            data: bytes,
+            seed: int,
+            batches: range,
+            checkpoint: Callable[[], None],
+            *,
+            detail: bool,
+        ) -> Iterator[BatchScore]:
+            for index in batches:
+                checkpoint()
+                if index >= 1 and self.micro_batch_size > device.max_micro_batch:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
+
+    return SimpleNamespace(
+        ModelRunner=ModelRunner,
+        ModelConfig=SimpleNamespace,
+        SelfTest=lambda device, precision, small_model: None,
+        EvaluationRefused=NonFiniteResult,
+    )
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """The device behind a fake architecture that every job of the test is evaluated with."""
+    device = Device()
+    architecture = fake_architecture(device)
+    monkeypatch.setattr(runner_module, "load_architecture", lambda version: architecture)
+    return device
+
+
+@pytest.fixture
+def runner(device: Device) -> Runner:
+    """Has a budget for two models of 100 bytes beside each other."""
+    return Runner(WorkerConfig("cpu", memory_budget_bytes=200))
+
+
+def job(folder: Path, name: str) -> EvalJob:
+    (folder / name).write_bytes(bytes(100))
+    return EvalJob(str(folder / name), name, str(folder / name), 100, seed=0)
+
+
+def no_checkpoint() -> None:
+    pass
+
+
+def names(runner: Runner) -> set[str]:
+    return {checksum for _, checksum, _ in runner.resident()}
+
+
+def evaluate(runner: Runner, job: EvalJob, num_batches: int = 3) -> list[int]:
+    """The micro-batch size each batch was evaluated with, which the fake reports as its cross-entropy."""
+    return [int(score.cross_entropy) for score in runner.evaluate(job, range(num_batches), no_checkpoint)]
+
+
+def test_weights_stay_within_the_budget(runner: Runner, tmp_path: Path) -> None:
+    a, b, c = (job(tmp_path, name) for name in "abc")
+    assert runner.load(a, no_checkpoint) > 0
+    assert runner.load(a, no_checkpoint) == 0.0
+    runner.load(b, no_checkpoint)
+    runner.load(a, no_checkpoint)
+    runner.load(c, no_checkpoint)
+    assert names(runner) == {"a", "c"}  # b was not used for longest
+
+
+def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
+    runner = Runner(WorkerConfig("cpu", memory_budget_bytes=1))
+    for name in "ab":
+        runner.load(job(tmp_path, name), no_checkpoint)
+        assert names(runner) == {name}
+    assert device.num_models == 1
+
+
+def test_no_memory_to_load_drops_the_others_and_tries_once_more(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    device.max_models = 1
+    runner.load(job(tmp_path, "a"), no_checkpoint)
+    runner.load(job(tmp_path, "b"), no_checkpoint)
+    assert names(runner) == {"b"}
+
+
+def test_no_memory_to_load_even_with_nothing_else_there(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    device.max_models = 0
+    with pytest.raises(OutOfMemory):
+        runner.load(job(tmp_path, "a"), no_checkpoint)
+    device.max_models = 1
+    runner.load(job(tmp_path, "a"), no_checkpoint)
+
+
+def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    a, b = job(tmp_path, "a"), job(tmp_path, "b")
+    runner.load(a, no_checkpoint)
+    runner.load(b, no_checkpoint)
+    device.max_micro_batch = 4
+    assert evaluate(runner, b) == [16, 4, 4]
+    assert names(runner) == {"b"}
+
+
+def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_path: Path) -> None:
+    a = job(tmp_path, "a")
+    runner.load(a, no_checkpoint)
+    device.max_micro_batch = 1
+    with pytest.raises(OutOfMemory):
+        evaluate(runner, a)
+    device.max_micro_batch = 16
+    assert evaluate(runner, a) == [16, 16, 16]
+
+
+def test_any_other_error_of_the_device_is_not_swallowed(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = job(tmp_path, "a")
+    runner.load(a, no_checkpoint)
+
+    def faults() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(runner.evaluate(a, range(1), faults))
+
+
+def test_a_checkpoint_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
+    a = job(tmp_path, "a")
+    runner.load(a, no_checkpoint)
+    calls: list[int] = []
+
+    def stop_at_second() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise TimeoutError
+
+    scores: list[Any] = []
+    with pytest.raises(TimeoutError):
+        scores += list(runner.evaluate(a, range(100), stop_at_second))
+    assert len(calls) == 2
+
+
+async def test_prefetch_loads_in_the_background(runner: Runner, device: Device, tmp_path: Path) -> None:
+    runner.load(job(tmp_path, "a"), no_checkpoint)
+    runner.prefetch(job(tmp_path, "b"))
+    await until(lambda: names(runner) == {"a", "b"})
+    assert runner.load(job(tmp_path, "b"), no_checkpoint) == 0.0
+
+
+def test_prefetch_waits_for_nobody_and_is_waited_for(runner: Runner, device: Device, tmp_path: Path) -> None:
+    gated = job(tmp_path, "gated")
+    runner.prefetch(gated)
+    threading.Timer(0.1, device.gate.set).start()
+    assert runner.load(gated, no_checkpoint) > 0  # the rest of the time it takes, and not twice
+    assert device.loaded == ["gated"]
+
+
+async def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> None:
+    runner = Runner(WorkerConfig("cpu", memory_budget_bytes=150))
+    runner.load(job(tmp_path, "a"), no_checkpoint)
+    runner.prefetch(job(tmp_path, "b"))
+    await until(lambda: not runner._loading.locked())
+    assert names(runner) == {"a"}
+    assert device.loaded == ["a"]
+
+
+async def test_prefetch_never_drops_what_a_load_chose_meanwhile(
+    runner: Runner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = (job(tmp_path, name) for name in "abc")
+    runner.load(a, no_checkpoint)
+    runner.load(b, no_checkpoint)
+
+    def size_while_a_is_chosen(job: EvalJob) -> int:
+        assert runner.load(a, no_checkpoint) == 0.0
+        return 100
+
+    monkeypatch.setattr(runner_module, "_file_size", size_while_a_is_chosen)
+    runner.prefetch(c)
+    await until(lambda: names(runner) == {"a", "c"})
+    assert evaluate(runner, a) == [16, 16, 16]
+
+
+async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    gated, other = job(tmp_path, "gated"), job(tmp_path, "other")
+    runner.prefetch(gated)
+    await until(lambda: device.at_gate)
+    calls: list[int] = []
+    threading.Timer(0.2, device.gate.set).start()
+    runner.load(other, lambda: calls.append(1))
+    assert device.loaded == ["other"]  # the prefetch gave up at its next checkpoint
+    assert names(runner) == {"other"}
+    await until(lambda: not runner._loading.locked())
+
+
+async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    gated = job(tmp_path, "gated")
+    runner.prefetch(gated)
+    await until(lambda: device.at_gate)
+
+    def cancel() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        runner.load(gated, cancel)
+    device.gate.set()
+    await until(lambda: names(runner) == {"gated"})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_verdict(
+    runner: Runner, device: Device, tmp_path: Path, error: Exception
+) -> None:
+    a = job(tmp_path, "a")
+    device.error = error
+    with pytest.raises(OutOfMemory):
+        runner.load(a, no_checkpoint)
+    device.error = None
+    runner.load(a, no_checkpoint)
+
+    def lacks() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory):
+        list(runner.evaluate(a, range(1), lacks))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_read_is_no_verdict(
+    runner: Runner, device: Device, tmp_path: Path, code: int
+) -> None:
+    device.error = OSError(code, os.strerror(code))
+    with pytest.raises(FileUnreadable, match="the weights could not be read"):
+        runner.load(job(tmp_path, "a"), no_checkpoint)
+
+
+def test_a_file_that_lost_bytes_is_no_verdict(runner: Runner, tmp_path: Path) -> None:
+    whole = job(tmp_path, "a")
+    runner.load(whole, no_checkpoint)
+    with pytest.raises(FileUnreadable, match="the weights could not be read: 100 bytes in place of 104"):
+        runner.load(replace(whole, weights_checksum="b", weights_size=104), no_checkpoint)
+    runner.load(whole, no_checkpoint)
+    with pytest.raises(FileUnreadable, match="the data could not be read: 100 bytes in place of 101"):
+        list(runner.evaluate(replace(whole, data_size=101), range(1), no_checkpoint))
+
+
+async def test_prefetch_that_fails_is_told_by_the_load(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    device.max_models = 0
+    runner.prefetch(job(tmp_path, "a"))
+    await until(lambda: device.loaded == ["a"] and not runner._loading.locked())
+    with pytest.raises(OutOfMemory):
+        runner.load(job(tmp_path, "a"), no_checkpoint)

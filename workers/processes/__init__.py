@@ -1,0 +1,1 @@
+"""The default pool: supervised worker processes of this machine. Start with process_pool.py."""

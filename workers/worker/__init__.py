@@ -1,0 +1,1 @@
+"""The inside of a worker process: start with main.py."""

@@ -1,0 +1,224 @@
+"""A worker process from the inside: `python -m workers.worker.main FD PARENT_PID`, started by `WorkerProcess`.
+
+Three threads. The main one evaluates. One listens to the parent, so that a stop reaches a task that runs,
+and ends the process when the parent is gone. One sends heartbeats, which say whether the main one advances.
+An error in any of them that has no name here ends the process: what is left of it could not be relied on.
+No secret is on the command line: a key comes through the pipe, and only to be used.
+"""
+
+import contextlib
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+from workers import messages
+from workers.errors import WorkerError
+from workers.messages import (
+    Accepted,
+    BatchDone,
+    Configure,
+    Evaluate,
+    Failed,
+    Finished,
+    FromWorker,
+    Heartbeat,
+    Loaded,
+    Prefetch,
+    Ready,
+    Resident,
+    SelfTest,
+    SelfTestFailed,
+    Stop,
+    Stopped,
+    ToWorker,
+)
+from workers.own_process import be_ended_first_for_memory, die_with_parent, keep_memory_private
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+
+EXIT_UNEXPECTED = 70
+"""What a worker ends with that met an error it has no name for (EX_SOFTWARE of sysexits.h)."""
+YIELDING_NICENESS = 5
+"""A worker that computes on the processors lets the parent's few milliseconds go first."""
+_MAX_DETAIL_CHARACTERS = 300
+_MAX_PLACES = 6
+"""Of the places in the code that are named for an unexpected error: the innermost."""
+
+
+class JobRunner(Protocol):
+    """What computes inside a worker; `workers.worker.runner.Runner` is the real one."""
+
+    def __init__(self, config: WorkerConfig) -> None: ...
+
+    def self_test(self, *, with_large: bool) -> str | None:
+        """None when known numbers come out right; else what came out.
+
+        `with_large`: of an evaluation with the layers of the served model too, not only of the small one.
+        """
+
+    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        `checkpoint` is called each time that the work has advanced, and may raise to stop.
+        """
+
+    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+        """The scores of those batches, in order; `checkpoint` as for `load`."""
+
+    def prefetch(self, job: EvalJob) -> None:
+        """Load the weights of the job that comes next, in the background, if there is room."""
+
+    def resident(self) -> frozenset[WeightsId]:
+        """Whose weights lie on the device."""
+
+    @property
+    def device_name(self) -> str: ...
+
+    @property
+    def versions(self) -> dict[str, str]: ...
+
+
+class StopRequested(Exception):
+    """The parent wants the running task no more."""
+
+
+class Worker:
+    """Answers the parent's messages one after the other until the parent closes the pipe."""
+
+    def __init__(self, connection: socket.socket, runner_class: type[JobRunner]) -> None:
+        self._connection = connection
+        self._runner_class = runner_class
+        self._inbox: queue.SimpleQueue[Evaluate | SelfTest] = queue.SimpleQueue()
+        self._send_lock = threading.Lock()
+        self._stopped_up_to = 0
+        self._progress = 0
+        self._reported_resident: frozenset[WeightsId] = frozenset()
+        self._runner: JobRunner | None = None
+
+    def run(self) -> NoReturn:
+        """Live until the pipe closes or an error comes that nobody foresaw."""
+        _or_end_process(self._run)
+        os._exit(0)
+
+    def _run(self) -> None:
+        configure = messages.receive(self._connection)
+        if not isinstance(configure, Configure):
+            return
+        if configure.config.device == "cpu":
+            os.nice(YIELDING_NICENESS)
+        self._start_thread(lambda: self._beat(configure.heartbeat_seconds))
+        self._start_thread(self._listen)
+        try:
+            runner = self._runner_class(configure.config)
+            self._test(runner, with_large=True)
+        except Exception as error:  # no job has come yet, so its text can hold nothing secret
+            self._send(SelfTestFailed(f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARACTERS]))
+            raise
+        self._runner = runner
+        while True:
+            self._answer(runner, self._inbox.get())
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=_or_end_process, args=(target,), daemon=True).start()
+
+    def _answer(self, runner: JobRunner, message: Evaluate | SelfTest) -> None:
+        if isinstance(message, SelfTest):
+            self._test(runner, with_large=False)
+        else:
+            self._evaluate(runner, message)
+
+    def _test(self, runner: JobRunner, *, with_large: bool) -> None:
+        wrong = runner.self_test(with_large=with_large)
+        self._send(SelfTestFailed(wrong) if wrong else Ready(runner.device_name, runner.versions))
+
+    def _evaluate(self, runner: JobRunner, task: Evaluate) -> None:
+        def checkpoint() -> None:
+            self._progress += 1
+            if task.task_id <= self._stopped_up_to:
+                raise StopRequested
+
+        self._send(Accepted(task.task_id))
+        try:
+            checkpoint()
+            load_seconds = runner.load(task.job, checkpoint)
+            self._report_resident(runner)
+            self._send(Loaded(task.task_id, load_seconds))
+            for score in runner.evaluate(task.job, range(task.start, task.stop), checkpoint):
+                if not score.is_finite and (wrong := runner.self_test(with_large=False)):
+                    self._send(SelfTestFailed(wrong))  # a broken device, and no verdict on these weights
+                    return
+                self._send(BatchDone(task.task_id, score))
+        except StopRequested:
+            self._send(Stopped(task.task_id))
+        except WorkerError as error:
+            self._send(Failed(task.task_id, error))
+        else:
+            self._send(Finished(task.task_id))
+
+    def _report_resident(self, runner: JobRunner) -> None:
+        resident = runner.resident()
+        if resident != self._reported_resident:
+            self._reported_resident = resident
+            self._send(Resident(resident))
+
+    def _listen(self) -> NoReturn:
+        while (message := messages.receive(self._connection)) is not None:
+            self._take(message)
+        os._exit(0)  # the parent is gone: whatever runs is for nobody
+
+    def _take(self, message: ToWorker) -> None:
+        match message:
+            case Stop(task_id):  # a worker has one task at a time, and their numbers only rise
+                self._stopped_up_to = max(self._stopped_up_to, task_id)
+            case Prefetch(job) if self._runner is not None:
+                self._runner.prefetch(job)
+            case Evaluate() | SelfTest():
+                self._inbox.put(message)
+
+    def _beat(self, seconds: float) -> None:
+        while True:
+            self._send(Heartbeat(self._progress))
+            if self._runner is not None:  # what was loaded ahead is not told otherwise
+                self._report_resident(self._runner)
+            time.sleep(seconds)
+
+    def _send(self, message: FromWorker) -> None:
+        # A parent that is gone is noticed by `_listen`, and by the kernel.
+        with self._send_lock, contextlib.suppress(OSError):
+            self._connection.sendall(messages.encode(message))
+
+
+def _or_end_process(work: Callable[[], None]) -> None:
+    """Do it. An error says of what kind it is and where it arose, and not what it says, which may be secret."""
+    try:
+        work()
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # where nothing can be told any more, the status tells enough
+            frames = traceback.extract_tb(error.__traceback__)[-_MAX_PLACES:]
+            where = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+            sys.stderr.write(f"unexpected {type(error).__name__} at {where}\n")
+            sys.stderr.flush()
+        os._exit(EXIT_UNEXPECTED)  # no teardown: a broken device may hang it
+
+
+def main(runner_class: type[JobRunner]) -> NoReturn:
+    """The whole life of a worker process that computes with `runner_class`."""
+    die_with_parent(parent_pid=int(sys.argv[2]))
+    be_ended_first_for_memory()
+    keep_memory_private()
+    faulthandler.enable(all_threads=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear; it tells us
+    Worker(socket.socket(fileno=int(sys.argv[1])), runner_class).run()
+
+
+if __name__ == "__main__":
+    from workers.worker.runner import Runner
+
+    main(Runner)

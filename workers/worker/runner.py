@@ -1,0 +1,289 @@
+"""The body of a worker: keeps weights resident on one device and evaluates ranges of batches with them."""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.deterministic
+
+from workers import errors
+from workers.architectures import CURRENT_VERSION, Architecture, load_architecture
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.worker.resident_weights import LoadedModel, ResidentWeights
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.6
+"""Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+
+POLL_SECONDS = 0.05
+"""How often a load that waits for a prefetch looks whether it advances."""
+
+MACHINE_ERRORS = (RuntimeError, MemoryError, OSError)
+"""What torch, Python and the system raise when the machine lacks something."""
+
+OUT_OF_MEMORY_SIGNS = (
+    "out of memory",  # CUDA's own functions, such as for pinned memory
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+    "can't start new thread",
+)
+"""What a RuntimeError says that means so."""
+
+
+class OtherWeightsWanted(Exception):
+    """A prefetch gives up: `load` waits to load other weights."""
+
+
+class Runner:
+    """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        _prepare_device(config)
+        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
+            config.device, config.precision, small_model=config.small_model
+        )
+        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._current: LoadedModel | None = None
+        """What the last `load` brought."""
+        self._loading = threading.Lock()
+        self._wanted: WeightsId | None = None
+        """What `load` waits to load, while it waits."""
+        self._prefetch_advances = threading.Event()
+
+    @property
+    def device_name(self) -> str:
+        """What the vendor calls the device; empty for a CPU."""
+        is_gpu = self._config.device.startswith("cuda")
+        return torch.cuda.get_device_name(self._config.device) if is_gpu else ""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the architectures that make the numbers."""
+        return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
+
+    def self_test(self, *, with_large: bool) -> str | None:
+        """None when known numbers come out right; else what came out."""
+        wrong: str | None = self._self_test.run(with_large=with_large)
+        return wrong
+
+    def resident(self) -> frozenset[WeightsId]:
+        """Whose weights lie on the device."""
+        return self._weights.ids()
+
+    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        They stay there until the next call. `checkpoint` is called often, from this thread: what it raises
+        ends the loading there.
+
+        Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
+        """
+        started = time.perf_counter()
+        self._current = None
+        self._weights.release_all()
+        self._current = self._weights.acquire(job.weights_id)
+        if self._current is not None:
+            return 0.0
+        self._acquire_loading(job, checkpoint)
+        try:
+            if job.weights_id not in self._weights.ids():
+                self._load_or_make_room(job, checkpoint)
+            self._current = self._weights.acquire(job.weights_id)
+        finally:
+            self._wanted = None
+            self._loading.release()
+        return time.perf_counter() - started
+
+    def prefetch(self, job: EvalJob) -> None:
+        """Load the weights of the job that comes next, in the background, if there is room and time."""
+        if self._loading.locked():
+            return
+        try:
+            threading.Thread(target=self._prefetch, args=(job,), daemon=True).start()
+        except RuntimeError as error:  # there is no thread left
+            logger.debug("prefetch gave up: %s", error)
+
+    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+        """The scores of those batches, in order, with the weights of the last `load`, which was of this job.
+
+        When the device's memory does not suffice, all other weights leave it and a batch is cut into
+        smaller pieces, once; then OutOfMemory.
+        """
+        data = _read_data(job)
+        done = batches.start
+        try:
+            for score in self._scores(job, data, batches, checkpoint, shrink=False):
+                yield score
+                done = score.index + 1
+        except MACHINE_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+        if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
+            self._free_all_others()
+            yield from self._last_try(job, data, range(done, batches.stop), checkpoint)
+
+    def _last_try(
+        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None]
+    ) -> Iterator[BatchScore]:
+        try:
+            yield from self._scores(job, data, batches, checkpoint, shrink=True)
+        except MACHINE_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
+
+    def _scores(
+        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
+    ) -> Iterator[BatchScore]:
+        architecture = load_architecture(job.architecture_version)
+        runner = self._model_runner(architecture)
+        if shrink:
+            runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
+        try:
+            for score in runner.eval_batches(
+                self._current, data, job.seed, batches, checkpoint, detail=job.detail
+            ):
+                yield BatchScore(
+                    score.index,
+                    score.cross_entropy,
+                    score.sig_reg,
+                    score.embedding,
+                    score.attends_to_future,
+                    score.token_cross_entropy,
+                )
+        except architecture.EvaluationRefused as verdict:
+            raise _translate(verdict) from None
+
+    def _acquire_loading(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+        """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
+        self._wanted = job.weights_id
+        while not self._loading.acquire(timeout=POLL_SECONDS):
+            if self._prefetch_advances.is_set():
+                self._prefetch_advances.clear()
+                checkpoint()
+
+    def _load_or_make_room(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+        self._weights.make_room(_file_size(job))
+        try:
+            return self._load(job, checkpoint)
+        except MACHINE_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+        self._free_all_others()
+        try:
+            return self._load(job, checkpoint)
+        except MACHINE_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            raise errors.OutOfMemory("there is too little memory to hold these weights") from None
+
+    def _load(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+        architecture = load_architecture(job.architecture_version)
+        try:
+            model = self._model_runner(architecture).load(job.weights_path, job.decryption_key, checkpoint)
+        except architecture.EvaluationRefused as verdict:
+            raise _translate(verdict) from None
+        except OSError as error:
+            if is_out_of_memory(error):
+                raise
+            raise _unreadable(error, "weights") from None
+        self._weights.add(job.weights_id, model)
+
+    def _prefetch(self, job: EvalJob) -> None:
+        """Never at the cost of the weights in use; whatever goes wrong is met again by `load`, and told there."""
+
+        def checkpoint() -> None:
+            self._prefetch_advances.set()
+            if self._wanted not in (None, job.weights_id):
+                raise OtherWeightsWanted
+
+        with self._loading:
+            try:
+                is_new = job.weights_id not in self._weights.ids()
+                if is_new and self._weights.make_room(_file_size(job)):
+                    self._load(job, checkpoint)
+            except Exception as error:
+                logger.debug("prefetch gave up: %s", type(error).__name__)
+
+    def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
+        config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
+        return architecture.ModelRunner(
+            config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
+        )
+
+    def _free_all_others(self) -> None:
+        self._weights.evict_all()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine has no memory or threads left; after any other error CUDA is unusable."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def _file_size(job: EvalJob) -> int:
+    """What the weights will take on the device, about: exactly that for float32."""
+    try:
+        size = os.path.getsize(job.weights_path)
+    except OSError as error:
+        raise _unreadable(error, "weights") from None
+    _check_size(size, job.weights_size, "weights")
+    return size
+
+
+def _read_data(job: EvalJob) -> bytes:
+    try:
+        data = Path(job.data_path).read_bytes()
+    except OSError as error:
+        raise _unreadable(error, "data") from None
+    _check_size(len(data), job.data_size, "data")
+    return data
+
+
+def _check_size(found: int, expected: int | None, blob: str) -> None:
+    """A file that lost bytes on this machine is no verdict on its owner."""
+    if expected is not None and found != expected:
+        raise errors.FileUnreadable(f"the {blob} could not be read: {found} bytes in place of {expected}")
+
+
+def _unreadable(error: OSError, blob: str) -> errors.FileUnreadable:
+    return errors.FileUnreadable(f"the {blob} could not be read: {error.strerror or 'it became shorter'}")
+
+
+def _translate(verdict: Any) -> errors.EvaluationRefused:
+    """An architecture's verdict as ours: the names are the same."""
+    kind: type[errors.EvaluationRefused] = getattr(errors, type(verdict).__name__)
+    return kind(verdict.detail)
+
+
+def _prepare_device(config: WorkerConfig) -> None:
+    """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if config.device.startswith("cuda"):
+        torch.cuda.set_device(config.device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _default_budget_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(device)
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return int(free * MEMORY_SHARE)
