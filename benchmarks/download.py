@@ -91,10 +91,10 @@ def _answer(connection: socket.socket, file: BinaryIO, wanted: str) -> None:
 
 async def run_ours(url: str, directory: Path, checksum: str, size: int) -> Measured:
     """One fetch into an empty cache."""
+    from service.blob import BlobRef
     from service.cache.blob_cache import BlobCache
     from service.download.downloader import Downloader
     from service.egress.url_policy import UrlPolicy
-    from service.scoring.competition import BlobRef
 
     downloader = Downloader(UrlPolicy(allow_http=True, allow_private_addresses=True))
     cache = BlobCache(directory, downloader, max_bytes=4 * size)

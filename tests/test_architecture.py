@@ -3,32 +3,83 @@
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-DOWNLOAD = {
-    *("service.download.downloader", "service.download.ranged_download", "service.download.responses"),
-    *("service.egress.address_guard", "service.egress.body_stream", "service.egress.asyncio_network"),
-    "service.download.connection_failure",
+ROOT_FILES = "service"
+"""The files beside the folders of `service` that every folder may use: errors, settings, log, checksums."""
+
+ALLOWED_IN_SERVICE: dict[str, set[str]] = {
+    ROOT_FILES: set(),
+    "service.egress": {ROOT_FILES},
+    "service.download": {ROOT_FILES, "service.egress"},
+    "service.cache": {ROOT_FILES, "service.download"},
+    "service.scoring": {ROOT_FILES, "service.cache", "service.download", "service.egress", "workers"},
+    "service.jobs": {ROOT_FILES, "service.scoring"},
+    "service.lifespan": {
+        ROOT_FILES,
+        "service.jobs",
+        "service.scoring",
+        "service.cache",
+        "service.download",
+        "workers",
+    },
+    "service.http_api": {
+        ROOT_FILES,
+        "service.lifespan",
+        "service.jobs",
+        "service.scoring",
+        "service.egress",
+        "workers",
+    },
+    "service.grpc_api": {ROOT_FILES, "service.scoring", "workers"},
+    "service.server": {
+        ROOT_FILES,
+        "service.lifespan",
+        "service.http_api",
+        "service.grpc_api",
+        "service.scoring",
+        "workers",
+    },
+    "service.cli": {
+        ROOT_FILES,
+        "service.server",
+        "service.lifespan",
+        "service.scoring",
+        "service.cache",
+        "service.download",
+        "workers",
+    },
 }
-"""The downloader and what it dials and reads with."""
+"""Each folder (and the two files that build and run the service) with those it may import."""
+
+ALLOWED_IN_WORKERS: dict[str, set[str]] = {
+    "workers": {"workers.processes", "workers.v1"},
+    "workers.processes": {"workers"},
+    "workers.worker": {"workers"},
+    "workers.v1": set(),
+}
+"""`workers` stands for the files beside the folders. Only the pool's factory imports a pool: see the test."""
 
 ONLY_IN = {
-    "fastapi": {"service.http_api.app"},
-    "fastapi_offline": {"service.http_api.app"},
-    "starlette": {"service.http_api.app", "service.http_api.middleware"},
+    "fastapi": {"service.http_api"},
+    "fastapi_offline": {"service.http_api"},
+    "starlette": {"service.http_api"},
     "uvicorn": {"service.server", "service.http_api.protocol"},
-    "grpc": {"service.grpc_api.servicer"},
-    "ray": {"workers.ray_pool"},
-    "httpx": {*DOWNLOAD, "service.cli.demo", "service.cli.score.remote"},
-    "httpcore": DOWNLOAD,
-    "pydantic": {"service.http_api.schemas", "service.config", "service.cli.main"},
+    "grpc": {"service.grpc_api"},
+    "ray": {"workers.cluster"},
+    "sqlalchemy": {"service.jobs"},
+    "httpx": {"service.egress", "service.download", "service.cli"},
+    "httpcore": {"service.egress", "service.download"},
+    "pydantic": {"service.http_api", "service.config", "service.cli.main"},
+    "pydantic_settings": {"service.config"},
     "typer": {"service.cli.main"},
 }
-"""A library that has one place: the modules that may import it."""
+"""A library that has one place: the folders and modules that may import it."""
 
 V1_MAY_IMPORT = {"numpy", "torch", "safetensors", "cryptography", "arrgen", "workers.v1"}
 
@@ -57,14 +108,54 @@ def within(module: str, packages: set[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def test_workers_never_import_service() -> None:
+def unit_of(module: str, units: dict[str, set[str]]) -> str:
+    """The folder, or the file named among the units, that a module belongs to; else its package."""
+    folder = ".".join(module.split(".")[:2])
+    return folder if folder in units else module.split(".")[0]
+
+
+def imported_units(package: str, units: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Unit -> the other units of both packages that it imports."""
+    found: dict[str, set[str]] = {unit: set() for unit in units}
+    for name, imported in modules(package).items():
+        own = unit_of(name, units)
+        for module in imported:
+            if module.split(".")[0] in ("service", "workers"):
+                other = unit_of(module, units) if within(module, {package}) else module.split(".")[0]
+                found[own] |= {other} - {own}
+    return found
+
+
+def test_every_folder_is_in_the_picture() -> None:
+    for package, units in (("service", ALLOWED_IN_SERVICE), ("workers", ALLOWED_IN_WORKERS)):
+        folders = {f"{package}.{path.parent.name}" for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders <= set(units)
+
+
+@pytest.mark.parametrize("unit", ALLOWED_IN_SERVICE)
+def test_a_folder_of_the_service_imports_only_what_lies_below_it(unit: str) -> None:
+    assert imported_units("service", ALLOWED_IN_SERVICE)[unit] <= ALLOWED_IN_SERVICE[unit]
+
+
+@pytest.mark.parametrize("unit", ALLOWED_IN_WORKERS)
+def test_a_folder_of_the_workers_imports_only_what_it_may(unit: str) -> None:
+    assert imported_units("workers", ALLOWED_IN_WORKERS)[unit] <= ALLOWED_IN_WORKERS[unit]
+
+
+def test_there_is_no_circle_between_folders_of_the_service() -> None:
+    list(TopologicalSorter(imported_units("service", ALLOWED_IN_SERVICE)).static_order())  # raises CycleError
+
+
+def test_only_the_factory_imports_the_pool_of_processes() -> None:
     for name, imported in modules("workers").items():
-        assert not [module for module in imported if within(module, {"service"})], name
+        if name.count(".") == 1 and name != "workers.pool":
+            assert not [module for module in imported if within(module, {"workers.processes"})], name
 
 
 def test_service_never_imports_torch() -> None:
     for name, imported in modules("service").items():
-        assert not [module for module in imported if within(module, {"torch", "safetensors", "arrgen"})], name
+        forbidden = {"torch", "safetensors", "arrgen", "ray"}
+        assert not [module for module in imported if within(module, forbidden)], name
 
 
 def test_v1_imports_only_itself_and_its_few_libraries() -> None:
@@ -87,21 +178,8 @@ def test_only_architectures_knows_a_version_by_name() -> None:
 @pytest.mark.parametrize("library", sorted(ONLY_IN))
 def test_a_library_has_its_place(library: str) -> None:
     for name, imported in {**modules("service"), **modules("workers")}.items():
-        if name not in ONLY_IN[library]:
+        if not within(name, ONLY_IN[library]):
             assert not [module for module in imported if within(module, {library})], name
-
-
-def test_the_core_does_not_know_its_doors() -> None:
-    doors = {
-        "service.http_api.app",
-        "service.http_api.middleware",
-        "service.grpc_api.servicer",
-        "service.cli.main",
-        "service.server",
-    }
-    core = modules("service")
-    for name in ("scorer", "cache", "download", "url_policy", "scheduler", "competition", "errors", "config"):
-        assert not [module for module in core[f"service.{name}"] if within(module, doors)], name
 
 
 def test_no_module_is_named_for_nothing() -> None:

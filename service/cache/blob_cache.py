@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from service.blob import BlobRef
 from service.cache.disk_budget import CacheRoom, FileRoom
 from service.cache.disk_health import DiskHealth
 from service.cache.folder import (
@@ -46,7 +47,6 @@ from service.errors import (
     SizeMismatch,
     exhaustion_of,
 )
-from service.scoring.competition import BlobRef
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob", "ForeignFolder"]
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
+from service.blob import BlobRef
 from service.config import Settings
 from service.download.connection_failure import describe, may_be_our_network
 from service.download.partial_file import PartialFile
@@ -35,7 +36,6 @@ from service.errors import (
     ServiceTrouble,
     exhaustion_of,
 )
-from service.scoring.competition import BlobRef
 
 _HEADERS = {"User-Agent": "soma-eval", "Accept": "*/*", "Accept-Encoding": "identity"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

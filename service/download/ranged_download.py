@@ -11,6 +11,7 @@ from typing import NoReturn, Self
 
 import httpx
 
+from service.blob import BlobRef
 from service.download.connection_failure import describe
 from service.download.partial_file import Origin, PartialFile, Span
 from service.download.responses import (
@@ -32,7 +33,6 @@ from service.errors import (
     SizeMismatch,
     exhaustion_of,
 )
-from service.scoring.competition import BlobRef
 
 Get = Callable[[str, dict[str, str]], AbstractAsyncContextManager[httpx.Response]]
 """(url, headers) -> the reply to one guarded GET, its body not yet read."""

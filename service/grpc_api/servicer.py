@@ -20,12 +20,13 @@ import structlog
 from grpc import StatusCode
 
 from service import errors
+from service.blob import BlobRef
 from service.checksum import is_checksum
 from service.errors import InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
 from service.grpc_api.bcs import BcsError, HealthRequest, HealthResponse, ScoreRequest, ScoreResponse
 from service.log import log_bug
 from service.metrics import Metrics
-from service.scoring.competition import MAX_MANIFESTS, BlobRef, Competition, competitors
+from service.scoring.competition import MAX_MANIFESTS, Competition, competitors
 from service.scoring.results import Verdict
 from service.shutdown import Shutdown
 

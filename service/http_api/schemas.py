@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, model_validator
 
+from service.blob import BlobRef
 from service.checksum import is_checksum
 from service.egress.url_policy import MAX_URL_LENGTH
 from service.errors import BlobKind, Fault, InvalidRequest, ScoringError, all_codes
 from service.scoring.competition import (
     MAX_MANIFESTS,
-    BlobRef,
     Competition,
     ModelManifest,
     competitors,

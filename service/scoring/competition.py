@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from service.blob import BlobRef
 from service.checksum import decode_32_bytes, is_checksum
 from service.errors import Fault, InvalidKey, InvalidRequest, ScoringError, ZeroEmbedding
 
@@ -17,17 +18,6 @@ NEAR_TIE_ABSOLUTE = 0.01
 
 MAX_MANIFESTS = 1 << 12
 """Before a request's parts are looked at; how many models a competition may have is the scorer's to say."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobRef:
-    """A file that somebody has published: where, and what they promised."""
-
-    url: str = field(repr=False)
-    checksum: str | None = None
-    """Blake2b-256 of the bytes as published, Base58."""
-    size: int | None = None
-    """Bytes as published."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, CachedBlob
 from service.download.throughput import DownloadProgress
 from service.errors import (
@@ -34,7 +35,6 @@ from service.errors import (
 from service.log import log_bug
 from service.metrics import Metrics
 from service.scoring.competition import (
-    BlobRef,
     Competition,
     ModelManifest,
     cosine_distance,

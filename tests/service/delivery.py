@@ -10,6 +10,7 @@ from typing import Any
 import httpcore
 import pytest
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, CachedBlob
 from service.checksum import checksum_of
 from service.download.downloader import Downloader
@@ -18,7 +19,6 @@ from service.egress.asyncio_network import AsyncioNetwork, AsyncioStream
 from service.egress.resolver import Resolver
 from service.egress.url_policy import UrlPolicy
 from service.errors import BlobKind, ScoringError
-from service.scoring.competition import BlobRef
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 
 QUICK = DownloadLimits(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from service.blob import BlobRef
 from service.checksum import is_checksum
 from service.cli.check.diagnosis import Diagnosis, Expected, Finding, declared_size, header_end
 from service.cli.encryption import commitment_of, commitment_of_plain, decrypt_start
@@ -18,7 +19,6 @@ from service.cli.question import BadUsage, is_url
 from service.config import Settings
 from service.download.downloader import Downloader
 from service.lifespan import open_private_cache
-from service.scoring.competition import BlobRef
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _FIRST_BYTES = 256 << 10

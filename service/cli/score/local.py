@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache
 from service.cli.check.diagnosis import Finding
 from service.cli.check.header_check import diagnose
@@ -27,7 +28,7 @@ from service.config import Settings
 from service.download.throughput import DownloadProgress
 from service.errors import DecryptionFailed, ScoringError, WeightsInvalid
 from service.lifespan import open_pool, open_private_cache
-from service.scoring.competition import BlobRef, cosine_distance
+from service.scoring.competition import cosine_distance
 from service.scoring.worker_errors import to_scoring_error
 from workers import errors
 from workers.architectures import CURRENT_VERSION, load_architecture

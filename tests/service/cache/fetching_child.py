@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache
 from service.download.downloader import Downloader
 from service.egress.url_policy import UrlPolicy
 from service.errors import ScoringError
-from service.scoring.competition import BlobRef
 from tests.service.delivery import QUICK
 
 LIMITS = replace(QUICK, floor_seconds=30.0, min_bytes_per_second=100.0, checkpoint_bytes=1 << 14)

@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, CachedBlob, CacheInUse, ForeignFolder
 from service.checksum import checksum_of
 from service.download.partial_file import PartialFile
 from service.download.throughput import DownloadProgress
 from service.errors import BlobKind, Draining, ScoringError
-from service.scoring.competition import BlobRef
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import MAX_BYTES, QUICK, Delivery, FakeDns, delivery

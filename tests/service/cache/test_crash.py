@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, download_name
 from service.checksum import checksum_of
 from service.errors import ServiceTrouble
-from service.scoring.competition import BlobRef
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import delivery

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from service.blob import BlobRef
 from service.egress.resolver import SystemResolver
 from service.egress.url_policy import UrlPolicy
 from service.errors import ScoringError
-from service.scoring.competition import BlobRef
 from tests.service.delivery import QUICK, Delivery, delivery
 
 _SIOCSIFFLAGS, _UP_AND_RUNNING = 0x8914, 0x41

@@ -16,13 +16,13 @@ from typing import Any
 import h11
 import pytest
 
+from service.blob import BlobRef
 from service.checksum import checksum_of
 from service.download.downloader import Downloader
 from service.download.throughput import DownloadProgress
 from service.egress.resolver import SystemResolver
 from service.egress.url_policy import UrlPolicy
 from service.errors import ScoringError
-from service.scoring.competition import BlobRef
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import NAME, MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import MAX_BYTES, QUICK, FakeDns, LoopbackOnly, delivery

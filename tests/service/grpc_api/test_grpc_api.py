@@ -19,12 +19,13 @@ from structlog.testing import capture_logs
 
 from benchmarks.fuzz_bcs import STRATEGIES, seeds
 from service import errors
+from service.blob import BlobRef
 from service.errors import BlobKind, ScoringError
 from service.grpc_api import servicer
 from service.grpc_api.bcs import ManifestInput, ScoreRequest, ScoreResponse
 from service.grpc_api.servicer import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
 from service.metrics import Metrics
-from service.scoring.competition import MAX_MANIFESTS, BlobRef, Competition, ModelManifest
+from service.scoring.competition import MAX_MANIFESTS, Competition, ModelManifest
 from service.scoring.results import Evaluation, ModelOutcome, Provenance, Timings, Verdict
 from tests.http2_client import Http2Client, data, headers
 
