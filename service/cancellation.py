@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 T = TypeVar("T")
 
 
-async def unless(watch: Coroutine[None, None, NoReturn], work: Awaitable[T]) -> T:
+async def cancel_when(watch: Coroutine[None, None, NoReturn], work: Awaitable[T]) -> T:
     """Await the work in this very task. When `watch` raises first, the work is cancelled and that is raised."""
     try:
         async with asyncio.TaskGroup() as group:

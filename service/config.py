@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     """Plain http URLs, for tests and closed networks."""
     allow_private_addresses: bool = False
     """Addresses that are not public, for tests and closed networks."""
-    download_floor_seconds: Seconds = 30.0
+    download_base_timeout_seconds: Seconds = 30.0
     """A download may take this long, and size / min_download_rate on top."""
     min_download_rate: Annotated[float, _within(1.0, float(TIB))] = float(MIB)
     """Bytes per second below which a download is given up."""

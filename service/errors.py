@@ -16,7 +16,7 @@ ScoringError
 │   ├── SizeMismatch             {data,model}-size-mismatch
 │   ├── BlobUnavailable          {data,model}-unavailable    retryable
 │   └── DownloadTimeout          download-timeout            retryable
-├── EvaluationVerdict            what these weights or this data are worth: nothing, the same everywhere
+├── SubmissionRejected            what these weights or this data are worth: nothing, the same everywhere
 │   ├── DecryptionFailed         decryption-failed           model_owner
 │   ├── WeightsInvalid           weights-invalid             model_owner
 │   ├── NonFiniteResult          non-finite-result           model_owner
@@ -72,7 +72,7 @@ class ScoringError(Exception):
         self.model_index = model_index
         self.retry_after_seconds = retry_after_seconds
 
-    def of_model(self, index: int) -> Self:
+    def with_model_index(self, index: int) -> Self:
         """The same failure, said of one model of a competition; requests that share a failure keep theirs."""
         named = type(self).__new__(type(self), *self.args)
         named.__dict__.update(self.__dict__)
@@ -195,7 +195,7 @@ class DownloadTimeout(BlobError):
     retryable = True
 
 
-class EvaluationVerdict(ScoringError):
+class SubmissionRejected(ScoringError):
     """The verdict on these weights or this data; every validator reaches the same."""
 
     def __init__(
@@ -209,42 +209,42 @@ class EvaluationVerdict(ScoringError):
         super().__init__(detail, fault=fault, blob=blob, model_index=model_index)
 
 
-class DecryptionFailed(EvaluationVerdict):
+class DecryptionFailed(SubmissionRejected):
     """The key does not fit these weights."""
 
     code = "decryption-failed"
     title = "The weights could not be decrypted"
 
 
-class WeightsInvalid(EvaluationVerdict):
+class WeightsInvalid(SubmissionRejected):
     """The file is not what the network accepts as weights."""
 
     code = "weights-invalid"
     title = "The weights are not valid"
 
 
-class NonFiniteResult(EvaluationVerdict):
+class NonFiniteResult(SubmissionRejected):
     """The loss or the embedding is NaN or infinite."""
 
     code = "non-finite-result"
     title = "The weights give no finite result"
 
 
-class ZeroEmbedding(EvaluationVerdict):
+class ZeroEmbedding(SubmissionRejected):
     """A zero vector has no direction, so no distance."""
 
     code = "zero-embedding"
     title = "The distance of a zero vector is undefined"
 
 
-class EvaluationCrashesWorker(EvaluationVerdict):
+class EvaluationCrashesWorker(SubmissionRejected):
     """The evaluation ended two workers."""
 
     code = "evaluation-crashes-worker"
     title = "The evaluation ends every worker that tries it"
 
 
-class EmptyData(EvaluationVerdict):
+class EmptyData(SubmissionRejected):
     """There are no bytes to evaluate on."""
 
     code = "empty-data"

@@ -23,7 +23,7 @@ from workers.pool import WorkerPool, create_pool
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """A service that is up."""
 
     settings: Settings
@@ -47,7 +47,7 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Parts]:
+async def open_service(settings: Settings) -> AsyncIterator[Components]:
     """The service for the length of the block: blobs swept, workers tested; nothing left behind after.
 
     Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
@@ -75,7 +75,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(jobs.close)
         metrics = Metrics()
         _watch(metrics, scheduler, pool)
-        yield Parts(
+        yield Components(
             settings=settings,
             cache=cache,
             scorer=Scorer(cache, scheduler, pool, limits, metrics),

@@ -29,7 +29,7 @@ class Metrics:
         )
         self.phase_seconds = Histogram(
             "soma_eval_phase_seconds",
-            "Parts of an evaluation: queue, download, load, eval.",
+            "Components of an evaluation: queue, download, load, eval.",
             ["phase"],
             buckets=_SECONDS,
             registry=self._registry,

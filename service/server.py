@@ -12,12 +12,12 @@ from typing import NoReturn
 import structlog
 import uvicorn
 
-from service.cancellation import unless
+from service.cancellation import cancel_when
 from service.config import Settings, is_loopback
 from service.grpc_api.servicer import serve_grpc
 from service.http_api.app import create_app
 from service.http_api.protocol import BoundedHttpProtocol
-from service.lifespan import Parts, open_service
+from service.lifespan import Components, open_service
 from service.log import log_loop_trouble
 from service.open_files import connection_limits, raise_open_file_limit
 from service.scoring.scheduler import Scheduler
@@ -65,7 +65,7 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> in
     asyncio.get_running_loop().set_exception_handler(log_loop_trouble)
     async with AsyncExitStack() as stack:
         try:
-            parts, addresses = await unless(
+            parts, addresses = await cancel_when(
                 _watch(shutdown.requested), stack.enter_async_context(run_service(settings, shutdown))
             )
         except _StopAsked:
@@ -82,7 +82,7 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> in
 async def _drain(scheduler: Scheduler, timeout_seconds: float, shutdown: Shutdown) -> None:
     log.info("draining", admitted=scheduler.num_admitted)
     try:
-        drained = await unless(_watch(shutdown.urgent), scheduler.drain(timeout_seconds))
+        drained = await cancel_when(_watch(shutdown.urgent), scheduler.drain(timeout_seconds))
     except _StopAsked:
         log.warning("ending at once")
         drained = False
@@ -103,7 +103,7 @@ async def _watch(asked: asyncio.Event) -> NoReturn:
 @asynccontextmanager
 async def run_service(
     settings: Settings, shutdown: Shutdown | None = None
-) -> AsyncIterator[tuple[Parts, Addresses]]:
+) -> AsyncIterator[tuple[Components, Addresses]]:
     """The service with its APIs open for the length of the block."""
     shutdown = shutdown or Shutdown()
     connections = connection_limits(settings, raise_open_file_limit())
@@ -139,7 +139,7 @@ async def run_service(
 
 @asynccontextmanager
 async def _http_api(
-    parts: Parts, listener: socket.socket, max_connections: int, shutdown: Shutdown
+    parts: Components, listener: socket.socket, max_connections: int, shutdown: Shutdown
 ) -> AsyncIterator[str]:
     protocol = type("HttpProtocol", (BoundedHttpProtocol,), {"max_connections": max_connections})
     server = _HttpServer(

@@ -113,11 +113,11 @@ class CacheRoom:
         return await self._evict_one(small=is_short_of_inodes, must_free_disk=True)
 
     async def _evict(self, entry: Entry) -> None:
-        doomed = self.partials / f"{secrets.token_hex(8)}.evicted"
+        trash = self.partials / f"{secrets.token_hex(8)}.evicted"
         with contextlib.suppress(FileNotFoundError):
-            entry.path.rename(doomed)  # at once, so that the name is free; deleting gigabytes takes a while
+            entry.path.rename(trash)  # at once, so that the name is free; deleting gigabytes takes a while
         self.index.remove(entry)
-        await self.run(delete, doomed, note_of(entry, self._urls))
+        await self.run(delete, trash, note_of(entry, self._urls))
 
 
 class FileRoom:

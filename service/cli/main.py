@@ -511,7 +511,7 @@ def serve(
     ] = None,
     allow_http: AllowHttpFlag = None,
     allow_private_addresses: AllowPrivateFlag = None,
-    download_floor_seconds: Annotated[
+    download_base_timeout_seconds: Annotated[
         float | None,
         typer.Option(
             help="Seconds every download may take, on top of size / --min-download-rate (default 30)."

@@ -71,7 +71,7 @@ class Downloader:
         return cls(
             UrlPolicy(settings.allow_http, settings.allow_private_addresses),
             DownloadLimits(
-                floor_seconds=settings.download_floor_seconds,
+                base_timeout_seconds=settings.download_base_timeout_seconds,
                 min_bytes_per_second=settings.min_download_rate,
                 max_attempts=settings.max_download_attempts,
             ),
@@ -124,7 +124,7 @@ class Downloader:
         """
         try:
             with _refusals_of(kind):
-                async with asyncio.timeout(self.limits.floor_seconds):
+                async with asyncio.timeout(self.limits.base_timeout_seconds):
                     return await self._read_head(url, kind, num_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
             await self._raise_own_trouble(error)

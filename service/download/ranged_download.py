@@ -22,7 +22,13 @@ from service.download.responses import (
     good_etag,
     parse_content_range,
 )
-from service.download.throughput import DownloadLimits, DownloadProgress, OnDownloadProgress, Pace, Ramp
+from service.download.throughput import (
+    ConnectionScaling,
+    DownloadLimits,
+    DownloadProgress,
+    OnDownloadProgress,
+    ThroughputMonitor,
+)
 from service.egress.body_stream import body_of
 from service.errors import (
     BlobKind,
@@ -89,7 +95,7 @@ class RangedDownload:
         self._kind: BlobKind = kind
         self._max_bytes = max_bytes
         self._on_progress = on_progress
-        self._pace = Pace(self._limits, kind)
+        self._pace = ThroughputMonitor(self._limits, kind)
         self._ranges = True
         """False once the server has shown that it does not honour them."""
         self._total = blob.size
@@ -147,7 +153,7 @@ class RangedDownload:
             if self._total == 0:  # even so the server must say that there is such a file
                 self._todo = [_Part(0, 0)]
         self._pace.begin_stretch()
-        ramp = Ramp(self._limits)
+        ramp = ConnectionScaling(self._limits)
         parts = {asyncio.create_task(self._fetch_parts(ramp))}
         self._num_parts = 1
         try:
@@ -167,7 +173,7 @@ class RangedDownload:
             await asyncio.gather(*parts, return_exceptions=True)
         return self._partial.frontier
 
-    def _another_part_helps(self, ramp: Ramp) -> bool:
+    def _another_part_helps(self, ramp: ConnectionScaling) -> bool:
         return (
             self._ranges
             and self._total is not None
@@ -184,7 +190,7 @@ class RangedDownload:
             )
             self._on_progress(progress)
 
-    async def _fetch_parts(self, ramp: Ramp) -> None:
+    async def _fetch_parts(self, ramp: ConnectionScaling) -> None:
         """One connection: takes part after part until none is left."""
         while (part := self._next_part()) is not None:
             while not part.is_done:
@@ -357,7 +363,7 @@ class RangedDownload:
 class _Writer:
     """Gathers what comes into larger writes, and goes on receiving while the last one is written."""
 
-    def __init__(self, partial: PartialFile, part: _Part, pace: Pace) -> None:
+    def __init__(self, partial: PartialFile, part: _Part, pace: ThroughputMonitor) -> None:
         self._partial = partial
         self._part = part
         self._pace = pace

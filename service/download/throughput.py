@@ -1,7 +1,7 @@
 """How fast a download must be, how fast it is, and whether another connection helps.
 
-Two rules bound the time, both from the same two numbers: a download may take `floor_seconds + size /
-min_bytes_per_second` in all, and no stretch of `floor_seconds` may bring fewer than `min_bytes_per_second`.
+Two rules bound the time, both from the same two numbers: a download may take `base_timeout_seconds + size /
+min_bytes_per_second` in all, and no stretch of `base_timeout_seconds` may bring fewer than `min_bytes_per_second`.
 Time in which bytes that came wait for our own disk is not the publisher's, and does not count.
 """
 
@@ -20,7 +20,7 @@ _RATE_WINDOW_SECONDS = 5.0
 class DownloadLimits:
     """How patient a download is, and how greedy."""
 
-    floor_seconds: float = 30.0
+    base_timeout_seconds: float = 30.0
     min_bytes_per_second: float = 1 << 20
     max_attempts: int = 5
     """Failures in a row, and starts from nothing, until a download is given up."""
@@ -41,7 +41,7 @@ class DownloadLimits:
     @property
     def idle_seconds(self) -> float:
         """A connection that is silent for so long is given up for a new one."""
-        return min(10.0, self.floor_seconds / 2)
+        return min(10.0, self.base_timeout_seconds / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class DownloadProgress:
 OnDownloadProgress = Callable[[DownloadProgress], None]
 
 
-class Pace:
+class ThroughputMonitor:
     """Counts what comes, and raises DownloadTimeout when it comes too slowly."""
 
     def __init__(self, limits: DownloadLimits, kind: BlobKind) -> None:
@@ -97,11 +97,11 @@ class Pace:
     def check(self, expected_bytes: int) -> None:
         """Raise DownloadTimeout after the deadline or a stretch with too little in it."""
         now, limits = self._now(), self._limits
-        if now - self._began > limits.floor_seconds + expected_bytes / limits.min_bytes_per_second:
+        if now - self._began > limits.base_timeout_seconds + expected_bytes / limits.min_bytes_per_second:
             raise DownloadTimeout("the file took longer than its size allows", blob=self._kind)
-        if now - self._window_began >= limits.floor_seconds:
+        if now - self._window_began >= limits.base_timeout_seconds:
             came = self.received - self._window_start_bytes
-            if came < limits.min_bytes_per_second * limits.floor_seconds:
+            if came < limits.min_bytes_per_second * limits.base_timeout_seconds:
                 raise DownloadTimeout("the file came too slowly", blob=self._kind)
             self._window_began, self._window_start_bytes = now, self.received
         self._samples.append((now, self.received))
@@ -120,7 +120,7 @@ class Pace:
         return (after - before) / (last - first) if last > first else 0.0
 
 
-class Ramp:
+class ConnectionScaling:
     """Decides when another connection is worth a try: as long as the last one added brought something."""
 
     def __init__(self, limits: DownloadLimits) -> None:

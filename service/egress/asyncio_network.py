@@ -120,7 +120,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """What httpcore wants to know: whether an idle connection is still good, and which protocol it speaks."""
         if info == "is_readable":
-            return self._receiver.has_news
+            return self._receiver.has_buffered_data
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._receiver.transport.get_extra_info(names.get(info, info))
 
@@ -142,7 +142,7 @@ class _Receiver(asyncio.BufferedProtocol):
         self._may_write.set()
 
     @property
-    def has_news(self) -> bool:
+    def has_buffered_data(self) -> bool:
         """Whether `receive_into` would return at once."""
         return bool(self._spilled) or self._is_lost
 
@@ -183,7 +183,9 @@ class _Receiver(asyncio.BufferedProtocol):
 
     async def start_tls(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
         """Encrypt. Raises OSError."""
-        if self.has_news:  # what came unencrypted must never be taken for what came after the handshake
+        if (
+            self.has_buffered_data
+        ):  # what came unencrypted must never be taken for what came after the handshake
             raise OSError("the server spoke before its turn")
         encrypted = await asyncio.get_running_loop().start_tls(
             self.transport, self, context, server_hostname=server_hostname

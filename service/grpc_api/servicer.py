@@ -27,7 +27,7 @@ from service.grpc_api.bcs import BcsError, HealthRequest, HealthResponse, ScoreR
 from service.log import log_bug
 from service.metrics import Metrics
 from service.scoring.competition import MAX_MANIFESTS, Competition, competitors
-from service.scoring.results import Verdict
+from service.scoring.results import CompetitionResult
 from service.shutdown import Shutdown
 
 SERVICE = "scoring.Scoring"
@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 class CompetitionScorer(Protocol):
     """What this door needs of the scorer."""
 
-    async def score(self, competition: Competition) -> Verdict:
+    async def score(self, competition: Competition) -> CompetitionResult:
         """Decide the competition. Raises ScoringError; stops its work when cancelled."""
 
 
@@ -336,7 +336,7 @@ def competition_of(request: ScoreRequest, max_models: int) -> Competition:
     )
 
 
-def response_of(verdict: Verdict) -> ScoreResponse:
+def response_of(verdict: CompetitionResult) -> ScoreResponse:
     """The winner's numbers: all that this door has room for."""
     winner = verdict.winning
     if winner.distance is None:

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service import errors
-from service.cancellation import unless
+from service.cancellation import cancel_when
 from service.errors import (
     Draining,
     InternalError,
@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.http_api.api_keys import challenge
 from service.http_api.docs_page import docs_routes
-from service.http_api.middleware import CLIENT_LEFT_STATUS, Gate
+from service.http_api.middleware import CLIENT_LEFT_STATUS, RequestMiddleware
 from service.http_api.openapi import fit_openapi
 from service.http_api.schemas import (
     Device,
@@ -50,10 +50,10 @@ from service.http_api.schemas import (
     ScoreResponse,
 )
 from service.jobs.jobs import Job
-from service.lifespan import Parts
+from service.lifespan import Components
 from service.log import log_bug
 from service.metrics import CONTENT_TYPE
-from service.scoring.results import Evaluation, OnProgress, Progress, Verdict, ignore_progress
+from service.scoring.results import CompetitionResult, Evaluation, OnProgress, Progress, ignore_progress
 
 STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -104,7 +104,7 @@ _NOT_READY_DOCUMENTED: dict[str, Any] = {
 T = TypeVar("T")
 
 
-def create_app(parts: Parts) -> ASGIApp:
+def create_app(parts: Components) -> ASGIApp:
     """The HTTP door over a service that is up: the gate, and behind it the routes."""
     app = FastAPI(
         title="soma-eval",
@@ -128,7 +128,7 @@ def create_app(parts: Parts) -> ASGIApp:
     fit_openapi(app, embedding_dim=parts.architecture["embedding_dim"])
     included = [_scoring, _information, _probes, docs]
     routes: list[BaseRoute] = [route for router in included for route in router.routes]
-    return Gate(
+    return RequestMiddleware(
         app,
         routes=[*routes, *(route for route in app.routes if hasattr(route, "path"))],
         settings=parts.settings,
@@ -152,16 +152,16 @@ Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer
 JobId = Annotated[str, Path(description="As the `Location` header of the 202 has it.")]
 
 
-async def _parts(request: Request) -> Parts:  # a plain function would be called in a thread
-    parts: Parts = request.app.state.parts
+async def _parts(request: Request) -> Components:  # a plain function would be called in a thread
+    parts: Components = request.app.state.parts
     return parts
 
 
-PartsOfApp = Annotated[Parts, Depends(_parts)]
+ComponentsOfApp = Annotated[Components, Depends(_parts)]
 
 
 @_scoring.post("/eval", response_model=EvalResponse, responses={202: {"model": JobStatus}})
-async def eval_one(body: EvalRequest, request: Request, parts: PartsOfApp, prefer: Prefer = None) -> Any:
+async def eval_one(body: EvalRequest, request: Request, parts: ComponentsOfApp, prefer: Prefer = None) -> Any:
     """Evaluate one model's weights on data with a seed."""
     competition = body.to_competition()
 
@@ -174,11 +174,11 @@ async def eval_one(body: EvalRequest, request: Request, parts: PartsOfApp, prefe
 
 
 @_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
-async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer: Prefer = None) -> Any:
+async def score(body: ScoreRequest, request: Request, parts: ComponentsOfApp, prefer: Prefer = None) -> Any:
     """Run a competition: every model on the same data; the lowest loss wins."""
     competition = body.to_competition()
 
-    def work(on_progress: OnProgress) -> Awaitable[Verdict]:
+    def work(on_progress: OnProgress) -> Awaitable[CompetitionResult]:
         return parts.scorer.score(competition, on_progress)
 
     if _wants_async(prefer):
@@ -187,13 +187,13 @@ async def score(body: ScoreRequest, request: Request, parts: PartsOfApp, prefer:
 
 
 @_scoring.get("/jobs/{job_id}")
-async def read_job(job_id: JobId, request: Request, parts: PartsOfApp) -> JobStatus:
+async def read_job(job_id: JobId, request: Request, parts: ComponentsOfApp) -> JobStatus:
     """How a job stands, and its result once it has one."""
     return _job_status(parts.jobs.get(job_id), request)
 
 
 @_scoring.delete("/jobs/{job_id}")
-async def cancel_job(job_id: JobId, request: Request, parts: PartsOfApp) -> JobStatus:
+async def cancel_job(job_id: JobId, request: Request, parts: ComponentsOfApp) -> JobStatus:
     """Stop a job; a finished one stays as it is."""
     return _job_status(await parts.jobs.cancel(job_id), request)
 
@@ -203,13 +203,13 @@ async def cancel_job(job_id: JobId, request: Request, parts: PartsOfApp) -> JobS
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}, "description": "One event per change."}},
 )
-async def follow_job(job_id: JobId, request: Request, parts: PartsOfApp) -> StreamingResponse:
+async def follow_job(job_id: JobId, request: Request, parts: ComponentsOfApp) -> StreamingResponse:
     """Server-sent events: `progress` after each change, at last `succeeded`, `failed` or `cancelled`."""
     parts.jobs.get(job_id)
     return StreamingResponse(_events(job_id, request, parts), media_type="text/event-stream")
 
 
-async def _events(job_id: str, request: Request, parts: Parts) -> AsyncIterator[str]:
+async def _events(job_id: str, request: Request, parts: Components) -> AsyncIterator[str]:
     async for job in parts.jobs.follow(job_id):
         status = _job_status(job, request)
         event = job.state if job.finished else "progress"
@@ -225,7 +225,7 @@ async def health() -> Health:
 
 @_probes.head("/ready", include_in_schema=False)
 @_probes.get("/ready", response_model=Readiness, responses={503: _NOT_READY_DOCUMENTED})
-async def ready(request: Request, parts: PartsOfApp) -> Any:
+async def ready(request: Request, parts: ComponentsOfApp) -> Any:
     """200 only while a worker has recently passed a real evaluation, the disk works, and nothing is stopping."""
     readiness = Readiness(status=parts.readiness(), devices=_devices(parts))
     match readiness.status:
@@ -243,7 +243,7 @@ async def ready(request: Request, parts: PartsOfApp) -> Any:
 
 @_information.head("/info", include_in_schema=False)
 @_information.get("/info")
-async def info(parts: PartsOfApp) -> Info:
+async def info(parts: ComponentsOfApp) -> Info:
     """What is served: architecture, devices, limits, versions."""
     return Info(
         version=version("soma-eval"),
@@ -258,7 +258,7 @@ async def info(parts: PartsOfApp) -> Info:
 
 @_probes.head("/metrics", include_in_schema=False)
 @_probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(parts: PartsOfApp) -> Response:
+async def metrics(parts: ComponentsOfApp) -> Response:
     """For Prometheus."""
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE)
 
@@ -274,7 +274,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     The work runs in this very task, so that it is admitted before the next request is looked at: of many that
     come at once, all that find no place are then refused at the gate.
     """
-    return await unless(_watch_connection(request), work)
+    return await cancel_when(_watch_connection(request), work)
 
 
 async def _watch_connection(request: Request) -> NoReturn:
@@ -317,7 +317,7 @@ def _result_of(job: Job) -> EvalResponse | ScoreResponse | None:
     match job.result:
         case Evaluation() as evaluation:
             return EvalResponse.of(evaluation)
-        case Verdict() as verdict:
+        case CompetitionResult() as verdict:
             return ScoreResponse.of(verdict)
         case None:
             return None
@@ -327,7 +327,7 @@ def _phase_progress(progress: Progress) -> PhaseProgress:
     return PhaseProgress.model_validate(progress, from_attributes=True, extra="ignore")
 
 
-def _devices(parts: Parts) -> list[Device]:
+def _devices(parts: Components) -> list[Device]:
     return [
         Device.model_validate(device, from_attributes=True, extra="ignore") for device in parts.pool.status()
     ]

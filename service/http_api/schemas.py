@@ -17,7 +17,7 @@ from service.scoring.competition import (
     competitors,
     parse_decryption_key,
 )
-from service.scoring.results import Evaluation, Verdict
+from service.scoring.results import CompetitionResult, Evaluation
 
 _MAX_MEMBERS = 32
 
@@ -375,7 +375,7 @@ class ScoreResponse(_Wire):
     """One for each manifest, in order."""
 
     @classmethod
-    def of(cls, verdict: Verdict) -> Self:
+    def of(cls, verdict: CompetitionResult) -> Self:
         """The verdict, ready for the wire."""
         winning = verdict.winning
         return cls(

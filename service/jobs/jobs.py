@@ -14,10 +14,10 @@ from typing import Literal
 
 from service.errors import InternalError, JobNotFound, ScoringError
 from service.log import log_bug
-from service.scoring.results import Evaluation, OnProgress, Progress, Verdict
+from service.scoring.results import CompetitionResult, Evaluation, OnProgress, Progress
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Work = Callable[[OnProgress], Awaitable[Evaluation | Verdict]]
+Work = Callable[[OnProgress], Awaitable[Evaluation | CompetitionResult]]
 
 _RUNNING_PHASES = ("loading", "evaluating", "done", "failed")
 
@@ -36,7 +36,7 @@ class Job:
     """The latest news of the data's download."""
     models: list[Progress] = field(default_factory=list)
     """The latest news of each model."""
-    result: Evaluation | Verdict | None = None
+    result: Evaluation | CompetitionResult | None = None
     error: ScoringError | None = None
     evaluating_since: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -92,7 +92,7 @@ def competitors(manifests: Iterable[tuple[BlobRef, str | None]]) -> tuple[ModelM
     models = tuple(_competitor(weights, key) for weights, key in manifests)
     errors = [model for model in models if isinstance(model, ScoringError)]
     if errors and len(errors) == len(models):
-        raise errors[0].of_model(0)
+        raise errors[0].with_model_index(0)
     return models
 
 

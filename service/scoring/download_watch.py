@@ -95,7 +95,7 @@ class DownloadWatch:
         if progress.bytes_done == progress.bytes_total:
             return
         self._judge_pace(progress, seconds)
-        if self._stalled_seconds >= self._limits.floor_seconds:
+        if self._stalled_seconds >= self._limits.base_timeout_seconds:
             self._end(DownloadTimeout("the file came too slowly", blob=self._kind))
         elif self._seconds_left() <= 0 and self._is_too_slow(progress):
             self._end(DownloadTimeout("the file came too slowly for the time of a request", blob=self._kind))
@@ -118,7 +118,7 @@ class DownloadWatch:
         False as long as too little was asked for to know.
         """
         request_seconds = asyncio.get_running_loop().time() - self._request_started
-        if self._asked_seconds < min(self._limits.floor_seconds, request_seconds / 2):
+        if self._asked_seconds < min(self._limits.base_timeout_seconds, request_seconds / 2):
             return False
         return self._received_bytes * request_seconds < self._size(progress) * self._asked_seconds
 

@@ -66,7 +66,7 @@ class ModelOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CompetitionResult:
     """The answer to a competition."""
 
     winner: int

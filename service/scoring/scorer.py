@@ -7,7 +7,7 @@ door ──► Scorer.score ──► Scheduler.admit      queue-full is said no
              ├─ model 1 ─► BlobCache ─┤ each as soon as its own weights and the data are there
              │                        └► Scheduler.execution_slot ──► WorkerPool.evaluate
              ▼
-         Verdict: the winner, its distance to the target, and every model's own outcome
+         CompetitionResult: the winner, its distance to the target, and every model's own outcome
 """
 
 import asyncio
@@ -44,13 +44,13 @@ from service.scoring.competition import (
 )
 from service.scoring.download_watch import DownloadWatch, SlotWanted
 from service.scoring.results import (
+    CompetitionResult,
     Evaluation,
     ModelOutcome,
     OnProgress,
     Progress,
     Provenance,
     Timings,
-    Verdict,
     WeightsCached,
     ignore_progress,
 )
@@ -100,7 +100,9 @@ class Scorer:
         self._limits = limits
         self._metrics = metrics
 
-    async def score(self, competition: Competition, on_progress: OnProgress = ignore_progress) -> Verdict:
+    async def score(
+        self, competition: Competition, on_progress: OnProgress = ignore_progress
+    ) -> CompetitionResult:
         """Evaluate every model on the data with the seed, and name the winner.
 
         A model that cannot be fetched or judged has its error in its outcome. Raises that error when no
@@ -187,7 +189,7 @@ class Scorer:
             if error.fault != "model_owner":
                 raise
             request.on_progress(Progress("failed", model_index=index))
-            return ModelOutcome(error=error.of_model(index))
+            return ModelOutcome(error=error.with_model_index(index))
         finally:
             request.ticket.num_finished += 1
         request.on_progress(Progress("done", model_index=index))
@@ -320,7 +322,7 @@ class Scorer:
             self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
 
 
-def _verdict(outcomes: list[ModelOutcome]) -> Verdict:
+def _verdict(outcomes: list[ModelOutcome]) -> CompetitionResult:
     losses = [outcome.evaluation.loss if outcome.evaluation else None for outcome in outcomes]
     winner = pick_winner(losses)
     if winner is None:
@@ -331,7 +333,7 @@ def _verdict(outcomes: list[ModelOutcome]) -> Verdict:
     lead = margin(losses)
     winner_loss = losses[winner]
     assert winner_loss is not None
-    return Verdict(winner, tuple(outcomes), lead, is_near_tie(winner_loss, lead))
+    return CompetitionResult(winner, tuple(outcomes), lead, is_near_tie(winner_loss, lead))
 
 
 def _most_innocent(errors: Sequence[BaseException]) -> BaseException:
@@ -357,7 +359,7 @@ def _with_distance(
     try:
         distance = cosine_distance(evaluation.embedding, target)
     except ZeroEmbedding as error:
-        return ModelOutcome(evaluation, error.of_model(model_index))
+        return ModelOutcome(evaluation, error.with_model_index(model_index))
     return ModelOutcome(replace(evaluation, distance=distance))
 
 

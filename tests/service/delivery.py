@@ -22,7 +22,7 @@ from service.errors import BlobKind, ScoringError
 from tests.misbehaving_server import Behaviour, MisbehavingServer, client_context, honest, random_bytes
 
 QUICK = DownloadLimits(
-    floor_seconds=0.6,
+    base_timeout_seconds=0.6,
     min_bytes_per_second=2000.0,
     part_bytes=1 << 16,
     write_bytes=1 << 12,

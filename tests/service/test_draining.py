@@ -114,7 +114,7 @@ def test_a_second_signal_stops_running_work_and_downloads(
 ) -> None:
     with (
         silent_publisher() as url,
-        live_service(tmp_path, *PATIENT, "--download-floor-seconds", "600") as service,
+        live_service(tmp_path, *PATIENT, "--download-base-timeout-seconds", "600") as service,
         service.client() as client,
     ):
         workers = psutil.Process(service.process.pid).children(recursive=True)

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from service.config import Settings
 from service.http_api.app import create_app
 from service.jobs.jobs import JobStore
-from service.lifespan import Parts
+from service.lifespan import Components
 from service.log import log_loop_trouble
 from service.metrics import Metrics
 from service.scoring.results import Evaluation, OnProgress, Progress
@@ -72,7 +72,7 @@ async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -
         scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
         scorer=SimpleNamespace(evaluate=work),
     )
-    app = create_app(cast(Parts, parts))
+    app = create_app(cast(Components, parts))
     body = {
         "data": "AAAA",
         "weights_url": "https://publisher.example/w",

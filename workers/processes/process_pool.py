@@ -26,7 +26,7 @@ from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, 
 from workers.processes.isolated_python import absolute_path
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.processes.quarantine import Quarantine
-from workers.processes.supervisor import Patience, State, Supervisor
+from workers.processes.supervisor import State, Supervisor, Timeouts
 from workers.processes.worker_death import Death
 from workers.processes.worker_process import ENTRY_MODULE
 from workers.types import (
@@ -46,12 +46,12 @@ class ProcessPool:
     def __init__(
         self,
         configs: Sequence[WorkerConfig],
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         entry_module: str = ENTRY_MODULE,
     ) -> None:
         self._precision = configs[0].precision
-        self._workers = [Supervisor(config, self, patience, entry_module) for config in configs]
-        self._lives: list[asyncio.Task[None]] = []
+        self._workers = [Supervisor(config, self, timeouts, entry_module) for config in configs]
+        self._supervisor_tasks: list[asyncio.Task[None]] = []
         self._evaluations: list[PendingEvaluation] = []
         """Oldest first; each from its submission to its outcome."""
         self._by_task: dict[int, PendingEvaluation] = {}
@@ -63,9 +63,9 @@ class ProcessPool:
 
     async def start(self) -> None:
         """Start every worker; returns when each has passed its self-test. Raises NoWorker if none can."""
-        self._lives = [asyncio.create_task(worker.run()) for worker in self._workers]
+        self._supervisor_tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
         await self._settled.wait()
-        if self._hopeless():
+        if self._cannot_start():
             await self.close()
             raise NoWorker(f"no worker could start: {self._workers[0].trouble}")
 
@@ -96,10 +96,10 @@ class ProcessPool:
 
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
-        for life in self._lives:
+        for life in self._supervisor_tasks:
             life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
-        self._lives = []
+        await asyncio.gather(*self._supervisor_tasks, return_exceptions=True)
+        self._supervisor_tasks = []
         for evaluation in list(self._evaluations):
             evaluation.fail(NoWorker("the pool was closed"))
 
@@ -142,7 +142,7 @@ class ProcessPool:
             self._quarantine.record_death(evaluation.job, index, num_alike, death.cause)
         elif death.unaccepted_task:
             self._forget(death.unaccepted_task).give_back(death.unaccepted_task.task_id)
-        if death.starting or worker.hopeless:
+        if death.starting or worker.cannot_start:
             self._quarantine.device_failed(index)
         self._note_settled()
         self._judge_all()
@@ -155,9 +155,9 @@ class ProcessPool:
                 evaluation.fail(refusal)
             elif evaluation.is_exhausted and not self._quarantine.awaits_test(evaluation.job):
                 evaluation.fail(WorkerCrashed("two workers were lost during this evaluation"))
-            elif self._hopeless():
+            elif self._cannot_start():
                 evaluation.fail(NoWorker(f"no worker can start: {self._workers[0].trouble}"))
-            elif self._hopeless(evaluation.kind):
+            elif self._cannot_start(evaluation.kind):
                 evaluation.start_over()
 
     # -- policy
@@ -167,7 +167,7 @@ class ProcessPool:
             raise EmptyData("there are no bytes to evaluate on")
         if refusal := self._quarantine.refusal(job):
             raise refusal
-        if not self._lives or self._hopeless():
+        if not self._supervisor_tasks or self._cannot_start():
             raise NoWorker("no worker is alive, and none will be soon")
 
     def _dispatch(self) -> None:
@@ -207,7 +207,7 @@ class ProcessPool:
         alike = {
             index: worker
             for index, worker in enumerate(self._workers)
-            if evaluation.kind in (None, worker.kind) and not worker.hopeless
+            if evaluation.kind in (None, worker.kind) and not worker.cannot_start
         }
         allowed = [worker for index, worker in alike.items() if index not in avoided]
         return min(
@@ -287,9 +287,9 @@ class ProcessPool:
             token_cross_entropy=_token_cross_entropy(scores) if job.detail else None,
         )
 
-    def _hopeless(self, kind: DeviceKind | None = None) -> bool:
+    def _cannot_start(self, kind: DeviceKind | None = None) -> bool:
         """Whether no worker (of this kind) is likely to live soon."""
-        return all(worker.hopeless for worker in self._workers if kind in (None, worker.kind))
+        return all(worker.cannot_start for worker in self._workers if kind in (None, worker.kind))
 
     def _note_settled(self) -> None:
         if all(worker.settled for worker in self._workers):

@@ -46,7 +46,7 @@ _DEVICE_MAY_BE_THE_CAUSE = (Cause.FAULT, Cause.ERROR, Cause.HUNG)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a supervisor waits for what, in seconds."""
 
     heartbeat: float = 0.5
@@ -111,7 +111,7 @@ class Supervisor:
         self,
         config: WorkerConfig,
         owner: Owner,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         entry_module: str = ENTRY_MODULE,
     ) -> None:
         self.config = config
@@ -120,7 +120,7 @@ class Supervisor:
         self.resident: frozenset[WeightsId] = frozenset()
         self.versions: dict[str, str] = {}
         self._owner = owner
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or Timeouts()
         self._entry_module = entry_module
         self._process: WorkerProcess | None = None
         self._device_name = ""
@@ -151,14 +151,14 @@ class Supervisor:
         return self.state is State.IDLE
 
     @property
-    def hopeless(self) -> bool:
+    def cannot_start(self) -> bool:
         """Whether it is not likely to take a task soon."""
         return self._out_of_service or self._failed_starts >= MAX_FAILED_STARTS
 
     @property
     def settled(self) -> bool:
         """Whether its first start has come to an end, good or bad."""
-        return self.hopeless or self.state not in (State.DOWN, State.STARTING)
+        return self.cannot_start or self.state not in (State.DOWN, State.STARTING)
 
     @property
     def kind(self) -> DeviceKind:
@@ -209,9 +209,9 @@ class Supervisor:
             )
         if self.state in (State.DOWN, State.STARTING):
             return f"the last worker {self._last_death}" if self._last_death else ""
-        if self.state is State.BUSY and self._stalled_seconds >= self._patience.progress / 3:
+        if self.state is State.BUSY and self._stalled_seconds >= self._timeouts.progress / 3:
             return f"no progress for {self._stalled_seconds:.0f} s"
-        if self.state is not State.BUSY and self._silent_seconds >= self._patience.frozen / 3:
+        if self.state is not State.BUSY and self._silent_seconds >= self._timeouts.frozen / 3:
             return f"not heard of for {self._silent_seconds:.0f} s"
         return ""
 
@@ -242,9 +242,9 @@ class Supervisor:
         process = await WorkerProcess.spawn(self.config, self._entry_module)
         self._process, self._heard_at, self._silent_seconds = process, _now(), 0.0
         try:
-            self._send(Configure(self.config, self._patience.heartbeat))
+            self._send(Configure(self.config, self._timeouts.heartbeat))
             death = await self._listen(process)
-            status = await (process.kill() if death else process.end(self._patience.terminate))
+            status = await (process.kill() if death else process.end(self._timeouts.terminate))
         except BaseException:  # the pool closes, perhaps while a process is being ended
             await asyncio.shield(process.kill())
             raise
@@ -260,7 +260,7 @@ class Supervisor:
     async def _listen(self, process: WorkerProcess) -> Death | None:
         """Act on each message until the process must be ended (returns why) or has ended itself (None)."""
         while True:
-            message = await process.receive(self._patience.heartbeat)
+            message = await process.receive(self._timeouts.heartbeat)
             if isinstance(message, PipeClosed):
                 return None
             if isinstance(message, SelfTestFailed):
@@ -275,7 +275,7 @@ class Supervisor:
 
         Of a long time in which nothing was received, as when the whole machine slept, only a moment counts.
         """
-        passed = min(_now() - self._heard_at, 2 * self._patience.heartbeat)
+        passed = min(_now() - self._heard_at, 2 * self._timeouts.heartbeat)
         self._heard_at = _now()
         self._silent_seconds = self._silent_seconds + passed if message is None else 0.0
         stalled = message is None or (isinstance(message, Heartbeat) and message.progress == self._progress)
@@ -319,7 +319,7 @@ class Supervisor:
             self._become_idle()
 
     def _become_idle(self) -> None:
-        if _now() - self._tested_at >= self._patience.self_test:
+        if _now() - self._tested_at >= self._timeouts.self_test:
             self._test()
         else:
             self._enter(State.IDLE)
@@ -331,16 +331,16 @@ class Supervisor:
 
     def _overdue(self) -> Death | None:
         """Why the process must be ended now, if it must. Also sends a long idle one to its self-test."""
-        patience, age = self._patience, _now() - self._state_since
+        timeouts, age = self._timeouts, _now() - self._state_since
         if self.state is State.BUSY:
-            if self._stalled_seconds >= patience.progress:
-                return Death(f"made no progress for {patience.progress:g} s", Cause.HUNG)
-        elif self.state is not State.STARTING and self._silent_seconds >= patience.frozen:
+            if self._stalled_seconds >= timeouts.progress:
+                return Death(f"made no progress for {timeouts.progress:g} s", Cause.HUNG)
+        elif self.state is not State.STARTING and self._silent_seconds >= timeouts.frozen:
             return Death("froze", Cause.HUNG)
-        limits = {State.STARTING: patience.start, State.TESTING: patience.test, State.STOPPING: patience.stop}
+        limits = {State.STARTING: timeouts.start, State.TESTING: timeouts.test, State.STOPPING: timeouts.stop}
         if age > limits.get(self.state, float("inf")):
             return Death(f"took too long ({self.state.value})", Cause.HUNG)
-        if self.state is State.IDLE and _now() - self._tested_at >= patience.self_test:
+        if self.state is State.IDLE and _now() - self._tested_at >= timeouts.self_test:
             self._test()
         return None
 
@@ -360,7 +360,7 @@ class Supervisor:
         self._last_death = death.reason
         self._process, self.task, self.resident = None, None, frozenset()
         self._loading_ahead = None
-        lived_long = _now() - self._started_at > self._patience.restart_at_most
+        lived_long = _now() - self._started_at > self._timeouts.restart_at_most
         self._deaths_in_a_row = 1 if lived_long else self._deaths_in_a_row + 1
         self._enter(State.DOWN)
         if death.task and death.cause in _DEVICE_MAY_BE_THE_CAUSE:
@@ -381,12 +381,12 @@ class Supervisor:
     def _restart_delay(self) -> float:
         if self._out_of_service:
             return self._out_of_service_seconds()
-        delay = self._patience.restart * 2.0 ** min(self._deaths_in_a_row - 1, 16)
-        return min(delay, self._patience.restart_at_most) * random.uniform(0.5, 1.0)
+        delay = self._timeouts.restart * 2.0 ** min(self._deaths_in_a_row - 1, 16)
+        return min(delay, self._timeouts.restart_at_most) * random.uniform(0.5, 1.0)
 
     def _out_of_service_seconds(self) -> float:
-        delay = self._patience.out_of_service * 2.0 ** min(self._times_out_of_service - 1, 16)
-        return min(delay, self._patience.out_of_service_at_most)
+        delay = self._timeouts.out_of_service * 2.0 ** min(self._times_out_of_service - 1, 16)
+        return min(delay, self._timeouts.out_of_service_at_most)
 
     def _send(self, message: Configure | Evaluate | Stop | Prefetch | SelfTest) -> None:
         if self._process is not None:

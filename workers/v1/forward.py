@@ -41,16 +41,16 @@ ROWS_PER_TILE = 1024
 SCORES_PER_BLOCK = 1 << 22
 """Scores the reference path holds at once: 16 MiB of float32."""
 
-Checkpoint = Callable[[], None]
+CancelCheck = Callable[[], None]
 
 
 class ForwardPass:
     """One pass over one micro-batch. After `representations` the numbers that a guard looks at hold."""
 
-    def __init__(self, model: Model, *, reference: bool, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: Model, *, reference: bool, check_cancelled: CancelCheck) -> None:
         self.model = model
         self.reference = reference
-        self.checkpoint = checkpoint
+        self.check_cancelled = check_cancelled
         device = model.embedding.weight.device
         self.score_bound = torch.zeros((), device=device)
         """Fast path: no score of this pass is larger in magnitude. A scalar on the device."""
@@ -74,9 +74,9 @@ class ForwardPass:
         self.normed, self.queries, self.keys, self.values = (torch.empty_like(x) for _ in range(4))
         self.hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), model.config.pwff_hidden_dim)  # (R, F)
         for layer in cast(list[Layer], model.encoder.layers):
-            self.checkpoint()
+            self.check_cancelled()
             self._add_attention(x, self._norm(x, layer.norm_1), layer.attention, (B, T), cos, sin)
-            self.checkpoint()
+            self.check_cancelled()
             add_feed_forward(x, self._norm(x, layer.norm_2), layer.pwff, self.hidden)
         return self._norm(x, model.final_norm).view(B, T, -1)
 
@@ -130,7 +130,7 @@ class ForwardPass:
                 weights = torch.softmax(scores, dim=-1)
                 self.attends_to_future |= ((weights > 0) & future).any()
                 mixed[b, :, rows] = weights @ v[b]
-            self.checkpoint()
+            self.check_cancelled()
         return mixed
 
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from . import runner_order, tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, Checkpoint, ForwardPass, linear
+from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, CancelCheck, ForwardPass, linear
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
@@ -132,15 +132,20 @@ class ModelRunner:
         )
 
     def load(
-        self, weights: Weights, decryption_key: bytes | None = None, checkpoint: Checkpoint | None = None
+        self,
+        weights: Weights,
+        decryption_key: bytes | None = None,
+        check_cancelled: CancelCheck | None = None,
     ) -> LoadedModel:
         """Bring weights to the device: judged by their header first, then decrypted straight into tensors.
 
         A plain float32 file is mapped, not copied, and must not be changed while the model lives.
-        `checkpoint` is called before every few MiB, from this thread: what it raises ends the loading there.
+        `check_cancelled` is called before every few MiB, from this thread: what it raises ends the loading there.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, self.device, checkpoint or _do_nothing)
+        tensors = load_tensors(
+            weights, self.config, decryption_key, self.device, check_cancelled or _do_nothing
+        )
         with _NoDraws(), torch.device("meta"):
             model = Model(self.config)
         model.load_state_dict(tensors, assign=True)
@@ -161,13 +166,13 @@ class ModelRunner:
         data: bytes,
         seed: int,
         batches: range,
-        checkpoint: Checkpoint | None = None,
+        check_cancelled: CancelCheck | None = None,
         *,
         detail: bool = False,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
-        `checkpoint` is called several times per layer and micro-batch: what it raises ends the work there.
+        `check_cancelled` is called several times per layer and micro-batch: what it raises ends the work there.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
         adds the cross-entropy of every token.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
@@ -179,20 +184,20 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, checkpoint or _do_nothing, detail)
+            yield self._score_batch(model.model, data, seed, index, check_cancelled or _do_nothing, detail)
 
     @torch.inference_mode()
     def _score_batch(
-        self, model: Model, data: bytes, seed: int, index: int, checkpoint: Checkpoint, detail: bool
+        self, model: Model, data: bytes, seed: int, index: int, check_cancelled: CancelCheck, detail: bool
     ) -> BatchScore:
         """One batch: on the fast path, and once more on the reference path if the guard does not hold."""
         self._set_matmul_precision()
         noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
         directions = unit_columns(torch.from_numpy(noise).to(self.device))  # (D, S)
-        score, is_proven = self._run(model, data, index, directions, checkpoint, detail, reference=False)
+        score, is_proven = self._run(model, data, index, directions, check_cancelled, detail, reference=False)
         if is_proven and _is_finite(score):
             return score
-        score, _ = self._run(model, data, index, directions, checkpoint, detail, reference=True)
+        score, _ = self._run(model, data, index, directions, check_cancelled, detail, reference=True)
         return score
 
     def _run(
@@ -201,7 +206,7 @@ class ModelRunner:
         data: bytes,
         index: int,
         directions: Tensor,
-        checkpoint: Checkpoint,
+        check_cancelled: CancelCheck,
         detail: bool,
         *,
         reference: bool,
@@ -216,7 +221,7 @@ class ModelRunner:
         guard = torch.zeros(3, device=self.device)
         for start in range(first, last, self.micro_batch_size):
             sequences = range(start, min(start + self.micro_batch_size, last))
-            forward = ForwardPass(model, reference=reference, checkpoint=checkpoint)
+            forward = ForwardPass(model, reference=reference, check_cancelled=check_cancelled)
             parts.append(self._score_sequences(forward, data, sequences, directions))
             guard = torch.maximum(guard, forward.guard())
         B, T = last - first, self.max_seq_len
@@ -246,17 +251,17 @@ class ModelRunner:
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, forward.checkpoint)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
-    def _token_sig_reg(self, rows: Tensor, directions: Tensor, checkpoint: Checkpoint) -> Tensor:
+    def _token_sig_reg(self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
         per_tile = []
         for tile in torch.split(z, rows_per_tile):
-            checkpoint()  # the longest step of a small model
+            check_cancelled()  # the longest step of a small model
             per_tile.append(self._sig_reg.per_token(tile))
         return torch.cat(per_tile)  # (N)
 

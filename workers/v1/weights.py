@@ -65,11 +65,11 @@ def load_tensors(
     config: ModelConfig,
     decryption_key: bytes | None = None,
     device: torch.device | str = "cpu",
-    checkpoint: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """The tensors a model of this shape needs, float32, on the device. The key is 32 bytes.
 
-    `checkpoint` is called before every few MiB, from this thread: what it raises ends the loading there.
+    `check_cancelled` is called before every few MiB, from this thread: what it raises ends the loading there.
 
     On a CPU, tensors of a plain file are mapped: the file must not change while they live, and writing to
     them does not reach it.
@@ -77,7 +77,7 @@ def load_tensors(
     Raises WeightsInvalid or DecryptionFailed, judging by the header alone, and OSError of the file.
     """
     device = torch.device(device)
-    checkpoint()
+    check_cancelled()
     with open_source(weights) as source:
         header = read_header(
             lambda offset, size: read_clear(source, offset, size, decryption_key),
@@ -91,7 +91,7 @@ def load_tensors(
             tensors = _mapped_tensors(source, places)
             _read_ahead(source, [places[name] for name in tensors])
         others = {name: place for name, place in places.items() if name not in tensors}
-        tensors |= _read_tensors(source, others, decryption_key, device, checkpoint)
+        tensors |= _read_tensors(source, others, decryption_key, device, check_cancelled)
     return {name: tensors[name] for name in places}
 
 
@@ -129,7 +129,7 @@ def _read_tensors(
     places: Mapping[str, TensorInfo],
     key: bytes | None,
     device: torch.device,
-    checkpoint: Callable[[], None],
+    check_cancelled: Callable[[], None],
 ) -> dict[str, Tensor]:
     """Tensors read into memory of their own, decrypted if there is a key, as float32."""
     ready = {name: place for name, place in places.items() if place.dtype == "F32"}
@@ -152,10 +152,10 @@ def _read_tensors(
     converted = {}
     with _threads() as threads:
         for _ in threads.map(bring, pieces):
-            checkpoint()
+            check_cancelled()
         for name, tensor in threads.map(convert, [name for name in places if name not in ready]):
             converted[name] = tensor
-            checkpoint()
+            check_cancelled()
     return memory.finished() | converted
 
 

@@ -63,14 +63,16 @@ class JobRunner(Protocol):
         `with_large`: of an evaluation with the layers of the served model too, not only of the small one.
         """
 
-    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+    def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        `checkpoint` is called each time that the work has advanced, and may raise to stop.
+        `check_cancelled` is called each time that the work has advanced, and may raise to stop.
         """
 
-    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
-        """The scores of those batches, in order; `checkpoint` as for `load`."""
+    def evaluate(
+        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
+    ) -> Iterator[BatchScore]:
+        """The scores of those batches, in order; `check_cancelled` as for `load`."""
 
     def prefetch(self, job: EvalJob) -> None:
         """Load the weights of the job that comes next, in the background, if there is room."""
@@ -139,18 +141,18 @@ class Worker:
         self._send(SelfTestFailed(wrong) if wrong else Ready(runner.device_name, runner.versions))
 
     def _evaluate(self, runner: JobRunner, task: Evaluate) -> None:
-        def checkpoint() -> None:
+        def check_cancelled() -> None:
             self._progress += 1
             if task.task_id <= self._stopped_up_to:
                 raise StopRequested
 
         self._send(Accepted(task.task_id))
         try:
-            checkpoint()
-            load_seconds = runner.load(task.job, checkpoint)
+            check_cancelled()
+            load_seconds = runner.load(task.job, check_cancelled)
             self._report_resident(runner)
             self._send(Loaded(task.task_id, load_seconds))
-            for score in runner.evaluate(task.job, range(task.start, task.stop), checkpoint):
+            for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
                 if not score.is_finite and (wrong := runner.self_test(with_large=False)):
                     self._send(SelfTestFailed(wrong))  # a broken device, and no verdict on these weights
                     return

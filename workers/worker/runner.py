@@ -80,10 +80,10 @@ class Runner:
         """Whose weights lie on the device."""
         return self._weights.ids()
 
-    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+    def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        They stay there until the next call. `checkpoint` is called often, from this thread: what it raises
+        They stay there until the next call. `check_cancelled` is called often, from this thread: what it raises
         ends the loading there.
 
         Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
@@ -94,10 +94,10 @@ class Runner:
         self._current = self._weights.acquire(job.weights_id)
         if self._current is not None:
             return 0.0
-        self._acquire_loading(job, checkpoint)
+        self._acquire_loading(job, check_cancelled)
         try:
             if job.weights_id not in self._weights.ids():
-                self._load_or_make_room(job, checkpoint)
+                self._load_or_make_room(job, check_cancelled)
             self._current = self._weights.acquire(job.weights_id)
         finally:
             self._wanted = None
@@ -113,7 +113,9 @@ class Runner:
         except RuntimeError as error:  # there is no thread left
             logger.debug("prefetch gave up: %s", error)
 
-    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+    def evaluate(
+        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
+    ) -> Iterator[BatchScore]:
         """The scores of those batches, in order, with the weights of the last `load`, which was of this job.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
@@ -122,7 +124,7 @@ class Runner:
         data = _read_data(job)
         done = batches.start
         try:
-            for score in self._scores(job, data, batches, checkpoint, shrink=False):
+            for score in self._scores(job, data, batches, check_cancelled, shrink=False):
                 yield score
                 done = score.index + 1
         except MACHINE_ERRORS as error:
@@ -130,20 +132,20 @@ class Runner:
                 raise
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
             self._free_all_others()
-            yield from self._last_try(job, data, range(done, batches.stop), checkpoint)
+            yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
 
     def _last_try(
-        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None]
+        self, job: EvalJob, data: bytes, batches: range, check_cancelled: Callable[[], None]
     ) -> Iterator[BatchScore]:
         try:
-            yield from self._scores(job, data, batches, checkpoint, shrink=True)
+            yield from self._scores(job, data, batches, check_cancelled, shrink=True)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
 
     def _scores(
-        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
+        self, job: EvalJob, data: bytes, batches: range, check_cancelled: Callable[[], None], *, shrink: bool
     ) -> Iterator[BatchScore]:
         architecture = load_architecture(job.architecture_version)
         runner = self._model_runner(architecture)
@@ -151,7 +153,7 @@ class Runner:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
         try:
             for score in runner.eval_batches(
-                self._current, data, job.seed, batches, checkpoint, detail=job.detail
+                self._current, data, job.seed, batches, check_cancelled, detail=job.detail
             ):
                 yield BatchScore(
                     score.index,
@@ -164,33 +166,35 @@ class Runner:
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
 
-    def _acquire_loading(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+    def _acquire_loading(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
         """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
         self._wanted = job.weights_id
         while not self._loading.acquire(timeout=POLL_SECONDS):
             if self._prefetch_advances.is_set():
                 self._prefetch_advances.clear()
-                checkpoint()
+                check_cancelled()
 
-    def _load_or_make_room(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+    def _load_or_make_room(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
         self._weights.make_room(_file_size(job))
         try:
-            return self._load(job, checkpoint)
+            return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
         self._free_all_others()
         try:
-            return self._load(job, checkpoint)
+            return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfMemory("there is too little memory to hold these weights") from None
 
-    def _load(self, job: EvalJob, checkpoint: Callable[[], None]) -> None:
+    def _load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
         architecture = load_architecture(job.architecture_version)
         try:
-            model = self._model_runner(architecture).load(job.weights_path, job.decryption_key, checkpoint)
+            model = self._model_runner(architecture).load(
+                job.weights_path, job.decryption_key, check_cancelled
+            )
         except architecture.EvaluationRefused as verdict:
             raise _translate(verdict) from None
         except OSError as error:
@@ -202,7 +206,7 @@ class Runner:
     def _prefetch(self, job: EvalJob) -> None:
         """Never at the cost of the weights in use; whatever goes wrong is met again by `load`, and told there."""
 
-        def checkpoint() -> None:
+        def check_cancelled() -> None:
             self._prefetch_advances.set()
             if self._wanted not in (None, job.weights_id):
                 raise OtherWeightsWanted
@@ -211,7 +215,7 @@ class Runner:
             try:
                 is_new = job.weights_id not in self._weights.ids()
                 if is_new and self._weights.make_room(_file_size(job)):
-                    self._load(job, checkpoint)
+                    self._load(job, check_cancelled)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
 

@@ -25,7 +25,7 @@ from service.errors import ScoringError
 from tests.service.delivery import QUICK, Delivery, delivery
 
 _SIOCSIFFLAGS, _UP_AND_RUNNING = 0x8914, 0x41
-LIMITS = replace(QUICK, max_attempts=2, floor_seconds=30.0)
+LIMITS = replace(QUICK, max_attempts=2, base_timeout_seconds=30.0)
 
 
 @contextlib.contextmanager

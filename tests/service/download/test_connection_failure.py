@@ -21,7 +21,7 @@ from tests.misbehaving_server import Reply, Request, random_bytes
 from tests.service.delivery import QUICK, FakeDns, delivery
 
 CONTENT = random_bytes(10_000)
-LIMITS = replace(QUICK, max_attempts=2, floor_seconds=3.0)
+LIMITS = replace(QUICK, max_attempts=2, base_timeout_seconds=3.0)
 
 
 def _free_port() -> int:
@@ -190,7 +190,9 @@ async def test_without_a_network_no_publisher_is_to_blame_for_silence(
     """A connection that is not accepted in time, by an address: there is no name to look up."""
     for number, code in ((socket.EAI_AGAIN, "out-of-resources"), (socket.EAI_NONAME, "download-timeout")):
         with _dns(monkeypatch, lambda host, number=number: number):  # type: ignore[misc]
-            async with delivery(tmp_path, servers.silent, limits=replace(LIMITS, floor_seconds=0.5)) as d:
+            async with delivery(
+                tmp_path, servers.silent, limits=replace(LIMITS, base_timeout_seconds=0.5)
+            ) as d:
                 d.downloader._own_resolver = SystemResolver()
                 assert (await d.refused()).full_code == code
 

@@ -96,7 +96,7 @@ async def test_private_addresses_allowed_still_leaves_these_out(tmp_path: Path, 
 @pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "127.1", "0x7f000001", "localhost"])
 async def test_another_spelling_of_loopback_is_judged_by_what_it_resolves_to(host: str) -> None:
     network = LoopbackOnly()
-    downloader = Downloader(PUBLIC_ONLY, replace(QUICK, floor_seconds=5.0), network=network)
+    downloader = Downloader(PUBLIC_ONLY, replace(QUICK, base_timeout_seconds=5.0), network=network)
     with pytest.raises(Exception, match="address that is not public") as caught:
         await downloader.read_head(f"https://{host}/file", "model", 10)
     assert getattr(caught.value, "full_code", None) == "url-forbidden"
@@ -283,7 +283,7 @@ async def test_three_redirects_are_followed(tmp_path: Path, status: int) -> None
 
 async def test_a_fourth_redirect_is_not_followed(tmp_path: Path) -> None:
     behave = servers.redirecting("/elsewhere", servers.honest(CONTENT), num_times=1000)
-    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
+    async with delivery(tmp_path, behave, limits=replace(QUICK, base_timeout_seconds=10.0)) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         assert len(d.server.requests) % 4 == 0
         await d.assert_still_works()
@@ -340,7 +340,7 @@ async def test_too_slow_is_a_timeout_soon(tmp_path: Path, behave: servers.Behavi
             "model_owner",
             True,
         )
-        assert asyncio.get_running_loop().time() - began < 3 * QUICK.floor_seconds
+        assert asyncio.get_running_loop().time() - began < 3 * QUICK.base_timeout_seconds
         await d.assert_still_works()
 
 
@@ -683,7 +683,7 @@ async def test_a_whole_without_ranges_that_breaks_starts_from_nothing(tmp_path: 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "truncated"])
 async def test_tries_are_bounded(tmp_path: Path, reset: bool) -> None:
     behave = servers.breaking_after(0, CONTENT, reset=reset)
-    async with delivery(tmp_path, behave, limits=replace(QUICK, floor_seconds=10.0)) as d:
+    async with delivery(tmp_path, behave, limits=replace(QUICK, base_timeout_seconds=10.0)) as d:
         failure = await d.refused()
         assert (failure.full_code, failure.retryable) == ("model-unavailable", True)
         assert len(d.server.requests) == QUICK.max_attempts

@@ -26,7 +26,7 @@ from service.grpc_api.bcs import ManifestInput, ScoreRequest, ScoreResponse
 from service.grpc_api.servicer import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
 from service.metrics import Metrics
 from service.scoring.competition import MAX_MANIFESTS, Competition, ModelManifest
-from service.scoring.results import Evaluation, ModelOutcome, Provenance, Timings, Verdict
+from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Provenance, Timings
 from tests.http2_client import Http2Client, data, headers
 
 DIGEST = SomaClient.commitment(b"some bytes")
@@ -69,7 +69,7 @@ def evaluation(loss: float, distance: float | None = 0.25) -> Evaluation:
     )
 
 
-SECOND_WINS = Verdict(
+SECOND_WINS = CompetitionResult(
     winner=1,
     outcomes=(
         ModelOutcome(error=errors.WeightsInvalid("no header", model_index=0)),
@@ -85,12 +85,12 @@ class FakeScorer:
 
     def __init__(self) -> None:
         self.asked: list[Competition] = []
-        self.answer: Verdict | BaseException = SECOND_WINS
+        self.answer: CompetitionResult | BaseException = SECOND_WINS
         self.seconds = 0.0
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def score(self, competition: Competition) -> Verdict:
+    async def score(self, competition: Competition) -> CompetitionResult:
         self.asked.append(competition)
         self.started.set()
         try:

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.config import Settings
 from service.http_api.app import create_app
-from service.lifespan import Parts
+from service.lifespan import Components
 from service.metrics import Metrics
 from tests.live_service import LiveService
 from workers.types import DeviceStatus
@@ -74,7 +74,7 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
         pool=SimpleNamespace(status=lambda: (worker,)),
         scheduler=SimpleNamespace(check_room=lambda: None),
     )
-    app = create_app(cast(Parts, parts))
+    app = create_app(cast(Components, parts))
     case = schemathesis.openapi.from_asgi("/openapi.json", app)["/ready"]["GET"].Case()
     response = case.call_and_validate(checks=CHECKS[1:])
     assert response.status_code == (200 if readiness == "ready" else 503)
@@ -89,7 +89,7 @@ def test_the_document_names_the_keys_where_they_are_needed(tmp_path: Path) -> No
             metrics=Metrics(),
             scheduler=SimpleNamespace(check_room=lambda: None),
         )
-        app = create_app(cast(Parts, parts))
+        app = create_app(cast(Components, parts))
         headers = {"Authorization": "Bearer canary"}
         document = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers).raw_schema
         needing = {

@@ -50,11 +50,11 @@ def test_a_near_tie_is_within_one_percent_or_one_hundredth(
 
 
 def test_a_zero_vector_has_no_distance() -> None:
-    with pytest.raises(ZeroEmbedding) as of_model:
+    with pytest.raises(ZeroEmbedding) as with_model_index:
         cosine_distance(np.zeros(4), np.ones(4))
     with pytest.raises(ZeroEmbedding) as of_target:
         cosine_distance(np.ones(4), np.zeros(4))
-    assert (of_model.value.fault, of_target.value.fault) == ("model_owner", "client")
+    assert (with_model_index.value.fault, of_target.value.fault) == ("model_owner", "client")
 
 
 @given(st.lists(st.floats(-1e300, 1e300).filter(lambda x: abs(x) > 1e-300), min_size=1, max_size=9))

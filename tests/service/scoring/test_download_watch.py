@@ -17,7 +17,7 @@ from tests.service.delivery import QUICK, Delivery, delivery
 
 CONTENT = random_bytes(300_000)
 ONE_SECOND_LONG = slow_body(CONTENT, bytes_per_second=300_000)
-PATIENT = replace(QUICK, floor_seconds=30.0)
+PATIENT = replace(QUICK, base_timeout_seconds=30.0)
 
 
 def watch(

@@ -32,7 +32,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     """One download at a time, given up after six seconds in which too little comes."""
-    flags = ("--max-weights-at-once", "1", "--download-floor-seconds", "6")
+    flags = ("--max-weights-at-once", "1", "--download-base-timeout-seconds", "6")
     with live_service(tmp_path_factory.mktemp("narrow"), *flags) as service:
         yield service
 

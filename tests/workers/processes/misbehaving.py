@@ -49,7 +49,7 @@ class MisbehavingRunner:
         """Everything that was ever loaded."""
         return frozenset(self._resident)
 
-    def load(self, job: EvalJob, checkpoint: Callable[[], None]) -> float:
+    def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
             return 0.0
@@ -65,15 +65,17 @@ class MisbehavingRunner:
         if not self._is_loading:
             self._resident.add(job.weights_id)
 
-    def evaluate(self, job: EvalJob, batches: range, checkpoint: Callable[[], None]) -> Iterator[BatchScore]:
+    def evaluate(
+        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
+    ) -> Iterator[BatchScore]:
         """One score per batch, after a moment; the misbehaviour comes before the third."""
         for index in batches:
-            checkpoint()
+            check_cancelled()
             if index >= 2:
                 _BEFORE_THIRD_BATCH.get(job.weights_checksum, _do_nothing)(job)
                 self._fail_if_sick(job)
             if job.weights_checksum == "slow":
-                _take_long(checkpoint)
+                _take_long(check_cancelled)
             time.sleep(BATCH_SECONDS)
             loss = float("nan") if job.weights_checksum.startswith("nan") else float(index + job.seed)
             if job.weights_checksum == "nan-of-a-spoiled-device":
@@ -94,10 +96,10 @@ def _dumpable() -> int:
     return int(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 
 
-def _take_long(checkpoint: Callable[[], None]) -> None:
+def _take_long(check_cancelled: Callable[[], None]) -> None:
     for _ in range(6):
         time.sleep(0.1)
-        checkpoint()
+        check_cancelled()
 
 
 def _first_time(job: EvalJob) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from workers.pool import WorkerPool
 from workers.processes.process_pool import ProcessPool
-from workers.processes.supervisor import Patience
+from workers.processes.supervisor import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 MISBEHAVING = "tests.workers.processes.misbehaving"
-IMPATIENT = Patience(
+IMPATIENT = Timeouts(
     heartbeat=0.1,
     frozen=2.0,
     progress=2.0,
@@ -29,10 +29,10 @@ BYTES_PER_BATCH = 16 * 1024
 
 @asynccontextmanager
 async def misbehaving_pool(
-    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),), patience: Patience = IMPATIENT
+    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),), timeouts: Timeouts = IMPATIENT
 ) -> AsyncIterator[ProcessPool]:
     """A pool of `tests.workers.processes.misbehaving` workers, started; closed after, with no process left."""
-    pool = ProcessPool(configs, patience, MISBEHAVING)
+    pool = ProcessPool(configs, timeouts, MISBEHAVING)
     try:
         await pool.start()
         yield pool

@@ -81,7 +81,7 @@ async def test_another_device_makes_good_what_one_failed_in(tmp_path: Path) -> N
 
 
 async def test_a_device_that_fails_again_and_again_is_out_of_service(tmp_path: Path) -> None:
-    async with misbehaving_pool(patience=SOON_BACK) as pool:
+    async with misbehaving_pool(timeouts=SOON_BACK) as pool:
         mark = make_sick(tmp_path, "cpu")
         for kind in ("one", "other"):
             with pytest.raises(WorkerTrouble):

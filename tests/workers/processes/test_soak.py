@@ -17,7 +17,7 @@ from tests.recipe import SMALL_WEIGHTS, make_data, small_weights_bytes
 from tests.workers.processes.pools import is_alive, pids, until_whole
 from workers.errors import WorkerTrouble
 from workers.processes.process_pool import ProcessPool
-from workers.processes.supervisor import Patience
+from workers.processes.supervisor import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 NUM_FAULTS = int(os.environ.get("SOAK_FAULTS", "8"))
@@ -25,7 +25,7 @@ NUM_CLIENTS = 4
 NUM_WORKERS = 2
 DATA_BYTES = 40_000
 """Three batches."""
-PATIENCE = Patience(frozen=3.0, stop=3.0, terminate=0.5, restart=0.1, restart_at_most=1.0, self_test=5.0)
+PATIENCE = Timeouts(frozen=3.0, stop=3.0, terminate=0.5, restart=0.1, restart_at_most=1.0, self_test=5.0)
 
 
 def jobs(folder: Path) -> list[EvalJob]:

@@ -34,8 +34,8 @@ from tests.workers.processes.pools import right_cross_entropy, send_signal, unti
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    patience = replace(IMPATIENT, restart=0.1, restart_at_most=1.0)
-    async with misbehaving_pool(patience=patience) as pool:
+    timeouts = replace(IMPATIENT, restart=0.1, restart_at_most=1.0)
+    async with misbehaving_pool(timeouts=timeouts) as pool:
         await asyncio.sleep(1.1)  # the worker has lived long
         held = []
         try:

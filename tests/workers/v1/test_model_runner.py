@@ -174,11 +174,11 @@ def test_a_checkpoint_ends_the_loading_where_it_raises(
         if calls == 10:
             raise Stop
 
-    runner.load(weights, checkpoint=count)
+    runner.load(weights, check_cancelled=count)
     assert calls > len(tensors)
     calls = 0
     with pytest.raises(Stop):
-        runner.load(weights, checkpoint=stop_at_tenth)
+        runner.load(weights, check_cancelled=stop_at_tenth)
     assert calls == 10
 
 

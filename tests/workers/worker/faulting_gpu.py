@@ -16,7 +16,7 @@ class FaultingRunner(Runner):
     """Does to its device what the job asks for, then evaluates."""
 
     def _scores(
-        self, job: EvalJob, data: bytes, batches: range, checkpoint: Callable[[], None], *, shrink: bool
+        self, job: EvalJob, data: bytes, batches: range, check_cancelled: Callable[[], None], *, shrink: bool
     ) -> Iterator[BatchScore]:
         match job.weights_checksum:
             case "touches-foreign-memory":
@@ -24,7 +24,7 @@ class FaultingRunner(Runner):
                 torch.zeros(1, device=self._config.device)[far_away].cpu()
             case "asks-for-too-much":
                 torch.empty(1 << 50, dtype=torch.uint8, device=self._config.device)
-        return super()._scores(job, data, batches, checkpoint, shrink=shrink)
+        return super()._scores(job, data, batches, check_cancelled, shrink=shrink)
 
 
 if __name__ == "__main__":

@@ -56,12 +56,12 @@ def fake_architecture(device: Device) -> SimpleNamespace:
         def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
             self.micro_batch_size = micro_batch_size or 16
 
-        def load(self, path: str, key: bytes | None, checkpoint: Callable[[], None]) -> Model:
+        def load(self, path: str, key: bytes | None, check_cancelled: Callable[[], None]) -> Model:
             name = Path(path).name
             if name == "gated":
                 device.at_gate = True
                 while not device.gate.wait(0.01):
-                    checkpoint()
+                    check_cancelled()
             if device.error is not None:
                 raise device.error
             device.loaded.append(name)
@@ -75,12 +75,12 @@ def fake_architecture(device: Device) -> SimpleNamespace:
             data: bytes,
             seed: int,
             batches: range,
-            checkpoint: Callable[[], None],
+            check_cancelled: Callable[[], None],
             *,
             detail: bool,
         ) -> Iterator[BatchScore]:
             for index in batches:
-                checkpoint()
+                check_cancelled()
                 if index >= 1 and self.micro_batch_size > device.max_micro_batch:
                     raise torch.OutOfMemoryError("CUDA out of memory")
                 yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
@@ -263,7 +263,7 @@ async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
     calls: list[int] = []
     threading.Timer(0.2, device.gate.set).start()
     runner.load(other, lambda: calls.append(1))
-    assert device.loaded == ["other"]  # the prefetch gave up at its next checkpoint
+    assert device.loaded == ["other"]  # the prefetch gave up at its next check_cancelled
     assert names(runner) == {"other"}
     await until(lambda: not runner._loading.locked())
 
