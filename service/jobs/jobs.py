@@ -1,4 +1,4 @@
-"""Long work: a request that goes on while its caller asks for news.
+"""Long work: a request that goes on in the background while its caller asks for its progress.
 
 A job that waits or runs is kept; those that have ended are kept up to a number, the last to end longest, and an age.
 """
@@ -33,9 +33,9 @@ class Job:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     finished_at: datetime | None = None
     data: Progress | None = None
-    """The latest news of the data's download."""
+    """The latest progress of the data's download."""
     models: list[Progress] = field(default_factory=list)
-    """The latest news of each model."""
+    """The latest progress of each model."""
     result: Evaluation | CompetitionResult | None = None
     error: ScoringError | None = None
     evaluating_since: float | None = None
@@ -50,7 +50,7 @@ class Job:
         return self.state in ("succeeded", "failed", "cancelled")
 
     def note(self, progress: Progress) -> None:
-        """Take in one piece of news."""
+        """Take in one report of progress."""
         if progress.blob == "data":
             self.data = progress
         elif (index := progress.model_index) is not None:
@@ -61,30 +61,30 @@ class Job:
                 self.state = "running"
             if progress.phase == "evaluating" and self.evaluating_since is None:
                 self.evaluating_since = time.monotonic()
-        self.tell()
+        self._notify_followers()
 
     def finish(self, state: JobState) -> None:
         """Enter the last state."""
         self.state = state
         self.finished_at = datetime.now(UTC)
-        self.tell()
+        self._notify_followers()
 
-    def tell(self) -> None:
+    def _notify_followers(self) -> None:
         """Wake whoever follows the job."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
     def estimated_seconds_left(self) -> float | None:
-        """What is left to download at its latest rate, and the batches left at the pace of those done.
+        """The time to download what is left at its latest rate, and to evaluate the batches left like those done.
 
-        None while no batch of any model is done: the pace is not known before.
+        None while no batch of any model is done: the rate is not known before.
         """
-        paced = [progress for progress in self.models if progress.batches_done]
-        if self.finished or self.evaluating_since is None or not paced:
+        measured = [progress for progress in self.models if progress.batches_done]
+        if self.finished or self.evaluating_since is None or not measured:
             return None
-        num_done = sum(progress.batches_done or 0 for progress in paced)
+        num_done = sum(progress.batches_done or 0 for progress in measured)
         seconds_per_batch = (time.monotonic() - self.evaluating_since) / num_done
-        num_batches = max(progress.num_batches or 0 for progress in paced)
+        num_batches = max(progress.num_batches or 0 for progress in measured)
         unfinished = [progress for progress in self.models if progress.phase not in ("done", "failed")]
         num_left = sum(num_batches - (progress.batches_done or 0) for progress in unfinished)
         return max(map(_seconds_to_download, unfinished), default=0.0) + num_left * seconds_per_batch
@@ -100,7 +100,7 @@ class JobStore:
         self._max_age_seconds = max_age_seconds
 
     async def submit(self, kind: Literal["eval", "score"], num_models: int, work: Work) -> Job:
-        """Start the work; returns once it is admitted. Raises what refused it."""
+        """Start the work; returns once it is admitted. Raises the error that refused it."""
         self._forget_old()
         job = Job(kind, num_models)
         admitted = asyncio.Event()
@@ -115,7 +115,7 @@ class JobStore:
         admission = asyncio.create_task(admitted.wait())
         try:
             await asyncio.wait([task, admission], return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # nobody will ever learn the job's id
+        except asyncio.CancelledError:  # the client will never learn the job's id
             task.cancel()
             raise
         finally:
@@ -175,7 +175,7 @@ class JobStore:
             self._finish(job, "failed")
 
     def _finish(self, job: Job, state: JobState) -> None:
-        """From now on it is kept by when it ended, not by when it came."""
+        """Enter the last state. Jobs are kept by when they ended, not by when they were submitted."""
         self._jobs.move_to_end(job.id)
         job.finish(state)
 

@@ -17,7 +17,7 @@ NEAR_TIE_ABSOLUTE = 0.01
 
 
 MAX_MANIFESTS = 1 << 12
-"""Before a request's parts are looked at; how many models a competition may have is the scorer's to say."""
+"""An early bound on what is parsed; the scorer's limit on the models of a competition is lower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Competition:
 
     data: bytes | BlobRef = field(repr=False)
     models: tuple[ModelManifest | ScoringError, ...]
-    """A manifest that makes no sense is the error its model has: it costs the others nothing."""
+    """A malformed manifest stands here as its model's error; the other models are evaluated all the same."""
     seed: int
     """0 .. 2**64 - 1."""
     target_embedding: tuple[float, ...] | None = field(default=None, repr=False)

@@ -1,7 +1,7 @@
-"""How long one request waits for one download, and whose fault it is when the file does not come in time.
+"""How long one request waits for one download, and whose fault it is when the file does not arrive in time.
 
-A publisher is held to what it sends while its bytes are asked for. Waiting for a slot, and our own work on the disk,
-never count against it.
+Only the time in which bytes were being requested from the publisher counts against it: not the time in which the
+download waited for a slot, and not this machine's own work on the disk.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ from service.download.throughput import DownloadLimits, DownloadProgress
 from service.egress.resolver import NOT_ONLINE
 from service.errors import BlobKind, DownloadTimeout, OutOfResources
 
-_FIRST_PATIENCE_SECONDS = 2.0
-_MOST_PATIENCE_SECONDS = 10.0
+_FIRST_GRACE_SECONDS = 2.0
+_MAX_GRACE_SECONDS = 10.0
 
 T = TypeVar("T")
 
 
 class SlotWanted(Exception):
-    """The download is slow and others wait: it has to give its slot to them, and may ask again after that."""
+    """The download is slow and others wait for its slot: it must release the slot, and may acquire one again."""
 
 
 class DownloadWatch:
-    """Ends the wait for a download that is too slow. One for each file that a request waits for.
+    """Ends the wait for a download that is too slow. One per file of a request.
 
-    The download itself goes on where another request waits for it too.
+    A download that another request waits for too goes on for that request.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DownloadWatch:
         """`most_bytes`: the size of the file at most. `request_started`: on the event loop's clock.
 
         `seconds_left`: what the request still has for its downloads. `is_online`: whether this machine reaches
-        anything at all; where it does not, no publisher is too slow.
+        anything at all; while it does not, no publisher is to blame.
         """
         self._kind: BlobKind = kind
         self._limits = limits
@@ -52,10 +52,10 @@ class DownloadWatch:
         self._asked_seconds = 0.0
         self._received_bytes = 0
         self._stalled_seconds = 0.0
-        """Since it last came as fast as it must."""
-        self._patience_seconds = _FIRST_PATIENCE_SECONDS
+        """Since the download was last as fast as it must be."""
+        self._grace_seconds = _FIRST_GRACE_SECONDS
         self._timeout: asyncio.Timeout | None = None
-        """Of the present attempt, as the rest below."""
+        """Of the current attempt, like the fields below."""
         self._reason: DownloadTimeout | SlotWanted | None = None
         self._last: DownloadProgress | None = None
         self._slow_seconds = 0.0
@@ -85,7 +85,7 @@ class DownloadWatch:
         self._slow_seconds = 0.0
 
     def note(self, progress: DownloadProgress, *, is_slot_wanted: bool) -> None:
-        """Take in the state of the download, which is told several times a second while bytes are asked for."""
+        """Take in the state of the download; called several times a second while bytes are requested."""
         if self._timeout is None or self._timeout.expired():
             return
         last, self._last = self._last or progress, progress
@@ -94,17 +94,21 @@ class DownloadWatch:
         self._received_bytes += max(0, progress.bytes_done - last.bytes_done)
         if progress.bytes_done == progress.bytes_total:
             return
-        self._judge_pace(progress, seconds)
+        self._note_rate(progress, seconds)
         if self._stalled_seconds >= self._limits.base_timeout_seconds:
-            self._end(DownloadTimeout("the file came too slowly", blob=self._kind))
+            self._end(DownloadTimeout("the server sent the file too slowly", blob=self._kind))
         elif self._seconds_left() <= 0 and self._is_too_slow(progress):
-            self._end(DownloadTimeout("the file came too slowly for the time of a request", blob=self._kind))
-        elif is_slot_wanted and self._slow_seconds >= self._patience_seconds:
-            # More patience each time: a server that needs some seconds for its first byte gets them in the end.
-            self._patience_seconds = min(2 * self._patience_seconds, _MOST_PATIENCE_SECONDS)
+            self._end(
+                DownloadTimeout(
+                    "the server sends the file too slowly for the time that a request has", blob=self._kind
+                )
+            )
+        elif is_slot_wanted and self._slow_seconds >= self._grace_seconds:
+            # Longer each time, so that a server that needs some seconds for its first byte gets them in the end.
+            self._grace_seconds = min(2 * self._grace_seconds, _MAX_GRACE_SECONDS)
             self._end(SlotWanted())
 
-    def _judge_pace(self, progress: DownloadProgress, seconds: float) -> None:
+    def _note_rate(self, progress: DownloadProgress, seconds: float) -> None:
         rate = progress.bytes_per_second
         is_stalled = rate < self._limits.min_bytes_per_second
         bytes_left = self._size(progress) - progress.bytes_done
@@ -113,9 +117,9 @@ class DownloadWatch:
         self._slow_seconds = self._slow_seconds + seconds if is_slow else 0.0
 
     def _is_too_slow(self, progress: DownloadProgress) -> bool:
-        """Whether the file would not be here even if its bytes had been asked for all the time.
+        """Whether the file would not be complete even if its bytes had been requested all the time.
 
-        False as long as too little was asked for to know.
+        False while bytes have not been requested for long enough to know.
         """
         request_seconds = asyncio.get_running_loop().time() - self._request_started
         if self._asked_seconds < min(self._limits.base_timeout_seconds, request_seconds / 2):
@@ -128,4 +132,4 @@ class DownloadWatch:
     def _end(self, reason: DownloadTimeout | SlotWanted) -> None:
         assert self._timeout is not None
         self._reason = reason
-        self._timeout.reschedule(0.0)  # long past
+        self._timeout.reschedule(0.0)  # in the past: expires at once

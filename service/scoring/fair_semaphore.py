@@ -1,10 +1,10 @@
-"""A semaphore that requests share by time: whoever has used it least, in seconds, is granted it next.
+"""A semaphore that requests share by time: the request that has used it least, in seconds, is granted it next.
 
 Each request has a virtual time, which grows by the seconds that it holds the semaphore, times the share of the
 capacity that it holds. The waiter of the lowest virtual time is next. A request that begins to wait starts at the
 semaphore's own virtual clock, never below: the clock grows by the same seconds, divided by the number of active
-requests, so it is what each of them had if all had been served evenly. Without the clock a stream of new requests
-would always be before one that has been served; with it, everybody who waits is served in turn.
+requests, so it is what each of them would have used if all had been served evenly. Without the clock, new requests
+would always come before one that has been served already; with it, every request that waits is served in turn.
 """
 
 import asyncio
@@ -85,12 +85,12 @@ class FairSemaphore(Generic[R]):
         """Wait for a grant of `amount` units (at least one, at most all), and release it after the block."""
         granted = asyncio.get_running_loop().create_future()
         grant = Grant(request, min(max(1, amount), self._capacity), self, granted)
-        self._join(grant)
+        self._add_waiter(grant)
         try:
             await granted
         except asyncio.CancelledError:
             if grant in self._waiters:
-                self._leave(grant)
+                self._remove_waiter(grant)
             else:  # it was granted as its waiter was cancelled
                 grant.release(has_succeeded=False)
             raise
@@ -104,18 +104,18 @@ class FairSemaphore(Generic[R]):
         """The request has ended."""
         self._accounts.pop(request, None)
 
-    def _join(self, grant: Grant[R]) -> None:
+    def _add_waiter(self, grant: Grant[R]) -> None:
         account = self._accounts.setdefault(grant.request, _Account(self._clock))
-        if account.num_active == 0:  # time in which it wanted nothing is not saved up
+        if account.num_active == 0:  # time in which it neither waited nor held is not saved up
             account.virtual_seconds = max(account.virtual_seconds, self._clock)
         account.num_active += 1
         self._waiters.append(grant)
         self._hand_out()
 
-    def _leave(self, grant: Grant[R]) -> None:
+    def _remove_waiter(self, grant: Grant[R]) -> None:
         self._waiters.remove(grant)
         self._accounts[grant.request].num_active -= 1
-        self._hand_out()  # it may have been all that others waited behind
+        self._hand_out()  # others may have waited only because of this one
 
     def _release(self, grant: Grant[R], has_succeeded: bool) -> None:
         account = self._accounts[grant.request]
@@ -131,7 +131,7 @@ class FairSemaphore(Generic[R]):
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Nobody overtakes one who waits for more units than are free."""
+        """Grant in order of virtual time; a waiter for more units than are free is not overtaken."""
         while self._num_free > 0:
             eligible = [waiter for waiter in self._waiters if self._may_hold(waiter)]
             if not eligible:
@@ -147,7 +147,7 @@ class FairSemaphore(Generic[R]):
         account.held += grant.amount
         self._num_free -= grant.amount
         grant._since = time.monotonic()
-        # What it is expected to use counts from now on: one request would be granted everything at once otherwise.
+        # Charged at once: otherwise one request would be granted everything before any of its use counts.
         grant._charged_seconds = self._share_of(grant) * self.expected_seconds
         account.virtual_seconds += grant._charged_seconds
         grant._granted.set_result(None)

@@ -1,4 +1,4 @@
-"""What a request is answered with, and what is told on the way: values, nothing else."""
+"""The result of a request and the progress on the way to it: values, nothing else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Provenance:
     """What the numbers were made from and with."""
 
     weights_checksum: str
-    """As computed from the bytes that came, not as promised."""
+    """As computed from the bytes received, not as promised."""
     data_checksum: str
     seed: int
     architecture_version: str
@@ -102,4 +102,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """For callers that only want the answer."""
+    """For callers that want only the result."""

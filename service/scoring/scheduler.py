@@ -1,10 +1,9 @@
 """Who may start, and when: admission, fair order, deadlines and draining. Policy only.
 
-A request is admitted (or told queue-full) before a byte is fetched for it and holds its ticket to its end.
-Each of its models then waits for a weights slot, so that the files of all fit on the disk and connections are
-bounded, and, once its weights are here, for an execution slot. Both are shared out by time (see fair_semaphore), so
-that neither a competition of fifty models, nor weights that are slow to evaluate, nor a stream of small requests
-keeps anybody else waiting.
+A request is admitted, or refused with queue-full, before a byte is fetched for it, and holds its ticket to its end.
+Each of its models waits for a weights slot, which bounds disk space and connections, and, once its weights are here,
+for an execution slot. Both are shared between requests by time (see fair_semaphore): a competition of fifty models,
+weights that are slow to evaluate, or a stream of small requests cannot starve other requests.
 """
 
 import asyncio
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from service.errors import DeadlineExceeded, Draining, QueueFull
 from service.scoring.fair_semaphore import FairSemaphore, Grant
 
-_MOST_KEPT_FOR_EVALUATING = 0.5
-_LEAST_KEPT_FOR_EVALUATING = 0.02
-"""Shares of a request's time that its downloads may not use, whatever evaluating is expected to take."""
+_MAX_EVALUATION_SHARE = 0.5
+_MIN_EVALUATION_SHARE = 0.02
+"""Bounds on the share of a request's time that is reserved for evaluating, whatever that is expected to take."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,7 +44,7 @@ class WeightsSlot:
         return any(grant.is_wanted for grant in self._grants)
 
     def release_connection(self) -> None:
-        """The weights are here."""
+        """The weights are downloaded: others may use the connection."""
         for connection in self._grants[1:]:
             connection.release()
 
@@ -69,7 +68,7 @@ class Scheduler:
         self._queue_size = queue_size
         self._max_running = max_running
         self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
-        # One request of slow publishers leaves others half.
+        # A request whose publishers are slow leaves half of the connections to others.
         self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
         self._bytes = FairSemaphore[Ticket](kept_bytes, max_per_request=kept_bytes // 2)
         self._timeout_seconds = timeout_seconds
@@ -99,18 +98,18 @@ class Scheduler:
         return self._draining
 
     def check_room(self) -> None:
-        """Raise QueueFull or Draining if a request that came now would be refused."""
+        """Raise QueueFull or Draining if a request would be refused now."""
         if self._draining:
             raise Draining("the service is stopping", retry_after_seconds=10.0)
         if len(self._tickets) >= self._queue_size:
             raise QueueFull(
-                f"{len(self._tickets)} requests are being worked on or wait already",
+                f"{len(self._tickets)} requests are running or waiting",
                 retry_after_seconds=self.retry_after_seconds(),
             )
 
     @asynccontextmanager
     async def admit(self, num_evaluations: int = 1) -> AsyncIterator[Ticket]:
-        """Hold one place in the queue for the length of the block.
+        """Hold one ticket for the length of the block.
 
         Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
         request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
@@ -143,7 +142,7 @@ class Scheduler:
     ) -> AsyncIterator[WeightsSlot]:
         """Wait for room on the disk, and for a connection unless the weights are here; hold both for the block.
 
-        The connection comes first, so that nobody who only waits for one keeps others from the disk.
+        The connection is acquired first: a model that waits for one must not hold disk space.
         """
         async with AsyncExitStack() as grants:
             connections = []
@@ -159,35 +158,35 @@ class Scheduler:
             yield
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:
-        """What the request has left less what evaluating needs: after that its downloads are given up.
+        """Seconds that the request may still download: what it has left, less what its evaluations need.
 
-        That is the evaluations it has left at the pace of late, beside the requests that share the devices now;
-        at most half of a request's time, so that a download always has the other half.
+        The evaluations left are expected to take as long as recent ones, with the devices shared between the requests
+        that are active now. At most half of a request's time is reserved for them.
         """
         num_left = ticket.num_evaluations - ticket.num_finished
         num_sharing = max(1, self._execution.num_active_requests)
         expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running
-        kept = min(expected, _MOST_KEPT_FOR_EVALUATING * self._timeout_seconds)
-        kept = max(kept, _LEAST_KEPT_FOR_EVALUATING * self._timeout_seconds)
-        return ticket.started + self._timeout_seconds - kept - asyncio.get_running_loop().time()
+        reserved = min(expected, _MAX_EVALUATION_SHARE * self._timeout_seconds)
+        reserved = max(reserved, _MIN_EVALUATION_SHARE * self._timeout_seconds)
+        return ticket.started + self._timeout_seconds - reserved - asyncio.get_running_loop().time()
 
     def retry_after_seconds(self) -> float:
-        """When a place may be free: what the requests ahead still have to evaluate, at the pace of late."""
+        """When a ticket may be free: after the shortest admitted request, with evaluations as long as recent ones."""
         fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
         seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running
         return float(max(1, math.ceil(seconds)))
 
     async def drain(self, timeout_seconds: float) -> bool:
-        """Refuse new requests from now on; wait for those admitted. False when some are left at the end."""
+        """Refuse new requests from now on and wait for the admitted ones. False if some are left after the timeout."""
         self._draining = True
         return await self._empty_within(timeout_seconds)
 
     async def end_admitted(self, timeout_seconds: float) -> bool:
-        """End the work of all who are admitted: each is told Draining. False when some go on at the end."""
+        """Cancel every admitted request with Draining. False if some are still running after the timeout."""
         self._ended = True
         for ticket in self._tickets:
             if not ticket.deadline.expired():
-                ticket.deadline.reschedule(0.0)  # long past
+                ticket.deadline.reschedule(0.0)  # in the past: expires at once
         return await self._empty_within(timeout_seconds)
 
     async def _empty_within(self, seconds: float) -> bool:

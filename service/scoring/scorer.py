@@ -1,34 +1,30 @@
-"""One request from start to end: admission, blobs, evaluations, the verdict. Read this file first.
+"""One request from start to end: admission, files, evaluations, the result. Read this file first.
 
-door ──► Scorer.score ──► Scheduler.admit      queue-full is said now, before a byte is fetched
-             │
-             ├─ data ────► BlobCache ──► Downloader ──► (address guard)
-             ├─ model 0 ─► BlobCache ─┐
-             ├─ model 1 ─► BlobCache ─┤ each as soon as its own weights and the data are there
-             │                        └► Scheduler.execution_slot ──► WorkerPool.evaluate
-             ▼
-         CompetitionResult: the winner, its distance to the target, and every model's own outcome
+API ──► Scorer.score ──► Scheduler.admit         queue-full is answered here, before a byte is fetched
+            │
+            ├─ data ────► InputFiles ──► BlobCache ──► Downloader ──► address guard
+            ├─ model 0 ─► InputFiles ─┐
+            ├─ model 1 ─► InputFiles ─┤ each as soon as its own weights and the data are here
+            │                         └► Scheduler.execution_slot ──► WorkerPool.evaluate
+            ▼
+        CompetitionResult: the winner, its distance to the target, and every model's own outcome
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, CachedBlob
-from service.download.throughput import DownloadProgress
 from service.errors import (
-    BlobKind,
     BlobTooLarge,
     EmptyData,
     Fault,
     InvalidRequest,
     ScoringError,
-    SizeMismatch,
     ZeroEmbedding,
     exhaustion_of,
 )
@@ -42,7 +38,8 @@ from service.scoring.competition import (
     margin,
     pick_winner,
 )
-from service.scoring.download_watch import DownloadWatch, SlotWanted
+from service.scoring.input_files import InputFiles
+from service.scoring.progress import batch_reporter, logging_errors
 from service.scoring.results import (
     CompetitionResult,
     Evaluation,
@@ -54,11 +51,11 @@ from service.scoring.results import (
     WeightsCached,
     ignore_progress,
 )
-from service.scoring.scheduler import Scheduler, Ticket, WeightsSlot
+from service.scoring.scheduler import Scheduler, Ticket
 from service.scoring.worker_errors import to_scoring_error
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
-from workers.types import EvalJob, EvalProgress, EvalResult
+from workers.types import EvalJob, EvalResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +72,11 @@ class Limits:
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """A competition on its way: what its parts share."""
+    """What the evaluations of one admitted competition share."""
 
     competition: Competition
     ticket: Ticket
+    files: InputFiles
     on_progress: OnProgress
     started: float = field(default_factory=time.monotonic)
 
@@ -105,18 +103,18 @@ class Scorer:
     ) -> CompetitionResult:
         """Evaluate every model on the data with the seed, and name the winner.
 
-        A model that cannot be fetched or judged has its error in its outcome. Raises that error when no
-        model is valid, or when the winner's distance is undefined. Any error of the data or of this service
-        itself is raised: a winner named without a model that we failed to judge would be misleading.
-        That holds for time too: a file that does not come in time is its publisher's DownloadTimeout, but an
-        evaluation that does not end in time says nothing of the weights that would hold on a faster machine, and the
-        whole request is DeadlineExceeded.
-        Cancelling the task stops all its work.
+        A model that cannot be fetched or evaluated through its owner's fault has its error in its outcome. That
+        error is raised when no model is valid, or when the winner's distance is undefined.
+        An error of the data or of this service is raised: a winner named without a model that this service failed
+        to evaluate would be misleading. Time is treated the same way: a file that does not come in time is its
+        publisher's DownloadTimeout, but an evaluation that does not end in time would end on a faster machine, so
+        the whole request is DeadlineExceeded.
+        Cancelling the awaiting task stops all work.
         """
         self._check(competition)
         try:
             async with self._scheduler.admit(len(competition.models)) as ticket:
-                request = _Request(competition, ticket, _harmless(on_progress))
+                request = self._admitted(competition, ticket, logging_errors(on_progress))
                 request.on_progress(Progress("admitted"))
                 outcomes = await self._evaluate_all(request)
         except ScoringError:
@@ -127,7 +125,7 @@ class Scorer:
                 raise
             log_bug(error)
             raise trouble from error
-        return _verdict(outcomes)
+        return _result(outcomes)
 
     async def evaluate(
         self, competition: Competition, on_progress: OnProgress = ignore_progress
@@ -135,8 +133,19 @@ class Scorer:
         """Score a competition of one model; its error is raised."""
         return (await self.score(competition, on_progress)).winning
 
+    def _admitted(self, competition: Competition, ticket: Ticket, on_progress: OnProgress) -> _Request:
+        files = InputFiles(
+            self._cache,
+            self._scheduler,
+            ticket,
+            on_progress,
+            max_data_bytes=self._limits.max_data_bytes,
+            max_model_bytes=self._limits.max_model_bytes,
+        )
+        return _Request(competition, ticket, files, on_progress)
+
     def _check(self, competition: Competition) -> None:
-        """What can be told before anything is fetched."""
+        """Raise what is wrong with the request itself, before anything is fetched."""
         limits = self._limits
         if not 1 <= len(competition.models) <= limits.max_models:
             raise InvalidRequest(f"a competition must have 1 to {limits.max_models} models")
@@ -164,13 +173,15 @@ class Scorer:
         async with AsyncExitStack() as pins:
             try:
                 async with asyncio.TaskGroup() as group:
-                    data = group.create_task(pins.enter_async_context(self._data(request)))
+                    data = group.create_task(
+                        pins.enter_async_context(request.files.data(request.competition.data))
+                    )
                     outcomes = [
                         group.create_task(self._outcome(request, index, model, data))
                         for index, model in enumerate(models)
                     ]
             except BaseExceptionGroup as failures:  # the first has cancelled the others
-                raise _most_innocent(failures.exceptions) from None
+                raise first_of_ours(failures.exceptions) from None
             return [outcome.result() for outcome in outcomes]
 
     async def _outcome(
@@ -198,7 +209,7 @@ class Scorer:
     async def _evaluate(
         self, request: _Request, index: int, model: ModelManifest, data: asyncio.Task[CachedBlob]
     ) -> Evaluation:
-        async with self._files(request, index, model.weights, data) as (weights, data_blob):
+        async with request.files.weights_and_data(index, model.weights, data) as (weights, data_blob):
             job = EvalJob(
                 weights_path=str(weights.path),
                 weights_checksum=weights.checksum,
@@ -215,7 +226,7 @@ class Scorer:
             async with self._scheduler.execution_slot(request.ticket):
                 queue_seconds = time.monotonic() - waiting_since
                 try:
-                    result = await self._pool.evaluate(job, _report_batches(request.on_progress, index))
+                    result = await self._pool.evaluate(job, batch_reporter(request.on_progress, index))
                 except WorkerError as error:
                     raise to_scoring_error(error, request.data_fault) from error
         timings = Timings(
@@ -229,104 +240,16 @@ class Scorer:
         self._observe(timings)
         return _evaluation(job, data_blob, result, timings)
 
-    @asynccontextmanager
-    async def _files(
-        self, request: _Request, index: int, published: BlobRef, data: asyncio.Task[CachedBlob]
-    ) -> AsyncIterator[tuple[CachedBlob, CachedBlob]]:
-        """One model's weights and the data, both here for the length of the block."""
-        async with self._weights(request, index, published) as weights:
-            if data.done():
-                yield weights, data.result()
-                return
-        # Weights that wait for slow data hold nothing that others need; they stay in the cache.
-        await asyncio.wait([data])
-        known = replace(published, checksum=weights.checksum, size=weights.size)
-        async with self._weights(request, index, known):
-            yield weights, data.result()
-
-    @asynccontextmanager
-    async def _data(self, request: _Request) -> AsyncIterator[CachedBlob]:
-        data = request.competition.data
-        if isinstance(data, bytes):
-            async with self._cache.hold(data) as blob:
-                yield blob
-            return
-        # Bytes of another length are other bytes, and are told as such: so the checksum is looked at first.
-        promised = data if data.checksum is None else replace(data, size=None)
-        watch = self._watch(request, "data", self._limits.max_data_bytes)
-
-        def on_progress(progress: DownloadProgress) -> None:
-            watch.note(progress, is_slot_wanted=False)
-            _report_bytes(request.on_progress, progress, "data", None)
-
-        async with AsyncExitStack() as pins:
-            fetching = self._cache.fetch(
-                promised, kind="data", max_bytes=self._limits.max_data_bytes, on_progress=on_progress
-            )
-            blob = await watch.wait(pins.enter_async_context(fetching))
-            if data.size not in (None, blob.size):
-                raise SizeMismatch(f"the data has {blob.size} bytes, not the number promised", blob="data")
-            if blob.size == 0:
-                raise EmptyData("the data is empty", fault="data_submitter", blob="data")
-            yield blob
-
-    @asynccontextmanager
-    async def _weights(self, request: _Request, index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
-        """One model's weights, in a slot of the scheduler that others get meanwhile when they come too slowly."""
-        most_bytes = self._most_bytes(published)
-        watch = self._watch(request, "model", most_bytes)
-        while True:
-            size = self._cache.size_of(published)
-            async with (
-                self._scheduler.weights_slot(
-                    request.ticket, most_bytes if size is None else size, is_downloaded=size is not None
-                ) as slot,
-                AsyncExitStack() as pins,
-            ):
-                if size is not None and self._cache.size_of(published) is None:
-                    continue  # evicted while it waited for room
-
-                def on_progress(progress: DownloadProgress, slot: WeightsSlot = slot) -> None:
-                    watch.note(progress, is_slot_wanted=slot.is_wanted)
-                    _report_bytes(request.on_progress, progress, "model", index)
-
-                fetching = self._cache.fetch(
-                    published, kind="model", max_bytes=self._limits.max_model_bytes, on_progress=on_progress
-                )
-                try:
-                    weights = await watch.wait(pins.enter_async_context(fetching))
-                except SlotWanted:
-                    request.on_progress(Progress("queued", model_index=index))
-                    continue
-                slot.release_connection()
-                yield weights
-                return
-
-    def _watch(self, request: _Request, kind: BlobKind, most_bytes: int) -> DownloadWatch:
-        return DownloadWatch(
-            kind,
-            self._cache.download_limits,
-            most_bytes=most_bytes,
-            request_started=request.ticket.started,
-            seconds_left=lambda: self._scheduler.seconds_for_downloads(request.ticket),
-            is_online=self._cache.is_online,
-        )
-
-    def _most_bytes(self, weights: BlobRef) -> int:
-        """How large the file is at most: what is promised, or else what is allowed."""
-        most = self._limits.max_model_bytes
-        return most if weights.size is None else min(weights.size, most)
-
     def _observe(self, timings: Timings) -> None:
         for phase in ("queue", "download", "load", "eval"):
             self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
 
 
-def _verdict(outcomes: list[ModelOutcome]) -> CompetitionResult:
+def _result(outcomes: list[ModelOutcome]) -> CompetitionResult:
     losses = [outcome.evaluation.loss if outcome.evaluation else None for outcome in outcomes]
     winner = pick_winner(losses)
     if winner is None:
-        raise _most_telling([outcome.error for outcome in outcomes if outcome.error])
+        raise _first_retryable([outcome.error for outcome in outcomes if outcome.error])
     error = outcomes[winner].error
     if error is not None:
         raise error
@@ -336,24 +259,27 @@ def _verdict(outcomes: list[ModelOutcome]) -> CompetitionResult:
     return CompetitionResult(winner, tuple(outcomes), lead, is_near_tie(winner_loss, lead))
 
 
-def _most_innocent(errors: Sequence[BaseException]) -> BaseException:
-    """Of errors that came at once the first that blames nobody but this service, else the first.
+def first_of_ours(errors: Sequence[BaseException]) -> BaseException:
+    """The first of several simultaneous errors that is this service's fault; without one, the first of all.
 
-    Trouble of this machine may well be the cause of what is said of the others.
+    Trouble of this machine may be the cause of what looks like somebody else's fault.
     """
     ours = (error for error in errors if not isinstance(error, ScoringError) or error.fault == "service")
     return next(ours, errors[0])
 
 
-def _most_telling(errors: list[ScoringError]) -> ScoringError:
-    """Of several models' errors one that a retry may cure, else the first: no verdict is final yet."""
+def _first_retryable(errors: list[ScoringError]) -> ScoringError:
+    """The first of the models' errors that a retry may cure; without one, the first of all.
+
+    While one model may still be evaluated on a retry, no final error is raised for the competition.
+    """
     return next((error for error in errors if error.retryable), errors[0])
 
 
 def _with_distance(
     evaluation: Evaluation, target: tuple[float, ...] | None, model_index: int
 ) -> ModelOutcome:
-    """The distance decides nothing: without one the model still competes."""
+    """The outcome with its distance. A model whose distance is undefined still competes, with an error beside."""
     if target is None:
         return ModelOutcome(evaluation)
     try:
@@ -390,44 +316,3 @@ def _where_cached(weights: CachedBlob, result: EvalResult) -> WeightsCached:
     if result.load_seconds == 0.0:
         return "device"
     return "disk" if weights.was_cached else "no"
-
-
-def _report_bytes(
-    on_progress: OnProgress, progress: DownloadProgress, blob: BlobKind, model_index: int | None
-) -> None:
-    on_progress(
-        Progress(
-            "downloading",
-            blob=blob,
-            model_index=model_index,
-            bytes_done=progress.bytes_done,
-            bytes_total=progress.bytes_total,
-            bytes_per_second=progress.bytes_per_second,
-        )
-    )
-
-
-def _harmless(on_progress: OnProgress) -> OnProgress:
-    """The same; an error of the one who listens is logged, and costs no competition its result."""
-
-    def tell(progress: Progress) -> None:
-        try:
-            on_progress(progress)
-        except Exception as error:
-            log_bug(error)
-
-    return tell
-
-
-def _report_batches(on_progress: OnProgress, model_index: int) -> Callable[[EvalProgress], None]:
-    def report(progress: EvalProgress) -> None:
-        on_progress(
-            Progress(
-                progress.phase,
-                model_index=model_index,
-                batches_done=progress.batches_done,
-                num_batches=progress.num_batches,
-            )
-        )
-
-    return report

@@ -21,7 +21,7 @@ from service.metrics import Metrics
 from service.scoring.competition import Competition, ModelManifest
 from service.scoring.results import Progress
 from service.scoring.scheduler import Scheduler
-from service.scoring.scorer import Limits, Scorer, _most_innocent
+from service.scoring.scorer import Limits, Scorer, first_of_ours
 from tests.file_server import FileServer
 from tests.live_service import LiveService
 from tests.recipe import small_weights_bytes
@@ -132,6 +132,6 @@ def scorer_over(d: Delivery, failure: Exception) -> Scorer:
 @pytest.mark.parametrize("ours", [NoWorker("none"), OSError(errno.EMFILE, "no"), MemoryError()], ids=repr)
 def test_of_errors_that_come_at_once_our_own_is_raised(ours: Exception) -> None:
     theirs: list[ScoringError] = [BlobUnavailable("no", blob="data"), DecryptionFailed("no")]
-    assert _most_innocent([*theirs, ours]) is ours
-    assert _most_innocent([ours, *theirs]) is ours
-    assert _most_innocent(theirs) is theirs[0]
+    assert first_of_ours([*theirs, ours]) is ours
+    assert first_of_ours([ours, *theirs]) is ours
+    assert first_of_ours(theirs) is theirs[0]

@@ -1,0 +1,124 @@
+"""The files that one request evaluates: its data and each model's weights, downloaded or from the cache.
+
+A file is here for the length of a with-block. What a publisher takes too long to send is that publisher's
+DownloadTimeout, in time for the rest of the request to be answered.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from service.blob import BlobRef
+from service.cache.blob_cache import BlobCache, CachedBlob
+from service.download.throughput import DownloadProgress
+from service.errors import BlobKind, EmptyData, SizeMismatch
+from service.scoring.download_watch import DownloadWatch, SlotWanted
+from service.scoring.progress import report_download
+from service.scoring.results import OnProgress, Progress
+from service.scoring.scheduler import Scheduler, Ticket, WeightsSlot
+
+
+class InputFiles:
+    """The files of one admitted request, each of which it fetches at most once at a time."""
+
+    def __init__(
+        self,
+        cache: BlobCache,
+        scheduler: Scheduler,
+        ticket: Ticket,
+        on_progress: OnProgress,
+        *,
+        max_data_bytes: int,
+        max_model_bytes: int,
+    ) -> None:
+        self._cache = cache
+        self._scheduler = scheduler
+        self._ticket = ticket
+        self._on_progress = on_progress
+        self._max_data_bytes = max_data_bytes
+        self._max_model_bytes = max_model_bytes
+
+    @asynccontextmanager
+    async def data(self, data: bytes | BlobRef) -> AsyncIterator[CachedBlob]:
+        """The data in a file. Raises EmptyData, SizeMismatch, DownloadTimeout, and what BlobCache.fetch raises."""
+        if isinstance(data, bytes):
+            async with self._cache.hold(data) as blob:
+                yield blob
+            return
+        # Bytes of another length have another checksum too, and that is the error to report: see the gRPC API.
+        promised = data if data.checksum is None else replace(data, size=None)
+        watch = self._watch("data", self._max_data_bytes)
+
+        def on_progress(progress: DownloadProgress) -> None:
+            watch.note(progress, is_slot_wanted=False)
+            report_download(self._on_progress, progress, "data", None)
+
+        async with AsyncExitStack() as pins:
+            fetching = self._cache.fetch(
+                promised, kind="data", max_bytes=self._max_data_bytes, on_progress=on_progress
+            )
+            blob = await watch.wait(pins.enter_async_context(fetching))
+            if data.size not in (None, blob.size):
+                raise SizeMismatch(f"the data has {blob.size} bytes, not the number promised", blob="data")
+            if blob.size == 0:
+                raise EmptyData("the data is empty", fault="data_submitter", blob="data")
+            yield blob
+
+    @asynccontextmanager
+    async def weights_and_data(
+        self, model_index: int, published: BlobRef, data: asyncio.Task[CachedBlob]
+    ) -> AsyncIterator[tuple[CachedBlob, CachedBlob]]:
+        """One model's weights and the data, both here. Raises DownloadTimeout and what BlobCache.fetch raises."""
+        async with self._weights(model_index, published) as weights:
+            if data.done():
+                yield weights, data.result()
+                return
+        # While the data is downloaded, the weights stay in the cache but hold no slot that others need.
+        await asyncio.wait([data])
+        known = replace(published, checksum=weights.checksum, size=weights.size)
+        async with self._weights(model_index, known):
+            yield weights, data.result()
+
+    @asynccontextmanager
+    async def _weights(self, model_index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
+        """One model's weights, in a slot that is released to others while the download is slow and they wait."""
+        max_bytes = self._max_model_bytes
+        most_bytes = max_bytes if published.size is None else min(published.size, max_bytes)
+        watch = self._watch("model", most_bytes)
+        while True:
+            size = self._cache.size_of(published)
+            async with (
+                self._scheduler.weights_slot(
+                    self._ticket, most_bytes if size is None else size, is_downloaded=size is not None
+                ) as slot,
+                AsyncExitStack() as pins,
+            ):
+                if size is not None and self._cache.size_of(published) is None:
+                    continue  # evicted while it waited for its slot
+
+                def on_progress(progress: DownloadProgress, slot: WeightsSlot = slot) -> None:
+                    watch.note(progress, is_slot_wanted=slot.is_wanted)
+                    report_download(self._on_progress, progress, "model", model_index)
+
+                fetching = self._cache.fetch(
+                    published, kind="model", max_bytes=max_bytes, on_progress=on_progress
+                )
+                try:
+                    weights = await watch.wait(pins.enter_async_context(fetching))
+                except SlotWanted:
+                    self._on_progress(Progress("queued", model_index=model_index))
+                    continue
+                slot.release_connection()
+                yield weights
+                return
+
+    def _watch(self, kind: BlobKind, most_bytes: int) -> DownloadWatch:
+        return DownloadWatch(
+            kind,
+            self._cache.download_limits,
+            most_bytes=most_bytes,
+            request_started=self._ticket.started,
+            seconds_left=lambda: self._scheduler.seconds_for_downloads(self._ticket),
+            is_online=self._cache.is_online,
+        )
