@@ -550,7 +550,7 @@ async def test_a_lack_of_this_machine_is_told_as_one(door: Door) -> None:
 
 
 async def test_a_taken_port_is_an_os_error(door: Door) -> None:
-    with pytest.raises(OSError, match=f"cannot listen for gRPC on 127.0.0.1:{door.port}"):
+    with pytest.raises(OSError, match=f"gRPC cannot listen on 127.0.0.1 port {door.port}"):
         async with serve_grpc(
             FakeScorer(), host="127.0.0.1", port=door.port, is_ready=lambda: True, metrics=Metrics()
         ):
