@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
-from .weights_header import TensorInfo, expected_shapes, read_header
+from .header_entries import TensorInfo
+from .weights_header import expected_shapes, read_header
 from .weights_source import PIECE_BYTES, Source, open_source, read_clear
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

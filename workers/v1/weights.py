@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
-from .weights_header import TensorInfo, expected_shapes, read_header
+from .header_entries import TensorInfo
+from .weights_header import expected_shapes, read_header
 from .weights_memory import DeviceMemory, HostMemory
 from .weights_source import (
     AES_BLOCK_BYTES,
@@ -84,6 +85,7 @@ def load_tensors(
             source.size,
             config,
             encrypted=decryption_key is not None,
+            checkpoint=checkpoint,
         )
         places = {name: header.tensors[name] for name in expected_shapes(config)}
         tensors: dict[str, Tensor] = {}

@@ -75,11 +75,13 @@ def open_source(weights: Weights) -> Iterator[Source]:
         os.close(descriptor)
 
 
-def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> memoryview:
+def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> bytearray:
     """That many bytes from this offset on, decrypted if there is a key."""
-    room = memoryview(bytearray(size + AES_BLOCK_BYTES))
-    read_clear_into(source, offset, size, key, room)
-    return room[:size]
+    clear = bytearray(size + AES_BLOCK_BYTES)
+    with memoryview(clear) as room:
+        read_clear_into(source, offset, size, key, room)
+    del clear[size:]
+    return clear
 
 
 def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
