@@ -28,6 +28,7 @@ from .weights_source import (
     FileSource,
     Source,
     Weights,
+    check_key,
     open_source,
     read_clear,
     read_clear_into,
@@ -75,8 +76,10 @@ def load_tensors(
     On a CPU, tensors of a plain file are mapped: the file must not change while they live, and writing to
     them does not reach it.
 
-    Raises WeightsInvalid or DecryptionFailed, judging by the header alone, and OSError of the file.
+    Raises WeightsInvalid or DecryptionFailed, judging by the header alone, OSError of the file, and ValueError or
+    TypeError for what can be no key.
     """
+    check_key(decryption_key)
     device = torch.device(device)
     checkpoint()
     with open_source(weights) as source:
