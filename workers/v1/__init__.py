@@ -34,7 +34,14 @@ from .config import (
 from .errors import DecryptionFailed, EmptyData, EvaluationRefused, NonFiniteResult, WeightsInvalid
 from .non_finite import NonFiniteTensor, find_non_finite
 from .running_mean import BatchScore, MeanScore, running_mean
-from .tokenizer import TokenizedSequence, count_targets, num_batches, num_sequences, tokenize
+from .tokenizer import (
+    ByteSequenceBatch,
+    TokenizedSequence,
+    count_targets,
+    num_batches,
+    num_sequences,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     from .loss import compute_loss
@@ -71,6 +78,7 @@ __all__ = [
     "V1_SIG_REG_T_MAX",
     "V1_VOCAB_SIZE",
     "BatchScore",
+    "ByteSequenceBatch",
     "DecryptionFailed",
     "EmptyData",
     "EvalOutput",

@@ -22,7 +22,7 @@ from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
 from .split_matmul import stack_parts
 from .weights import load_tensors
-from .weights_source import Weights
+from .weights_source import Weights, check_key
 
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 """float32-split has float32's accuracy on bf16 tensor cores; its speed is unmeasured on a GPU so far."""
@@ -84,7 +84,9 @@ class ModelRunner:
         batch_size: int = V1_BATCH_SIZE,
         micro_batch_size: int | None = None,
     ) -> None:
-        """`micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
+        """`device` is one of torch's, or "auto": a GPU if there is one, else the CPU.
+
+        `micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
         half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
         config and the kind of device alone.
 
@@ -95,6 +97,8 @@ class ModelRunner:
         if precision not in get_args(Precision):
             raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}")
         self.config = config or ModelConfig()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         if precision != "float32" and self.device.type != "cuda":
             raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
@@ -107,7 +111,7 @@ class ModelRunner:
         self._set_matmul_precision()
 
     def eval(
-        self, data: bytes, weights: Weights, seed: int, decryption_key: bytes | None = None
+        self, data: bytes, weights: Weights, seed: int = 0, decryption_key: bytes | None = None
     ) -> EvalOutput:
         """Evaluate weights (a path, or the bytes of a file) on data, both as published.
 
@@ -323,6 +327,7 @@ def _is_finite(score: BatchScore) -> bool:
 
 def _identity(weights: Weights, decryption_key: bytes | None) -> tuple[object, ...]:
     """Equal for the same weights: a file by its place and state, bytes by their digest; and the key's digest."""
+    check_key(decryption_key)
     key = None if decryption_key is None else hashlib.blake2b(decryption_key).digest()
     if isinstance(weights, bytes):
         return (hashlib.blake2b(weights).digest(), key)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ModelConfig
-from .weights_header import TensorInfo, expected_shapes, read_header
-from .weights_source import PIECE_BYTES, Source, open_source, read_clear
+from .header_entries import TensorInfo
+from .weights_header import expected_shapes, read_header
+from .weights_source import PIECE_BYTES, Source, check_key, open_source, read_clear
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes that can hold NaN or infinity, as numpy reads them; it has no bfloat16."""
@@ -44,6 +45,7 @@ def find_non_finite(
     """
     config = config or ModelConfig()
     report = on_progress or (lambda done: None)
+    check_key(decryption_key)
     found: list[NonFiniteTensor] = []
     num_read = 0
     with open_source(path) as source:

@@ -7,7 +7,7 @@
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,14 @@ class TokenizedSequence(NamedTuple):
     token_ids: list[int]
     targets: list[int]
     pos_ids: list[int]
+
+
+class ByteSequenceBatch(NamedTuple):
+    """Consecutive sequences, each part as a list of one list of `max_seq_len` ints for each."""
+
+    token_ids: list[list[int]]
+    targets: list[list[int]]
+    pos_ids: list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +78,30 @@ def tokenize_range(
     return TokenizedBatch(token_ids, targets, pos_ids.reshape(B, T))
 
 
-def tokenize(data: bytes | bytearray, max_seq_len: int = V1_MAX_SEQ_LEN) -> list[TokenizedSequence]:
-    """All sequences of `data`, in order; none for no data."""
-    batch = tokenize_range(data, range(num_sequences(len(data), max_seq_len)), max_seq_len)
-    return [
-        TokenizedSequence(*rows)
-        for rows in zip(batch.token_ids.tolist(), batch.targets.tolist(), batch.pos_ids.tolist(), strict=True)
-    ]
+@overload
+def tokenize(
+    data: bytes | bytearray, max_seq_len: int = ..., batch_size: None = None
+) -> list[TokenizedSequence]: ...
+@overload
+def tokenize(
+    data: bytes | bytearray, max_seq_len: int = ..., *, batch_size: int
+) -> list[ByteSequenceBatch]: ...
+@overload
+def tokenize(data: bytes | bytearray, max_seq_len: int, batch_size: int) -> list[ByteSequenceBatch]: ...
+def tokenize(
+    data: bytes | bytearray, max_seq_len: int = V1_MAX_SEQ_LEN, batch_size: int | None = None
+) -> list[TokenizedSequence] | list[ByteSequenceBatch]:
+    """All sequences of `data`, in order; none for no data. With a `batch_size`, in batches of so many.
+
+    Without one it is what the published package's `tokenize` returns, with one what the network's documents show.
+    The last batch may be smaller. Raises ValueError for sizes below 1.
+    """
+    if min(max_seq_len, 1 if batch_size is None else batch_size) < 1:
+        raise ValueError("max_seq_len and batch_size must be at least 1")
+    count = num_sequences(len(data), max_seq_len)
+    whole = tokenize_range(data, range(count), max_seq_len)
+    token_ids, targets, pos_ids = (part.tolist() for part in (whole.token_ids, whole.targets, whole.pos_ids))
+    if batch_size is None:
+        return [TokenizedSequence(*rows) for rows in zip(token_ids, targets, pos_ids, strict=True)]
+    batches = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    return [ByteSequenceBatch(token_ids[batch], targets[batch], pos_ids[batch]) for batch in batches]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
-from .weights_header import TensorInfo, expected_shapes, read_header
+from .header_entries import TensorInfo
+from .weights_header import expected_shapes, read_header
 from .weights_memory import DeviceMemory, HostMemory
 from .weights_source import (
     AES_BLOCK_BYTES,
@@ -27,6 +28,7 @@ from .weights_source import (
     FileSource,
     Source,
     Weights,
+    check_key,
     open_source,
     read_clear,
     read_clear_into,
@@ -74,8 +76,10 @@ def load_tensors(
     On a CPU, tensors of a plain file are mapped: the file must not change while they live, and writing to
     them does not reach it.
 
-    Raises WeightsInvalid or DecryptionFailed, judging by the header alone, and OSError of the file.
+    Raises WeightsInvalid or DecryptionFailed, judging by the header alone, OSError of the file, and ValueError or
+    TypeError for what can be no key.
     """
+    check_key(decryption_key)
     device = torch.device(device)
     check_cancelled()
     with open_source(weights) as source:
@@ -84,6 +88,7 @@ def load_tensors(
             source.size,
             config,
             encrypted=decryption_key is not None,
+            checkpoint=checkpoint,
         )
         places = {name: header.tensors[name] for name in expected_shapes(config)}
         tensors: dict[str, Tensor] = {}

@@ -18,6 +18,7 @@ Weights = str | os.PathLike[str] | bytes
 PIECE_BYTES = 2 << 20
 """What a thread reads and decrypts at once: small enough to stay in its core's cache between the two."""
 
+KEY_BYTES = 32
 AES_BLOCK_BYTES = 16
 
 
@@ -62,6 +63,18 @@ class BytesSource:
         return self.data[offset : offset + size]
 
 
+def check_key(key: object) -> None:
+    """Raises TypeError or ValueError, which say what is wanted, for what can be no decryption key."""
+    if isinstance(key, str):
+        raise TypeError(
+            f"a decryption key is {KEY_BYTES} bytes, not text: base58.b58decode makes them of Base58"
+        )
+    if not isinstance(key, bytes | None):
+        raise TypeError(f"a decryption key is {KEY_BYTES} bytes, not {type(key).__name__}")
+    if key is not None and len(key) != KEY_BYTES:
+        raise ValueError(f"a decryption key is {KEY_BYTES} bytes, not {len(key)}")
+
+
 @contextmanager
 def open_source(weights: Weights) -> Iterator[Source]:
     """The bytes of a file, or those given. Raises OSError."""
@@ -75,11 +88,13 @@ def open_source(weights: Weights) -> Iterator[Source]:
         os.close(descriptor)
 
 
-def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> memoryview:
+def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> bytearray:
     """That many bytes from this offset on, decrypted if there is a key."""
-    room = memoryview(bytearray(size + AES_BLOCK_BYTES))
-    read_clear_into(source, offset, size, key, room)
-    return room[:size]
+    clear = bytearray(size + AES_BLOCK_BYTES)
+    with memoryview(clear) as room:
+        read_clear_into(source, offset, size, key, room)
+    del clear[size:]
+    return clear
 
 
 def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
@@ -96,9 +111,7 @@ def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, r
 
 
 def decryptor_at(key: bytes, offset: int) -> CipherContext:
-    """A decryptor for the bytes of a file from this offset on. Raises ValueError for a key of another length."""
-    if len(key) != 32:
-        raise ValueError(f"a decryption key has 32 bytes, not {len(key)}")
+    """A decryptor for the bytes of a file from this offset on."""
     first_block, within = divmod(offset, AES_BLOCK_BYTES)
     counter = first_block.to_bytes(AES_BLOCK_BYTES, "big")
     decryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).decryptor()

@@ -33,6 +33,20 @@ def test_tokenize_equals_the_published_tokenizer(data: bytes, max_seq_len: int) 
     ]
 
 
+@given(st.binary(max_size=70), st.integers(1, 20), st.integers(1, 5))
+def test_batches_are_the_sequences_in_order(data: bytes, max_seq_len: int, batch_size: int) -> None:
+    sequences = tokenize(data, max_seq_len)
+    batches = tokenize(data, max_seq_len, batch_size)
+    assert [rows for batch in batches for rows in zip(*batch, strict=True)] == [tuple(s) for s in sequences]
+    assert all(len(batch.token_ids) == batch_size for batch in batches[:-1])
+
+
+def test_sizes_below_1() -> None:
+    for sizes in (0, 1), (1, 0), (-1, 1):
+        with pytest.raises(ValueError, match="at least 1"):
+            tokenize(b"x", *sizes)
+
+
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 2049])
 def test_tokenize_at_the_network_s_length(size: int) -> None:
     data = make_data({"pattern": "hash", "size": size, "seed": 0})

@@ -90,6 +90,30 @@ def test_encrypted_file_plain_file_and_bytes_are_the_same_to_the_bit(
     assert len({(output.loss, output.embedding.numpy().tobytes()) for output in outputs}) == 1
 
 
+def test_the_seed_is_0_by_default(runner: ModelRunner) -> None:
+    assert runner.eval(SHORT, WEIGHTS).loss == runner.eval(SHORT, WEIGHTS, 0).loss
+
+
+@pytest.mark.parametrize("key", [b"", bytes(31), bytes(33)])
+def test_a_key_of_another_length(runner: ModelRunner, key: bytes) -> None:
+    with pytest.raises(ValueError, match=f"a decryption key is 32 bytes, not {len(key)}"):
+        runner.eval(SHORT, WEIGHTS, decryption_key=key)
+
+
+def test_a_key_as_text_is_told_how_to_become_bytes(runner: ModelRunner) -> None:
+    text: Any = "4wBqpZM9k4LxKsvLCFLEBRNR5bmRnQjQmYpQbmmYPNUi"
+    with pytest.raises(TypeError, match=r"32 bytes, not text: base58\.b58decode") as raised:
+        runner.eval(SHORT, WEIGHTS, decryption_key=text)
+    assert text not in str(raised.value)
+    with pytest.raises(TypeError, match="32 bytes, not int"):
+        runner.load(WEIGHTS, 7)  # type: ignore[arg-type]
+
+
+def test_device_auto() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert ModelRunner(ModelConfig.small(), "auto").device.type == expected
+
+
 def test_smaller_micro_batches_agree(runner: ModelRunner) -> None:
     smaller = ModelRunner(ModelConfig.small(), micro_batch_size=3)
     assert smaller.micro_batch_size == 3

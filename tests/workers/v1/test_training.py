@@ -33,6 +33,21 @@ def batch(max_seq_len: int = 48) -> tuple[Tensor, Tensor]:
     return torch.tensor([s.token_ids for s in sequences]), torch.tensor([s.targets for s in sequences])
 
 
+def test_the_loop_of_the_network_s_documents() -> None:
+    batches = tokenize(DATA, max_seq_len=16, batch_size=4)
+    assert [len(batch.token_ids) for batch in batches] == [4, 3]
+    model, sig_reg = Model(SMALL), SIGReg(SIGRegConfig())
+    for batch in batches:
+        token_ids, targets = torch.tensor(batch.token_ids), torch.tensor(batch.targets)
+        loss, embedding = compute_loss(model, sig_reg, token_ids, targets)
+        assert loss.isfinite()
+        assert embedding.shape == (16,)
+    for batch in tokenize(DATA, 16, 4):
+        compute_loss(
+            model, sig_reg, token_ids=torch.tensor(batch.token_ids), targets=torch.tensor(batch.targets)
+        )
+
+
 def published_model(weights: bytes) -> Any:
     return published.Model.load_bytes(weights, published.ModelConfig(dropout_rate=0.0, **SMALL_CONFIG))
 

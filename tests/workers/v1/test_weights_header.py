@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from workers.v1.config import ModelConfig
 from workers.v1.errors import WeightsInvalid
+from workers.v1.header_entries import DTYPE_BITS
 from workers.v1.weights_header import (
-    DTYPE_BITS,
     MAX_HEADER_BYTES,
     NoHeader,
     expected_shapes,
