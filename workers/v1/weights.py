@@ -88,7 +88,7 @@ def load_tensors(
             source.size,
             config,
             encrypted=decryption_key is not None,
-            checkpoint=checkpoint,
+            check_cancelled=checkpoint,
         )
         places = {name: header.tensors[name] for name in expected_shapes(config)}
         tensors: dict[str, Tensor] = {}
