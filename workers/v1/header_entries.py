@@ -86,13 +86,13 @@ class Entry(NamedTuple):
 class HeaderEntries:
     """The text of a header, which is checked to be a JSON object. Positions are those of names in it."""
 
-    def __init__(self, text: Text, checkpoint: Callable[[], None]) -> None:
+    def __init__(self, text: Text, check_cancelled: Callable[[], None]) -> None:
         """Raises NotJson, or WeightsInvalid when it is JSON and no object."""
-        names = find_names(text, bytes({field[0] for field in _FIELDS} | set(b"\\")), checkpoint)
+        names = find_names(text, bytes({field[0] for field in _FIELDS} | set(b"\\")), check_cancelled)
         if not _OPENING.match(text):
             raise WeightsInvalid("the header is not a JSON object")
         self._text = text
-        self._checkpoint = checkpoint
+        self._checkpoint = check_cancelled
         self._outer, self._inner = names.outer.data, names.inner.data
 
     def tensors(self) -> Iterator[tuple[int, bytes, Entry]]:

@@ -56,22 +56,22 @@ class Names:
     """Those of the objects that are its values, as far as their first byte was asked for."""
 
 
-def find_names(text: Text, inner_first_bytes: bytes, checkpoint: Callable[[], None]) -> Names:
-    """Check the text, and find its names. `checkpoint` is called for each piece. Raises NotJson."""
+def find_names(text: Text, inner_first_bytes: bytes, check_cancelled: Callable[[], None]) -> Names:
+    """Check the text, and find its names. `check_cancelled` is called for each piece. Raises NotJson."""
     checker = _Checker(np.frombuffer(text, dtype=np.uint8), inner_first_bytes)
-    _check_utf8(text, checkpoint)
+    _check_utf8(text, check_cancelled)
     for kinds, positions in _tokens(text):
-        checkpoint()
+        check_cancelled()
         checker.feed(kinds, positions)
     checker.finish()
     return Names(_joined(checker.outer), _joined(checker.inner))
 
 
-def _check_utf8(text: Text, checkpoint: Callable[[], None]) -> None:
+def _check_utf8(text: Text, check_cancelled: Callable[[], None]) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for start in range(0, len(text), PIECE_BYTES):
-            checkpoint()
+            check_cancelled()
             decoder.decode(text[start : start + PIECE_BYTES])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:

@@ -88,7 +88,7 @@ def load_tensors(
             source.size,
             config,
             encrypted=decryption_key is not None,
-            check_cancelled=checkpoint,
+            check_cancelled=check_cancelled,
         )
         places = {name: header.tensors[name] for name in expected_shapes(config)}
         tensors: dict[str, Tensor] = {}

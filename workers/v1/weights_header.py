@@ -54,13 +54,13 @@ def read_header(
     config: ModelConfig,
     *,
     encrypted: bool,
-    checkpoint: Callable[[], None] = lambda: None,
+    check_cancelled: Callable[[], None] = lambda: None,
 ) -> WeightsHeader:
     """The header of a file the network accepts as weights of this shape, or the verdict on it.
 
     `read` gives decrypted bytes; it is asked for the first 8, then for the header. `encrypted` says
     whether they come out of a decryption: then bytes that make no header mean that the key is wrong.
-    `checkpoint` is called often: what it raises ends the reading there.
+    `check_cancelled` is called often: what it raises ends the reading there.
 
     Raises WeightsInvalid or DecryptionFailed.
     """
@@ -68,7 +68,7 @@ def read_header(
         raise WeightsInvalid(f"the file has {file_size} bytes: too few for a safetensors header")
     try:
         size = header_size(read(0, LENGTH_BYTES), file_size)
-        header = parse_header(read(LENGTH_BYTES, size), file_size, checkpoint)
+        header = parse_header(read(LENGTH_BYTES, size), file_size, check_cancelled)
     except NoHeader as error:
         if encrypted:
             raise DecryptionFailed(
@@ -94,14 +94,16 @@ def header_size(first_bytes: Text, file_size: int) -> int:
     return size
 
 
-def parse_header(text: Text, file_size: int, checkpoint: Callable[[], None] = lambda: None) -> WeightsHeader:
+def parse_header(
+    text: Text, file_size: int, check_cancelled: Callable[[], None] = lambda: None
+) -> WeightsHeader:
     """The header of a file of this size, out of its JSON text.
 
     Raises NoHeader if the text is no JSON, WeightsInvalid if it is JSON but no sound header: an entry that
     describes no tensor, an unknown dtype, offsets that leave gaps, overlap, or do not fit shape or file.
     """
     try:
-        entries = HeaderEntries(text, checkpoint)
+        entries = HeaderEntries(text, check_cancelled)
     except NotJson as error:
         raise NoHeader(f"its header {error}") from None
     tensors = TensorTable(entries)
