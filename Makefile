@@ -1,24 +1,53 @@
-.PHONY: demo test lint check format bench clean help
+.PHONY: demo test test-slow check check-lowest coverage lint format bench lock clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Exact versions that pip installs. Empty: the newest that pyproject.toml allows.
+CONSTRAINTS ?= requirements/lock.txt
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+# Processes that run tests at once. A file's tests stay together: they share services, which take seconds to start.
+TEST_PROCESSES ?= logical
+# `make check` sets this to measure which lines run.
+MEASURE ?=
+PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+
 help:            ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
 demo: $(VENV)/.installed   ## the main job end to end on this machine
 	@$(BIN)/soma-eval demo
 
-test: $(VENV)/.installed-dev   ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev   ## the tests, in parallel, without the slow ones
+	@$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.installed-dev   ## form, lint and types
+test-slow: $(VENV)/.installed-dev   ## the slow tests and the soak test
+	@$(PYTEST) -m slow
+
+lint: $(VENV)/.installed-dev   ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test   ## every gate
+check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
+	@$(BIN)/python -m coverage erase
+	@$(MAKE) test MEASURE="-m coverage run"
+	@$(MAKE) lint
+	@$(MAKE) test-slow MEASURE="-m coverage run"
+	@$(MAKE) coverage
+	@$(MAKE) check-lowest
+
+coverage:        ## lines run by the tests of `make check`, over all processes; fails when there are fewer than before
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
+check-lowest:    ## some tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	@$(MAKE) run-lowest VENV=.venv-lowest CONSTRAINTS=requirements/lowest.txt
+
+lock:            ## find the newest versions that pyproject.toml allows, and write requirements/lock.txt
+	@$(MAKE) write-lock VENV=.venv-lock CONSTRAINTS=
 
 format: $(VENV)/.installed-dev   ## put the code in its form
 	$(BIN)/ruff format .
@@ -27,8 +56,22 @@ format: $(VENV)/.installed-dev   ## put the code in its form
 bench: $(VENV)/.installed-dev   ## our numbers beside those of the published package
 	$(BIN)/python -m benchmarks.agreement
 
-clean:           ## forget the virtual environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean:           ## remove the virtual environments and every cache
+	rm -rf $(VENV) .venv-lowest .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
+
+LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py tests/service/grpc_api \
+    tests/service/http_api/test_http_api.py tests/service/test_config.py tests/service/test_log.py \
+    tests/service/download tests/workers/v1/test_golden.py tests/workers/v1/test_weights_files.py
+
+.PHONY: run-lowest write-lock
+run-lowest: $(VENV)/.installed-lowest
+	@$(PYTEST) -m "not slow" $(LOWEST_TESTS)
+
+# A version's local part is left out (2.13.0+cpu becomes 2.13.0), so that every build of it will do.
+write-lock: $(BIN)/pip
+	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade --editable '.[dev]'
+	@{ echo '# Written by `make lock`: the versions that every installation for development and every check uses.'; \
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements/lock.txt
 
 # Its pip, not its python, shows that a virtual environment is complete: where Debian's python3-venv is missing,
 # python is made and then pip fails.
@@ -51,12 +94,19 @@ except ImportError:
 endef
 export CAN_MAKE_VENV
 
-$(VENV)/.installed: $(BIN)/pip pyproject.toml
+REQUIREMENTS := pyproject.toml $(CONSTRAINTS)
+
+$(VENV)/.installed: $(BIN)/pip $(REQUIREMENTS)
 	@echo "==> installing soma-eval and its dependencies (torch is the large one: some minutes on a slow line)"
-	@$(BIN)/pip install --disable-pip-version-check --quiet --editable .
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(BIN)/pip pyproject.toml
+$(VENV)/.installed-dev: $(BIN)/pip $(REQUIREMENTS)
 	@echo "==> installing soma-eval with its development tools (torch is the large one: some minutes on a slow line)"
-	@$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-lowest: $(BIN)/pip $(REQUIREMENTS)
+	@echo "==> installing soma-eval with the lowest versions that it allows"
+	@$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
