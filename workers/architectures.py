@@ -1,9 +1,12 @@
 """From the network's architecture version to the package that evaluates it, imported when it is asked for."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from workers import errors
 
 _PACKAGES = {"1": "workers.v1"}
 
@@ -25,13 +28,14 @@ class Architecture(Protocol):
     """(device, precision, small_model=) -> whose `run(with_large=)` says what a device computes wrongly, or None."""
 
     EvaluationRefused: Any
-    """Base of the verdicts, exceptions with a `detail` whose names are those in `workers.errors`."""
+    """Base of the four errors below; each has a `detail`."""
     DecryptionFailed: Any
     WeightsInvalid: Any
+    EmptyData: Any
     NonFiniteResult: Any
 
     weights_header: ModuleType
-    """Judges weights by their header; needs no torch."""
+    """Validates weights by their header; needs no torch."""
 
     find_non_finite: Any
     """(path, decryption_key, on_progress, config) -> the tensors that hold NaN or infinity; needs no torch."""
@@ -66,6 +70,21 @@ def load_architecture(version: str) -> Architecture:
     if version not in _PACKAGES:
         raise UnknownArchitecture(version)
     return cast(Architecture, importlib.import_module(_PACKAGES[version]))
+
+
+@contextmanager
+def refusals_translated(architecture: Architecture) -> Iterator[None]:
+    """Within the block, what the architecture refuses is raised as an error of `workers.errors`."""
+    table: dict[type[Exception], type[errors.EvaluationRefused]] = {
+        architecture.DecryptionFailed: errors.DecryptionFailed,
+        architecture.WeightsInvalid: errors.WeightsInvalid,
+        architecture.EmptyData: errors.EmptyData,
+        architecture.NonFiniteResult: errors.NonFiniteResult,
+    }
+    try:
+        yield
+    except architecture.EvaluationRefused as error:
+        raise table[type(error)](error.detail) from None
 
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Why an evaluation gave no result. Picklable; the messages carry no key, no URL and no path.
 
 WorkerError
-├── EvaluationRefused          the verdict on these weights or data, the same everywhere: no retry helps
+├── EvaluationRefused          these weights or data have no result, the same everywhere: no retry helps
 │   ├── DecryptionFailed       a key was given and what it yields is not a safetensors file
 │   ├── WeightsInvalid         not what the network accepts as weights of this architecture
 │   ├── EmptyData              no bytes to evaluate on
@@ -25,7 +25,7 @@ class WorkerError(Exception):
 
 
 class EvaluationRefused(WorkerError):
-    """The verdict on these weights or this data; every worker gives the same."""
+    """These weights or this data have no result; every worker says the same."""
 
 
 class DecryptionFailed(EvaluationRefused):

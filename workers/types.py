@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from workers.architectures import CURRENT_VERSION
 
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
+CancelCheck = Callable[[], None]
+"""Called each time the work advances, from the thread that works; it may raise to stop the work."""
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
@@ -46,7 +48,7 @@ class EvalJob:
     weights_path: str
     """The file as published: ciphertext when there is a key."""
     weights_checksum: str
-    """Blake2b-256 of that file, Base58: tells a worker whether it holds these weights already."""
+    """Blake2b-256 of that file, Base58: by it a worker knows whether it holds these weights already."""
     data_path: str
     data_size: int
     """Bytes, at least 1."""
@@ -71,7 +73,7 @@ class EvalJob:
 
 @dataclass(frozen=True, slots=True)
 class EvalProgress:
-    """How far an evaluation has come; sent after every batch."""
+    """How far an evaluation is; reported after every batch."""
 
     phase: Literal["queued", "loading", "evaluating"]
     batches_done: int

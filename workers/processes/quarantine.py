@@ -25,6 +25,8 @@ _JobKey = tuple[str, str, str]
 
 @dataclass(slots=True)
 class _RecordedDeath:
+    """A worker that was lost during a job."""
+
     worker: int
     num_alike: int
     cause: Cause
@@ -69,7 +71,7 @@ class Quarantine:
                 death.cause = Cause.ERROR
 
     def clear(self, job: EvalJob) -> None:
-        """The job came to a result: no worker was lost because of it."""
+        """The job has a result: no worker was lost because of it."""
         self._deaths.pop(_job_key(job), None)
 
     def awaits_test(self, job: EvalJob) -> bool:

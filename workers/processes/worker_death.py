@@ -18,9 +18,9 @@ class Cause(enum.Enum):
     """What ended a worker."""
 
     FAULT = "fault"
-    """A fault of memory or arithmetic: the evaluation's doing, if the device proves to be sound."""
+    """A fault of memory or arithmetic: caused by the evaluation, if the device proves to be sound."""
     ERROR = "error"
-    """An error that nobody foresaw, of the device or of this machine."""
+    """An unexpected error, of the device or of this machine."""
     HUNG = "hung"
     """It made no progress, and was ended."""
     KILLED = "killed"
@@ -38,13 +38,13 @@ class Death:
     starting: bool = False
     """It had not passed its self-test yet."""
     task: Evaluate | None = None
-    """The task it had accepted; None when it was idle, or had been told to stop."""
+    """The task it had accepted; None when it was idle, or its task had been stopped."""
     unaccepted_task: Evaluate | None = None
     """A task that was on its way to it."""
 
 
 def cause_of(status: int) -> Cause:
-    """From the exit status of a process that nobody here ended: -N for signal N."""
+    """From the exit status of a process that this one did not end: -N for signal N."""
     if -status in FAULT_SIGNALS:
         return Cause.FAULT
     if status > 0 or -status in {signal.SIGABRT, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}:

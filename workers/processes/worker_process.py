@@ -1,4 +1,4 @@
-"""One worker process as the parent holds it: spawned, spoken to, ended, reaped. No policy here."""
+"""One worker process as the parent holds it: spawned, sent messages, ended, reaped. No policy here."""
 
 import asyncio
 import logging
@@ -9,7 +9,8 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from workers.messages import Decoder, FromWorker, ToWorker, encode
+from workers.message_codec import Decoder, MalformedMessage, encode
+from workers.messages import FromWorker, ToWorker
 from workers.processes.isolated_python import python_command, python_environment
 from workers.processes.worker_output import WorkerOutput
 from workers.types import WorkerConfig
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 ENTRY_MODULE = "workers.worker.main"
 _REAP_INTERVAL_SECONDS = 0.01
 _KILL_SECONDS = 10.0
-"""A process that lives longer than this after SIGKILL sits in the kernel for good."""
+"""A process that is there longer than this after SIGKILL is stuck in the kernel for good."""
 _KEPT_WHEN_FREED_BYTES = 32 << 20
 """The most glibc takes. By default it gives a batch's memory back to the system, and the next faults it in again."""
 
@@ -30,7 +31,7 @@ class PipeClosed:
 
 
 class WorkerProcess:
-    """A live worker process and our end of its pipe. Make one with `spawn`."""
+    """A worker process and our end of its pipe. Make one with `spawn`."""
 
     def __init__(
         self,
@@ -51,8 +52,8 @@ class WorkerProcess:
     async def spawn(cls, config: WorkerConfig, entry_module: str = ENTRY_MODULE) -> "WorkerProcess":
         """Start `python -m entry_module` with one end of a new pipe.
 
-        Must run on a thread that lives as long as the worker may: the kernel ends the worker with it.
-        Raises OSError when the machine has no room for another process.
+        Must run on a thread that outlives the worker: the kernel ends the worker with it.
+        Raises OSError when the machine cannot run another process.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -80,7 +81,7 @@ class WorkerProcess:
             self._transport.write(encode(message))
 
     async def receive(self, timeout_seconds: float) -> FromWorker | PipeClosed | None:
-        """The next message; None when the worker said nothing for that long."""
+        """The next message; None when the worker sent nothing for that long."""
         try:
             async with asyncio.timeout(timeout_seconds):  # wait_for of Python 3.11 can lose a cancellation
                 return await self._pipe.inbox.get()
@@ -93,7 +94,7 @@ class WorkerProcess:
         A closed pipe makes a healthy worker leave by itself; SIGTERM asks a busy one, SIGKILL ends any.
         """
         self._transport.close()
-        if self._pipe.closed_by_worker:  # dying already, if it has not been told otherwise
+        if self._pipe.closed_by_worker:  # it is ending by itself
             await self._exited_within(term_grace_seconds)
         if self._popen.poll() is None:
             self.was_ended_here = True
@@ -116,12 +117,12 @@ class WorkerProcess:
 
     async def _exited_within(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._popen.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  no event tells it
+        while self._popen.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  there is no event for it
             await asyncio.sleep(_REAP_INTERVAL_SECONDS)
 
 
 class _Pipe(asyncio.Protocol):
-    """Our end: puts what the worker says into an inbox, in order."""
+    """Our end: puts the worker's messages into an inbox, in order."""
 
     def __init__(self) -> None:
         self.inbox: asyncio.Queue[FromWorker | PipeClosed] = asyncio.Queue()
@@ -132,8 +133,8 @@ class _Pipe(asyncio.Protocol):
         try:
             for message in self._decoder.feed(data):
                 self.inbox.put_nowait(message)
-        except Exception as error:  # such a worker has lost its mind, or lent it to somebody
-            logger.error("a worker sent something that is not a message: %s", error)
+        except MalformedMessage as error:  # or a forged one: this worker is not listened to any more
+            logger.error("a worker sent a malformed message: %s", error)
             self.inbox.put_nowait(PipeClosed())
 
     def eof_received(self) -> None:

@@ -2,7 +2,7 @@
 
 Three threads. The main one evaluates. One listens to the parent, so that a stop reaches a task that runs,
 and ends the process when the parent is gone. One sends heartbeats, which say whether the main one advances.
-An error in any of them that has no name here ends the process: what is left of it could not be relied on.
+An unexpected error in any of them ends the process: what is left of it could not be relied on.
 No secret is on the command line: a key comes through the pipe, and only to be used.
 """
 
@@ -19,8 +19,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
-from workers import messages
-from workers.errors import WorkerError
+from workers.errors import NonFiniteResult, WorkerError
+from workers.message_codec import encode, receive
 from workers.messages import (
     Accepted,
     BatchDone,
@@ -41,15 +41,15 @@ from workers.messages import (
     ToWorker,
 )
 from workers.own_process import be_ended_first_for_memory, die_with_parent, keep_memory_private
-from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig
 
 EXIT_UNEXPECTED = 70
-"""What a worker ends with that met an error it has no name for (EX_SOFTWARE of sysexits.h)."""
+"""The status of a worker that met an unexpected error (EX_SOFTWARE of sysexits.h)."""
 YIELDING_NICENESS = 5
-"""A worker that computes on the processors lets the parent's few milliseconds go first."""
+"""A worker that computes on the CPU has a lower priority than the parent, which needs a few milliseconds."""
 _MAX_DETAIL_CHARACTERS = 300
-_MAX_PLACES = 6
-"""Of the places in the code that are named for an unexpected error: the innermost."""
+_MAX_FRAMES = 6
+"""Innermost frames that are printed for an unexpected error."""
 
 
 class JobRunner(Protocol):
@@ -58,20 +58,18 @@ class JobRunner(Protocol):
     def __init__(self, config: WorkerConfig) -> None: ...
 
     def self_test(self, *, with_large: bool) -> str | None:
-        """None when known numbers come out right; else what came out.
+        """None when a known evaluation gives the right numbers; else the wrong ones, in words.
 
-        `with_large`: of an evaluation with the layers of the served model too, not only of the small one.
+        `with_large`: an evaluation with the layers of the served model too, not only the small one.
         """
 
-    def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
+    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        `check_cancelled` is called each time that the work has advanced, and may raise to stop.
+        `check_cancelled` is called each time the work advances, and may raise to stop.
         """
 
-    def evaluate(
-        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
-    ) -> Iterator[BatchScore]:
+    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
         """The scores of those batches, in order; `check_cancelled` as for `load`."""
 
     def prefetch(self, job: EvalJob) -> None:
@@ -88,7 +86,7 @@ class JobRunner(Protocol):
 
 
 class StopRequested(Exception):
-    """The parent wants the running task no more."""
+    """The parent has stopped the running task."""
 
 
 class Worker:
@@ -105,12 +103,12 @@ class Worker:
         self._runner: JobRunner | None = None
 
     def run(self) -> NoReturn:
-        """Live until the pipe closes or an error comes that nobody foresaw."""
+        """Serve until the pipe closes or an unexpected error occurs."""
         _or_end_process(self._run)
         os._exit(0)
 
     def _run(self) -> None:
-        configure = messages.receive(self._connection)
+        configure = receive(self._connection)
         if not isinstance(configure, Configure):
             return
         if configure.config.device == "cpu":
@@ -120,7 +118,7 @@ class Worker:
         try:
             runner = self._runner_class(configure.config)
             self._test(runner, with_large=True)
-        except Exception as error:  # no job has come yet, so its text can hold nothing secret
+        except Exception as error:  # before the first job, so its text can hold nothing secret
             self._send(SelfTestFailed(f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARACTERS]))
             raise
         self._runner = runner
@@ -153,9 +151,12 @@ class Worker:
             self._report_resident(runner)
             self._send(Loaded(task.task_id, load_seconds))
             for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
-                if not score.is_finite and (wrong := runner.self_test(with_large=False)):
-                    self._send(SelfTestFailed(wrong))  # a broken device, and no verdict on these weights
-                    return
+                if not score.is_finite:
+                    if wrong := runner.self_test(with_large=False):  # the device is broken, not the weights
+                        self._send(SelfTestFailed(wrong))
+                        return
+                    # One such batch makes the mean so: the rest is not worth computing.
+                    raise NonFiniteResult("the loss or the embedding of a batch is NaN or infinite")
                 self._send(BatchDone(task.task_id, score))
         except StopRequested:
             self._send(Stopped(task.task_id))
@@ -171,9 +172,9 @@ class Worker:
             self._send(Resident(resident))
 
     def _listen(self) -> NoReturn:
-        while (message := messages.receive(self._connection)) is not None:
+        while (message := receive(self._connection)) is not None:
             self._take(message)
-        os._exit(0)  # the parent is gone: whatever runs is for nobody
+        os._exit(0)  # the parent is gone: no result of this process is wanted
 
     def _take(self, message: ToWorker) -> None:
         match message:
@@ -187,23 +188,25 @@ class Worker:
     def _beat(self, seconds: float) -> None:
         while True:
             self._send(Heartbeat(self._progress))
-            if self._runner is not None:  # what was loaded ahead is not told otherwise
+            if self._runner is not None:  # weights that were loaded ahead are reported here alone
                 self._report_resident(self._runner)
             time.sleep(seconds)
 
     def _send(self, message: FromWorker) -> None:
         # A parent that is gone is noticed by `_listen`, and by the kernel.
         with self._send_lock, contextlib.suppress(OSError):
-            self._connection.sendall(messages.encode(message))
+            self._connection.sendall(encode(message))
 
 
 def _or_end_process(work: Callable[[], None]) -> None:
-    """Do it. An error says of what kind it is and where it arose, and not what it says, which may be secret."""
+    """Do it. Of an error its type and place are printed, and not its text, which may be secret."""
     try:
         work()
     except BaseException as error:
-        with contextlib.suppress(Exception):  # where nothing can be told any more, the status tells enough
-            frames = traceback.extract_tb(error.__traceback__)[-_MAX_PLACES:]
+        with contextlib.suppress(
+            Exception
+        ):  # where nothing can be printed any more, the exit status is enough
+            frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
             where = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
             sys.stderr.write(f"unexpected {type(error).__name__} at {where}\n")
             sys.stderr.flush()
@@ -216,7 +219,7 @@ def main(runner_class: type[JobRunner]) -> NoReturn:
     be_ended_first_for_memory()
     keep_memory_private()
     faulthandler.enable(all_threads=False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear; it tells us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
     Worker(socket.socket(fileno=int(sys.argv[1])), runner_class).run()
 
 

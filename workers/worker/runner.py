@@ -14,8 +14,8 @@ import torch
 import torch.utils.deterministic
 
 from workers import errors
-from workers.architectures import CURRENT_VERSION, Architecture, load_architecture
-from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.architectures import CURRENT_VERSION, Architecture, load_architecture, refusals_translated
+from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.05
 """How often a load that waits for a prefetch looks whether it advances."""
 
 MACHINE_ERRORS = (RuntimeError, MemoryError, OSError)
-"""What torch, Python and the system raise when the machine lacks something."""
+"""What torch, Python and the system raise when memory, threads or descriptors run out."""
 
 OUT_OF_MEMORY_SIGNS = (
     "out of memory",  # CUDA's own functions, such as for pinned memory
@@ -46,8 +46,11 @@ class OtherWeightsWanted(Exception):
 class Runner:
     """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(
+        self, config: WorkerConfig, load_architecture: Callable[[str], Architecture] = load_architecture
+    ) -> None:
         self._config = config
+        self._load_architecture = load_architecture
         _prepare_device(config)
         self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
             config.device, config.precision, small_model=config.small_model
@@ -72,7 +75,7 @@ class Runner:
         return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
 
     def self_test(self, *, with_large: bool) -> str | None:
-        """None when known numbers come out right; else what came out."""
+        """None when a known evaluation gives the right numbers; else the wrong ones, in words."""
         wrong: str | None = self._self_test.run(with_large=with_large)
         return wrong
 
@@ -80,13 +83,13 @@ class Runner:
         """Whose weights lie on the device."""
         return self._weights.ids()
 
-    def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
+    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
-        They stay there until the next call. `check_cancelled` is called often, from this thread: what it raises
-        ends the loading there.
+        They stay there until the next call. `check_cancelled` is called each time the work advances, from this
+        thread, and may raise to stop it.
 
-        Raises a verdict on them, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
+        Raises an EvaluationRefused, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         started = time.perf_counter()
         self._current = None
@@ -105,17 +108,15 @@ class Runner:
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
-        """Load the weights of the job that comes next, in the background, if there is room and time."""
+        """Load the weights of the job that is next, in the background, if there is memory and time."""
         if self._loading.locked():
             return
         try:
-            threading.Thread(target=self._prefetch, args=(job,), daemon=True).start()
-        except RuntimeError as error:  # there is no thread left
+            threading.Thread(target=self._prefetch, args=(job,), name="prefetch", daemon=True).start()
+        except RuntimeError as error:  # the system allows no further thread
             logger.debug("prefetch gave up: %s", error)
 
-    def evaluate(
-        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
-    ) -> Iterator[BatchScore]:
+    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
         """The scores of those batches, in order, with the weights of the last `load`, which was of this job.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
@@ -135,7 +136,7 @@ class Runner:
             yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
 
     def _last_try(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: Callable[[], None]
+        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck
     ) -> Iterator[BatchScore]:
         try:
             yield from self._scores(job, data, batches, check_cancelled, shrink=True)
@@ -145,17 +146,17 @@ class Runner:
             raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
 
     def _scores(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: Callable[[], None], *, shrink: bool
+        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck, *, shrink: bool
     ) -> Iterator[BatchScore]:
-        architecture = load_architecture(job.architecture_version)
+        architecture = self._load_architecture(job.architecture_version)
         runner = self._model_runner(architecture)
         if shrink:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
-        try:
+        with refusals_translated(architecture):
             for score in runner.eval_batches(
                 self._current, data, job.seed, batches, check_cancelled, detail=job.detail
             ):
-                yield BatchScore(
+                yield BatchScore(  # every architecture has its own class, and this is the pool's
                     score.index,
                     score.cross_entropy,
                     score.sig_reg,
@@ -163,10 +164,8 @@ class Runner:
                     score.attends_to_future,
                     score.token_cross_entropy,
                 )
-        except architecture.EvaluationRefused as verdict:
-            raise _translate(verdict) from None
 
-    def _acquire_loading(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
+    def _acquire_loading(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
         """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
         self._wanted = job.weights_id
         while not self._loading.acquire(timeout=POLL_SECONDS):
@@ -174,7 +173,7 @@ class Runner:
                 self._prefetch_advances.clear()
                 check_cancelled()
 
-    def _load_or_make_room(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
+    def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
         self._weights.make_room(_file_size(job))
         try:
             return self._load(job, check_cancelled)
@@ -189,14 +188,13 @@ class Runner:
                 raise
             raise errors.OutOfMemory("there is too little memory to hold these weights") from None
 
-    def _load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> None:
-        architecture = load_architecture(job.architecture_version)
+    def _load(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
+        architecture = self._load_architecture(job.architecture_version)
         try:
-            model = self._model_runner(architecture).load(
-                job.weights_path, job.decryption_key, check_cancelled
-            )
-        except architecture.EvaluationRefused as verdict:
-            raise _translate(verdict) from None
+            with refusals_translated(architecture):
+                model = self._model_runner(architecture).load(
+                    job.weights_path, job.decryption_key, check_cancelled
+                )
         except OSError as error:
             if is_out_of_memory(error):
                 raise
@@ -204,7 +202,7 @@ class Runner:
         self._weights.add(job.weights_id, model)
 
     def _prefetch(self, job: EvalJob) -> None:
-        """Never at the cost of the weights in use; whatever goes wrong is met again by `load`, and told there."""
+        """Never at the cost of the weights in use. Errors are dropped: `load` meets the same one, and raises it."""
 
         def check_cancelled() -> None:
             self._prefetch_advances.set()
@@ -241,7 +239,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _file_size(job: EvalJob) -> int:
-    """What the weights will take on the device, about: exactly that for float32."""
+    """Bytes that the weights take on the device: exactly for float32, about for other dtypes."""
     try:
         size = os.path.getsize(job.weights_path)
     except OSError as error:
@@ -260,19 +258,13 @@ def _read_data(job: EvalJob) -> bytes:
 
 
 def _check_size(found: int, expected: int | None, blob: str) -> None:
-    """A file that lost bytes on this machine is no verdict on its owner."""
+    """A file that lost bytes on this machine is this machine's trouble, and not its owner's."""
     if expected is not None and found != expected:
         raise errors.FileUnreadable(f"the {blob} could not be read: {found} bytes in place of {expected}")
 
 
 def _unreadable(error: OSError, blob: str) -> errors.FileUnreadable:
     return errors.FileUnreadable(f"the {blob} could not be read: {error.strerror or 'it became shorter'}")
-
-
-def _translate(verdict: Any) -> errors.EvaluationRefused:
-    """An architecture's verdict as ours: the names are the same."""
-    kind: type[errors.EvaluationRefused] = getattr(errors, type(verdict).__name__)
-    return kind(verdict.detail)
 
 
 def _prepare_device(config: WorkerConfig) -> None:

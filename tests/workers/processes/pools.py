@@ -9,20 +9,20 @@ from pathlib import Path
 
 from workers.pool import WorkerPool
 from workers.processes.process_pool import ProcessPool
-from workers.processes.supervisor import Timeouts
+from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 MISBEHAVING = "tests.workers.processes.misbehaving"
 IMPATIENT = Timeouts(
-    heartbeat=0.1,
-    frozen=2.0,
-    progress=2.0,
-    start=30.0,
-    test=10.0,
-    stop=0.5,
-    terminate=0.3,
-    restart=0.05,
-    restart_at_most=0.5,
+    heartbeat_seconds=0.1,
+    frozen_seconds=2.0,
+    progress_seconds=2.0,
+    start_seconds=30.0,
+    self_test_seconds=10.0,
+    stop_seconds=0.5,
+    terminate_seconds=0.3,
+    restart_seconds=0.05,
+    max_restart_seconds=0.5,
 )
 BYTES_PER_BATCH = 16 * 1024
 

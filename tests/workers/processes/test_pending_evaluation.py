@@ -5,20 +5,24 @@ import random
 import numpy as np
 import pytest
 
-from workers.errors import NonFiniteResult
+from tests.workers.processes.pools import BYTES_PER_BATCH, right_cross_entropy
+from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.errors import NonFiniteResult, WorkerCrashed
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
 
 CPU = DeviceKind("cpu", "")
-JOB = EvalJob("weights", "checksum", "data", 1, 0)
 
 
 def evaluation(num_batches: int) -> PendingEvaluation:
-    return PendingEvaluation(JOB, num_batches, None)
+    job = EvalJob("weights", "checksum", "data", num_batches * BYTES_PER_BATCH, 0)
+    return PendingEvaluation(job, load_architecture(CURRENT_VERSION))
 
 
-def score(index: int, cross_entropy: float = 1.0) -> BatchScore:
-    return BatchScore(index, cross_entropy, 1.0, np.zeros(2, np.float32), False)
+def score(index: int, cross_entropy: float | None = None) -> BatchScore:
+    """A batch whose cross-entropy is its index, unless another is given."""
+    numbers = float(index if cross_entropy is None else cross_entropy)
+    return BatchScore(index, numbers, 1.0, np.zeros(2, np.float32), False)
 
 
 async def test_ranges_grow_smaller_and_leave_nothing_out() -> None:
@@ -49,21 +53,22 @@ async def test_what_a_dead_worker_left_is_anybodys() -> None:
 @pytest.mark.parametrize("seed", range(20))
 async def test_every_batch_is_done_once_whoever_dies(seed: int) -> None:
     chance, one, task_id, done = random.Random(seed), evaluation(64), 0, []
-    while not one.outcome.done():
-        while one.num_free and len(one.running) < 3:
+    running: dict[int, range] = {}
+    while not one.is_done:
+        while one.num_free and len(running) < 3:
             task_id += 1
-            one.take(task_id, CPU, num_workers=3)
-        running = chance.choice(list(one.running))
-        for index in one.running[running]:
+            running[task_id] = one.take(task_id, CPU, num_workers=3)
+        chosen = chance.choice(list(running))
+        for index in running.pop(chosen):
             if chance.random() < 0.1:
-                one.give_back(running)
+                one.give_back(chosen)
                 break
             done.append(index)
             one.batch_done(score(index))
         else:
-            one.finished(running)
+            one.task_finished(chosen)
     assert sorted(done) == list(range(64))
-    assert [each.index for each in await one.outcome] == list(range(64))
+    assert (await one.result("float32")).cross_entropy == right_cross_entropy(64)
 
 
 async def test_after_two_deaths_no_further_worker_is_given() -> None:
@@ -93,12 +98,21 @@ async def test_what_was_done_on_one_kind_of_device_is_not_mixed_with_another() -
     assert one.take(2, DeviceKind("cuda", "any"), num_workers=1) == range(4)
 
 
-async def test_one_batch_that_is_not_finite_ends_it() -> None:
-    one = evaluation(1000)
+async def test_a_mean_that_is_not_finite_is_no_result() -> None:
+    one = evaluation(1)
     one.batch_done(score(0, float("nan")))
-    assert one.num_free == 0
     with pytest.raises(NonFiniteResult):
-        await one.outcome
+        await one.result("float32")
+
+
+async def test_the_first_error_is_the_outcome() -> None:
+    one = evaluation(1)
+    one.fail(WorkerCrashed("first"))
+    one.fail(WorkerCrashed("second"))
+    one.batch_done(score(0))
+    assert one.num_free == 0
+    with pytest.raises(WorkerCrashed, match="first"):
+        await one.result("float32")
 
 
 async def test_a_further_worker_that_would_load_longer_than_the_rest_takes_is_no_gain() -> None:

@@ -35,7 +35,7 @@ from workers.errors import (
     WorkerCrashed,
 )
 from workers.processes.process_pool import ProcessPool
-from workers.processes.supervisor import Timeouts
+from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, EvalProgress, EvalResult, WorkerConfig
 
 
@@ -239,14 +239,18 @@ async def test_loading_without_progress_is_ended(pool: ProcessPool, tmp_path: Pa
 
 
 async def test_slow_work_that_advances_is_not_ended(tmp_path: Path) -> None:
-    async with misbehaving_pool(timeouts=replace(IMPATIENT, frozen=0.5, progress=0.5)) as pool:
+    async with misbehaving_pool(
+        timeouts=replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=0.5)
+    ) as pool:
         result = await pool.evaluate(job("slow", tmp_path, 3))  # 0.6 s a batch
         assert result.cross_entropy == right_cross_entropy(3)
         assert pool.status()[0].restarts == 0
 
 
 async def test_heartbeats_that_must_wait_are_no_freeze_of_a_busy_worker(tmp_path: Path) -> None:
-    async with misbehaving_pool(timeouts=replace(IMPATIENT, frozen=0.5, progress=20.0)) as pool:
+    async with misbehaving_pool(
+        timeouts=replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=20.0)
+    ) as pool:
         result = await pool.evaluate(job("holds-the-interpreter", tmp_path, 3))
         assert result.cross_entropy == right_cross_entropy(3)
         assert pool.status()[0].restarts == 0
@@ -261,7 +265,9 @@ async def test_a_worker_that_can_no_longer_listen_ends(pool: ProcessPool, tmp_pa
 
 async def test_a_library_that_takes_long_to_open_is_no_freeze() -> None:
     pool = ProcessPool(
-        [WorkerConfig("cpu")], replace(IMPATIENT, frozen=0.2), "tests.workers.processes.slow_to_import"
+        [WorkerConfig("cpu")],
+        replace(IMPATIENT, frozen_seconds=0.2),
+        "tests.workers.processes.slow_to_import",
     )
     await pool.start()
     restarts = pool.status()[0].restarts
@@ -294,7 +300,7 @@ async def test_frozen_idle(pool: ProcessPool) -> None:
 async def test_frozen_and_thawed_in_time_is_no_death(pool: ProcessPool, tmp_path: Path) -> None:
     task = await busy(pool, job("good", tmp_path))
     pid = send_signal(pool, signal.SIGSTOP)
-    await asyncio.sleep(IMPATIENT.frozen / 4)
+    await asyncio.sleep(IMPATIENT.frozen_seconds / 4)
     os.kill(pid, signal.SIGCONT)
     assert (await task).cross_entropy == right_cross_entropy()
     assert pids(pool) == [pid]
@@ -344,7 +350,9 @@ async def test_no_worker_is_ready_that_fails_its_self_test() -> None:
 
 async def test_one_that_begins_to_compute_wrongly_is_taken_out(tmp_path: Path) -> None:
     mark = tmp_path / "wrong"
-    timeouts = Timeouts(heartbeat=0.1, restart=0.05, restart_at_most=0.1, self_test=0.3)
+    timeouts = Timeouts(
+        heartbeat_seconds=0.1, restart_seconds=0.05, max_restart_seconds=0.1, self_test_interval_seconds=0.3
+    )
     async with misbehaving_pool([WorkerConfig(f"wrong:{mark}")], timeouts) as pool:
         mark.touch()
         await until(lambda: not pool.status()[0].ready)

@@ -17,7 +17,7 @@ from tests.recipe import SMALL_WEIGHTS, make_data, small_weights_bytes
 from tests.workers.processes.pools import is_alive, pids, until_whole
 from workers.errors import WorkerTrouble
 from workers.processes.process_pool import ProcessPool
-from workers.processes.supervisor import Timeouts
+from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 NUM_FAULTS = int(os.environ.get("SOAK_FAULTS", "8"))
@@ -25,7 +25,14 @@ NUM_CLIENTS = 4
 NUM_WORKERS = 2
 DATA_BYTES = 40_000
 """Three batches."""
-PATIENCE = Timeouts(frozen=3.0, stop=3.0, terminate=0.5, restart=0.1, restart_at_most=1.0, self_test=5.0)
+PATIENCE = Timeouts(
+    frozen_seconds=3.0,
+    stop_seconds=3.0,
+    terminate_seconds=0.5,
+    restart_seconds=0.1,
+    max_restart_seconds=1.0,
+    self_test_interval_seconds=5.0,
+)
 
 
 def jobs(folder: Path) -> list[EvalJob]:

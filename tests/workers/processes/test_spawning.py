@@ -34,7 +34,7 @@ from tests.workers.processes.pools import right_cross_entropy, send_signal, unti
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    timeouts = replace(IMPATIENT, restart=0.1, restart_at_most=1.0)
+    timeouts = replace(IMPATIENT, restart_seconds=0.1, max_restart_seconds=1.0)
     async with misbehaving_pool(timeouts=timeouts) as pool:
         await asyncio.sleep(1.1)  # the worker has lived long
         held = []
