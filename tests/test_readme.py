@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from service.errors import all_codes
-from service.http_api.app import STATUS_OF
+from service.http_api.problems import STATUS_OF
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ROW = re.compile(r"^\| ((?:`[a-z-]+`(?:, )?)+) \| ([0-9]{3}) \| [^|]+ \| (yes|no) \|$", re.MULTILINE)

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from service import errors
 from service.config import Settings
-from service.http_api.app import STATUS_OF
-from service.http_api.protocol import HEAD_SECONDS
+from service.http_api.problems import STATUS_OF
+from service.http_api.protocol import HttpLimits
 from service.http_api.request_body import MAX_BODIES_AT_ONCE, MAX_VALUES
-from service.http_api.schemas import ScoreRequest
+from service.http_api.requests import ScoreRequest
 from service.scoring.competition import MAX_MANIFESTS
 from tests.file_server import FileServer
 from tests.live_service import LiveService, live_service
@@ -263,7 +263,7 @@ def test_a_request_without_end_is_cut_off(
 
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["first", "later"])
 def test_a_head_that_is_not_finished_is_given_up(before: bytes, service: LiveService) -> None:
-    with connect(service, HEAD_SECONDS + 10) as connection:
+    with connect(service, HttpLimits().head_timeout_seconds + 10) as connection:
         connection.sendall(before + b"\r\n")
         time.sleep(1.0 if before else 0.0)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
@@ -427,7 +427,7 @@ def test_long_work_can_be_cancelled(client: httpx.Client, plain: dict[str, Any],
 def test_a_client_that_leaves_gives_its_place_back_and_is_no_error(
     service: LiveService, client: httpx.Client, plain: dict[str, Any], endless_server: str
 ) -> None:
-    left = 'method="POST /eval",outcome="client-left"'
+    left = 'method="POST /eval",outcome="client-disconnected"'
     before = count_of(left, client)
     body = {**plain, "weights_url": endless_server, "weights_checksum": None}
     with service.client() as leaving, pytest.raises(httpx.ReadTimeout):
@@ -438,7 +438,7 @@ def test_a_client_that_leaves_gives_its_place_back_and_is_no_error(
 
 
 def test_a_client_that_leaves_within_its_body_is_no_error(service: LiveService, client: httpx.Client) -> None:
-    left = 'method="POST /eval",outcome="client-left"'
+    left = 'method="POST /eval",outcome="client-disconnected"'
     before = count_of(left, client)
     with connect(service) as connection:
         connection.sendall(
@@ -468,7 +468,7 @@ def test_two_requests_at_once_do_not_hide_that_the_client_has_left(
 
 def count_of(labels: str, client: httpx.Client) -> float:
     """Of the requests with these labels, over HTTP."""
-    line = re.escape(f'soma_eval_requests_total{{door="http",{labels}}} ')
+    line = re.escape(f'soma_eval_requests_total{{door="http",{labels},protocol="http"}} ')
     found = re.search(rf"{line}(\S+)", client.get("/metrics").text)
     return float(found[1]) if found else 0.0
 
