@@ -129,7 +129,7 @@ def _options(max_connections: int, idle_timeout_seconds: float) -> tuple[tuple[s
 
 
 class _Arrivals:
-    """Requests whose message is being received: a limited number, each for a limited time; the oldest is ended first."""
+    """Requests whose message is being received: so many at once, each for a limited time; the oldest is ended first."""
 
     def __init__(self, timeout_seconds: float, most: int) -> None:
         self._timeout_seconds = timeout_seconds
@@ -137,7 +137,7 @@ class _Arrivals:
         self._waiting: dict[asyncio.Timeout, None] = {}
 
     async def message(self, messages: AsyncIterator[bytes]) -> bytes:
-        """The first message. Raises InvalidRequest when none arrives in time, QueueFull when ended for a newer request."""
+        """The first message. Raises InvalidRequest when none arrives in time, QueueFull when a newer request ends this."""
         deadline = asyncio.timeout(self._timeout_seconds)
         try:
             async with deadline:
