@@ -1,13 +1,16 @@
-"""What several tests share: one live service and one file server for the whole run."""
+"""Fixtures for every folder of tests: one live service and one file server for each process of the run."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.file_server import FileServer
+from tests.golden_requests import KEY, request_for
 from tests.live_service import LiveService, live_service
+from tests.recipe import encrypt, small_weights_bytes
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
     folder: Path = tmp_path_factory.mktemp("files")
     with FileServer(folder).running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def plain(files: FileServer) -> dict[str, Any]:
+    """A valid /eval request: golden data inline, golden weights unencrypted."""
+    return request_for(files, "plain.safetensors", small_weights_bytes())
+
+
+@pytest.fixture(scope="session")
+def sealed(files: FileServer) -> dict[str, Any]:
+    """The same, encrypted."""
+    return {**request_for(files, "sealed.enc", encrypt(small_weights_bytes())), "decryption_key": KEY}

@@ -3,7 +3,6 @@
 import asyncio
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import base58
@@ -13,36 +12,13 @@ import pytest
 from soma_sdk import SomaClient
 
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_COMPETITION as GOLDEN
+from tests.golden_requests import absent, competition, manifest, weights_that_give_nan
 from tests.live_service import LiveService, live_service
-from tests.recipe import golden_competitions
-from tests.service.scoring.test_score import (
-    GOLDEN,
-    absent,
-    competition,
-    manifest,
-    weights_of,
-    weights_that_give_nan,
-)
+from tests.network_client import connect, score
+from tests.recipe import golden_competitions, small_weights_bytes
 
 LARGEST_SEED = 2**64 - 1
-
-
-async def connect(service: LiveService) -> SomaClient:
-    """As a validator does, but for the chain that it would also speak to."""
-    return await SomaClient("http://127.0.0.1:9000", scoring_url=service.grpc_url)
-
-
-async def score(client: SomaClient, body: dict[str, Any]) -> Any:
-    """The /score request, asked by the network's client."""
-    models: list[Any] = [SimpleNamespace(**model) for model in body["model_manifests"]]
-    return await client.score(
-        data_url=body["data_url"],
-        models=models,
-        target_embedding=body["target_embedding"],
-        data_checksum=body["data_checksum"],
-        data_size=body["data_size"],
-        seed=body["seed"],
-    )
 
 
 async def test_health(service: LiveService) -> None:
@@ -69,7 +45,7 @@ async def test_both_doors_give_the_same(
     body = {**competition(files, GOLDEN), "seed": seed}
     if not encrypted:
         body["model_manifests"] = [
-            manifest(files, f"plain-{i}.safetensors", weights_of(recipe))
+            manifest(files, f"plain-{i}.safetensors", small_weights_bytes(recipe))
             for i, recipe in enumerate(GOLDEN.models)
         ]
     by_grpc = await score(await connect(service), body)

@@ -19,9 +19,10 @@ import psutil
 import pytest
 
 from tests.file_server import FileServer
+from tests.golden_requests import request_for
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
+from tests.problems import assert_problem
 from tests.recipe import golden_cases, make_data, small_weights_bytes
-from tests.service.scoring.test_eval import assert_problem, request_for
 
 GOLDEN = golden_cases()["small-1-mib"]
 

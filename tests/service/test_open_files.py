@@ -14,12 +14,12 @@ import pytest
 from service.config import ExplicitSettings
 from service.open_files import ConnectionLimits, connection_limits
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_COMPETITION as GOLDEN
+from tests.golden_requests import competition, request_for
 from tests.http2_client import Http2Client
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
+from tests.network_client import connect, score
 from tests.recipe import small_weights_bytes
-from tests.service.scoring.test_eval import request_for
-from tests.service.scoring.test_score import GOLDEN, competition
-from tests.service.test_both_apis import connect, score
 
 
 async def test_idle_connections_leave_descriptors_for_admitted_work(

@@ -25,11 +25,10 @@ from service.http_api.request_body import MAX_BODIES_AT_ONCE, MAX_VALUES
 from service.http_api.requests import ScoreRequest
 from service.scoring.competition import MAX_MANIFESTS
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_EVALUATION as GOLDEN
+from tests.golden_requests import KEY, assert_golden
 from tests.live_service import LiveService, live_service
-from tests.service.scoring.test_eval import GOLDEN, KEY, assert_golden, assert_problem, plain, sealed
-
-__all__ = ["plain", "sealed"]
-
+from tests.problems import assert_problem
 
 JSON = {"content-type": "application/json"}
 

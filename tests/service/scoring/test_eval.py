@@ -11,11 +11,14 @@ import pytest
 
 from service.cli.encryption import commitment_of
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_EVALUATION as GOLDEN
+from tests.golden_requests import KEY, assert_golden, request_for
+from tests.golden_requests import post_eval as post
 from tests.live_service import LiveService
+from tests.problems import assert_problem
 from tests.recipe import (
     SMALL_CONFIG,
     SMALL_WEIGHTS,
-    TEST_KEY,
     encrypt,
     golden_cases,
     make_data,
@@ -24,46 +27,7 @@ from tests.recipe import (
     small_weights_bytes,
 )
 
-GOLDEN = golden_cases()["small-short"]
-KEY = base58.b58encode(TEST_KEY).decode()
 WRONG_KEY = base58.b58encode(bytes(32)).decode()
-
-
-@pytest.fixture(scope="session")
-def plain(files: FileServer) -> dict[str, Any]:
-    """A valid request: golden data inline, golden weights unencrypted."""
-    return request_for(files, "plain.safetensors", small_weights_bytes())
-
-
-@pytest.fixture(scope="session")
-def sealed(files: FileServer) -> dict[str, Any]:
-    """The same, encrypted."""
-    request = request_for(files, "sealed.enc", encrypt(small_weights_bytes()))
-    return {**request, "decryption_key": KEY}
-
-
-def request_for(files: FileServer, name: str, content: bytes) -> dict[str, Any]:
-    url = files.publish(name, content)
-    promised = commitment_of(files.folder / name)
-    return {
-        "data": base64.b64encode(make_data(GOLDEN.data)).decode(),
-        "weights_url": url,
-        "weights_checksum": promised.checksum,
-        "weights_size": promised.size,
-        "seed": GOLDEN.seed,
-    }
-
-
-def post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    response = client.post("/eval", json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def assert_golden(answer: dict[str, Any]) -> None:
-    assert answer["loss"] == pytest.approx(GOLDEN.loss, rel=1e-5)
-    assert np.abs(np.array(answer["embedding"]) - GOLDEN.embedding).max() <= 2e-5
 
 
 @pytest.mark.parametrize("name", ["small-1-byte", "small-1025", "small-one-batch-plus-one", "leak-mixed"])
@@ -191,20 +155,6 @@ def test_bad_request(name: str, client: httpx.Client, sealed: dict[str, Any], se
 
 def is_partial(name: str) -> bool:
     return "part" in name or "tmp" in name
-
-
-def assert_problem(response: httpx.Response, code: str) -> dict[str, Any]:
-    """The error has the one shape, and this code."""
-    assert response.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = response.json()
-    assert problem["code"] == code, problem
-    assert problem["status"] == response.status_code
-    assert problem["request_id"] == response.headers["x-request-id"]
-    assert set(problem) == {
-        *("type", "title", "status", "detail", "instance", "code"),
-        *("fault", "blob", "model_index", "retryable", "request_id"),
-    }
-    return problem
 
 
 WEIGHTS_GONE_WRONG: dict[str, tuple[bytes, str | None, str]] = {

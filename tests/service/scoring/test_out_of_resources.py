@@ -23,10 +23,12 @@ from service.scoring.results import Progress
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer, first_of_ours
 from tests.file_server import FileServer
+from tests.golden_requests import assert_golden, request_for
+from tests.golden_requests import post_eval as post
 from tests.live_service import LiveService
+from tests.problems import assert_problem
 from tests.recipe import small_weights_bytes
 from tests.service.delivery import Delivery, delivery
-from tests.service.scoring.test_eval import assert_golden, assert_problem, post, request_for
 from workers.pool import WorkerPool
 
 

@@ -10,61 +10,19 @@ import httpx
 import numpy as np
 import pytest
 
-from service.cli.encryption import commitment_of
 from service.scoring.worker_errors import to_scoring_error
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_COMPETITION as GOLDEN
+from tests.golden_requests import absent, competition, manifest, weights_that_give_nan
 from tests.live_service import LiveService, live_service
+from tests.problems import assert_problem
 from tests.recipe import (
     SMALL_CONFIG,
-    TEST_KEY,
-    GoldenCompetition,
-    encrypt,
     golden_competitions,
-    make_data,
     make_weights,
     safetensors_bytes,
 )
-from tests.service.scoring.test_eval import assert_problem
 from workers.errors import WorkerError, WorkerTrouble
-
-KEY = base58.b58encode(TEST_KEY).decode()
-GOLDEN = golden_competitions()["competition-three"]
-
-
-def manifest(files: FileServer, name: str, content: bytes, key: str | None = None) -> dict[str, Any]:
-    url = files.publish(name, content)
-    promised = commitment_of(files.folder / name)
-    return {"url": url, "checksum": promised.checksum, "size": promised.size, "decryption_key": key}
-
-
-def competition(files: FileServer, golden: GoldenCompetition) -> dict[str, Any]:
-    """The golden competition as a request: data by URL, every model encrypted."""
-    data = manifest(files, f"{golden.name}.bin", make_data(golden.data))
-    return {
-        "data_url": data["url"],
-        "data_checksum": data["checksum"],
-        "data_size": data["size"],
-        "model_manifests": [
-            manifest(files, f"{golden.name}-{i}.enc", encrypt(weights_of(recipe)), KEY)
-            for i, recipe in enumerate(golden.models)
-        ],
-        "target_embedding": golden.target.tolist(),
-        "seed": golden.seed,
-    }
-
-
-def weights_of(recipe: dict[str, Any]) -> bytes:
-    return safetensors_bytes(make_weights(SMALL_CONFIG, recipe))
-
-
-def weights_that_give_nan(files: FileServer) -> dict[str, Any]:
-    tensors = make_weights(SMALL_CONFIG, GOLDEN.models[0])
-    tensors["predictor.bias"][:] = np.nan
-    return manifest(files, "nan.safetensors", safetensors_bytes(tensors))
-
-
-def absent(files: FileServer) -> dict[str, Any]:
-    return {**manifest(files, "known.bin", b"known"), "url": f"{files.base_url}/absent", "checksum": "1" * 32}
 
 
 def post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import httpx
 import pytest
 
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_COMPETITION as GOLDEN
+from tests.golden_requests import competition, manifest
+from tests.golden_requests import request_for as eval_request
 from tests.live_service import LiveService, live_service
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, honest, silent, slow_body
+from tests.problems import assert_problem
 from tests.recipe import golden_cases, make_data, small_weights_bytes
-from tests.service.scoring.test_eval import assert_problem
-from tests.service.scoring.test_eval import request_for as eval_request
-from tests.service.scoring.test_score import GOLDEN, competition, manifest
 
 WEIGHTS = small_weights_bytes()
 NO_CHECKSUM = "1" * 32
