@@ -137,7 +137,7 @@ class _Arrivals:
         self._waiting: dict[asyncio.Timeout, None] = {}
 
     async def message(self, messages: AsyncIterator[bytes]) -> bytes:
-        """The first message. Raises InvalidRequest when none arrives in time, QueueFull when a newer request ends this."""
+        """The first message. Raises InvalidRequest when none arrives in time, QueueFull when ended for another."""
         deadline = asyncio.timeout(self._timeout_seconds)
         try:
             async with deadline:

@@ -47,7 +47,7 @@ class NotReady(Problem):
 
 
 class RequestLimits(Schema):
-    """The most that one request may ask for."""
+    """Limits of one request."""
 
     max_body_bytes: int
     """Length of a request's body."""

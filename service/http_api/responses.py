@@ -18,7 +18,7 @@ Embedding = Annotated[list[float], BeforeValidator(_as_list)]
 
 
 class Provenance(Schema):
-    """The inputs, the device and the packages that the numbers come from."""
+    """Inputs, device and versions of one evaluation."""
 
     weights_checksum: str
     """Blake2b-256 of the weights as published, Base58, computed from the bytes received."""
@@ -58,7 +58,7 @@ class EvalResponse(Schema):
 
     loss: float
     """Nats; the lowest wins."""
-    embedding: list[float]
+    embedding: Embedding
     """The mean representation: `embedding_dim` numbers."""
     cross_entropy: float
     """Nats, over all tokens, padding included, as on the network."""

@@ -65,14 +65,14 @@ async def _without_descriptors(*_: Any) -> Evaluation:
 
 
 async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -> httpx.Response:
-    parts = SimpleNamespace(
+    components = SimpleNamespace(
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
         scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
         scorer=SimpleNamespace(evaluate=work),
     )
-    app = create_app(cast(Components, parts))
+    app = create_app(cast(Components, components))
     body = {
         "data": "AAAA",
         "weights_url": "https://publisher.example/w",

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from grpc import StatusCode
+from prometheus_client.parser import text_string_to_metric_families
 from soma_sdk import SomaClient
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
@@ -131,7 +132,12 @@ class Door:
         return await SomaClient("http://127.0.0.1:9", scoring_url=f"http://127.0.0.1:{self.port}")
 
     def count(self, method: str, outcome: str) -> float:
-        return float(self.metrics.requests.labels("grpc", method, outcome)._value.get())
+        labels = {"protocol": "grpc", "door": "grpc", "method": method, "outcome": outcome}
+        for family in text_string_to_metric_families(self.metrics.render().decode()):
+            for sample in family.samples:
+                if sample.name == "soma_eval_requests_total" and sample.labels == labels:
+                    return sample.value
+        return 0.0
 
 
 @pytest.fixture
