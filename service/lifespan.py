@@ -1,4 +1,4 @@
-"""Builds every part of the service in order, and closes them in the other. Shared by the doors."""
+"""Builds the components of the service in order, and closes them in reverse order. Shared by both APIs."""
 
 import asyncio
 import shutil
@@ -24,7 +24,7 @@ from workers.pool import WorkerPool, create_pool
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """A service that is up."""
+    """What a running service consists of."""
 
     settings: Settings
     cache: BlobCache
@@ -38,7 +38,7 @@ class Components:
     versions: dict[str, str]
 
     def readiness(self) -> Literal["ready", "draining", "no-worker", "no-storage"]:
-        """Whether a request sent now would be worked on."""
+        """Whether a request sent now would be worked on, and why not."""
         if self.scheduler.draining:
             return "draining"
         if self.cache.trouble is not None:
@@ -47,8 +47,10 @@ class Components:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Components]:
-    """The service for the length of the block: blobs swept, workers tested; nothing left behind after.
+async def open_service(settings: Settings, pool: WorkerPool | None = None) -> AsyncIterator[Components]:
+    """A running service for the length of the block: its cache swept, its workers tested.
+
+    `pool` is started and closed with the service; without one, there is a worker process per device of `settings`.
 
     Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
     """
@@ -56,10 +58,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Components]:
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
-        pool = await stack.enter_async_context(open_pool(settings))
+        pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
         scheduler = Scheduler(
             queue_size=settings.queue_size,
-            max_running=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
+            max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
             max_downloads=settings.max_weights_at_once,
             kept_bytes=await cache.room_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
@@ -90,15 +92,15 @@ async def open_service(settings: Settings) -> AsyncIterator[Components]:
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:
-    """The service's cache of blobs. Raises CacheInUse where another service has it, ForeignFolder, OSError."""
+    """The service's cache of blobs. Raises CacheInUse when another service uses it, ForeignFolder, OSError."""
     return _open_cache(settings, settings.data_dir)
 
 
 @asynccontextmanager
 async def open_private_cache(settings: Settings) -> AsyncIterator[BlobCache]:
-    """A cache for one command, beside a service that may be running: a folder of its own in the data folder.
+    """A cache for one command, in a temporary folder within the data folder, which a service may be using.
 
-    Nothing is left of it. Raises ForeignFolder, OSError.
+    Raises ForeignFolder, OSError.
     """
     folder = await asyncio.to_thread(make_private_folder, settings.data_dir)
     try:
@@ -121,8 +123,8 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
-    """The workers, tested. Raises a WorkerError where none can start."""
-    pool = await run_in_daemon_thread(  # it asks the driver for its devices, which may hang
+    """A worker process per device, tested. Raises a WorkerError when none can start."""
+    pool = await run_in_daemon_thread(  # the driver, asked for its devices, may hang
         lambda: create_pool(
             devices=settings.device,
             small_model=settings.small_model,
@@ -130,10 +132,17 @@ async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
             memory_budget_bytes=settings.device_memory_bytes,
         )
     )
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(pool.close)
+    async with _running(pool):
+        yield pool
+
+
+@asynccontextmanager
+async def _running(pool: WorkerPool) -> AsyncIterator[WorkerPool]:
+    try:
         await pool.start()
         yield pool
+    finally:
+        await pool.close()
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:
@@ -145,8 +154,12 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
 
 def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
-    metrics.watch("evaluations_waiting", "Evaluations that wait for a turn.", lambda: scheduler.num_waiting)
-    metrics.watch("weights_waiting", "Models that wait for room.", lambda: scheduler.num_waiting_for_room)
+    metrics.watch(
+        "evaluations_waiting", "Evaluations that wait for an execution slot.", lambda: scheduler.num_waiting
+    )
+    metrics.watch(
+        "weights_waiting", "Models that wait for a weights slot.", lambda: scheduler.num_waiting_for_room
+    )
     metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))

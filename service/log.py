@@ -1,4 +1,4 @@
-"""The log: structured lines on stderr, for people or for machines. Nothing secret is ever handed to it."""
+"""The log: structured lines on stderr, as text or JSON. No secret is ever passed to it."""
 
 import asyncio
 import errno
@@ -59,36 +59,36 @@ def configure_log(log_format: Literal["console", "json"], log_level: str) -> Non
 
 
 def log_bug(error: Exception, **context: str) -> None:
-    """Where an unexpected error arose, and not what it says: its text may quote a URL or a key."""
+    """Log where an unexpected error was raised, and not its message, which may quote a URL or a key."""
     where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
     structlog.get_logger(__name__).error(
         "unexpected error", exception=type(error).__name__, where=where, **context
     )
 
 
-class Seldom:
-    """Lets through one line in so many seconds, of an event that others can cause as often as they like."""
+class RateLimit:
+    """Permits one line of log in so many seconds, of an event that clients can cause without limit."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._seconds = seconds
-        self._silent_until = 0.0
+        self._next_at = 0.0
 
-    def may_speak(self) -> bool:
+    def permits(self) -> bool:
         """Whether the line may be written now."""
         now = time.monotonic()
-        if now < self._silent_until:
+        if now < self._next_at:
             return False
-        self._silent_until = now + self._seconds
+        self._next_at = now + self._seconds
         return True
 
 
-_cannot_accept = Seldom()
+_accept_errors = RateLimit()
 
 
-def log_loop_trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """As asyncio does it, but connections that cannot be accepted are told seldom: they come in thousands."""
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handle errors as the event loop does, but rate-limit those of accept(), which come in thousands."""
     error = context.get("exception")
     if not isinstance(error, OSError) or error.errno not in _OUT_OF_RESOURCES:
         loop.default_exception_handler(context)
-    elif _cannot_accept.may_speak():
+    elif _accept_errors.permits():
         structlog.get_logger(__name__).error("connections cannot be accepted", reason=error.strerror)

@@ -1,6 +1,7 @@
 """What Prometheus reads: counts and times. No label is made of anybody's input."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -14,29 +15,36 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "soma_eval_requests",
-            "Requests by door, method and outcome: ok or the error's code.",
-            ["door", "method", "outcome"],
+            "Requests by protocol, method and outcome: ok or the error's code. `door` is the old name of `protocol`.",
+            ["protocol", "door", "method", "outcome"],
             registry=self._registry,
         )
-        self.request_seconds = Histogram(
+        self._request_seconds = Histogram(
             "soma_eval_request_seconds",
-            "From the request's arrival to its answer.",
-            ["door", "method"],
+            "From the request's arrival to its response. `door` is the old name of `protocol`.",
+            ["protocol", "door", "method"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.phase_seconds = Histogram(
             "soma_eval_phase_seconds",
-            "Components of an evaluation: queue, download, load, eval.",
+            "Phases of an evaluation: queue, download, load, eval.",
             ["phase"],
             buckets=_SECONDS,
             registry=self._registry,
         )
 
+    def observe_request(
+        self, protocol: Literal["http", "grpc"], method: str, outcome: str, seconds: float
+    ) -> None:
+        """Count one request that has ended."""
+        self._requests.labels(protocol=protocol, door=protocol, method=method, outcome=outcome).inc()
+        self._request_seconds.labels(protocol=protocol, door=protocol, method=method).observe(seconds)
+
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge that reads its value when it is asked."""
+        """Add a gauge whose value is read whenever the metrics are rendered."""
         Gauge(f"soma_eval_{name}", text, registry=self._registry).set_function(read)
 
     def render(self) -> bytes:

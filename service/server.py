@@ -1,4 +1,4 @@
-"""Both APIs over one service in one process: from the first socket to the last goodbye."""
+"""Runs both APIs over one service in one process, from start to shutdown."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,8 @@ import gc
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -16,19 +17,21 @@ from service.cancellation import cancel_when
 from service.config import Settings, is_loopback
 from service.grpc_api.servicer import serve_grpc
 from service.http_api.app import create_app
-from service.http_api.protocol import BoundedHttpProtocol
+from service.http_api.protocol import BoundedHttpProtocol, HttpLimits
 from service.lifespan import Components, open_service
-from service.log import log_loop_trouble
+from service.log import log_loop_error
 from service.open_files import connection_limits, raise_open_file_limit
 from service.scoring.scheduler import Scheduler
 from service.shutdown import Shutdown
+from workers.pool import WorkerPool
 
 KEEP_ALIVE_SECONDS = 30
-_LAST_GOODBYES_SECONDS = 5
-_ACCEPTED_AT_ONCE = 16
-"""Connections that asyncio accepts before it counts them: each has a descriptor, though it may be one too many."""
-_WAITING_TO_BE_ACCEPTED = 1024
-"""Connections that the system keeps until we accept them."""
+_CLOSE_SECONDS = 5
+"""For responses and connections that are left when the drain has ended."""
+_ACCEPT_BATCH = 16
+"""Connections that asyncio accepts in one go, each with a descriptor, before they are counted."""
+_BACKLOG = 1024
+"""Connections that the system holds until they are accepted."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,40 +45,40 @@ class Addresses:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn, but signals are ours: stopping begins with draining, not with closed sockets."""
+    """uvicorn without its signal handlers: a shutdown begins with draining, not with closed sockets."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     def abort_connections(self) -> None:
-        """To their requests it is as if the clients had left."""
+        """Their requests end as if the clients had disconnected."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> int:
-    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is stopped and told so at the limit.
+    """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is cancelled at the timeout.
 
     A second signal ends running work, and this, at once. Returns the exit code: 0, or 128 and the number of that
     second signal. Raises OSError when an address is taken, and what `open_service` raises.
     """
     shutdown = Shutdown()
     shutdown.listen()
-    asyncio.get_running_loop().set_exception_handler(log_loop_trouble)
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     async with AsyncExitStack() as stack:
         try:
-            parts, addresses = await cancel_when(
+            components, addresses = await cancel_when(
                 _watch(shutdown.requested), stack.enter_async_context(run_service(settings, shutdown))
             )
-        except _StopAsked:
+        except _StopRequested:
             log.info("stopped before the start had ended")
             return shutdown.exit_code
         gc.collect()
-        gc.freeze()  # what is here now stays: a full collection would look at all of it while requests wait
+        gc.freeze()  # what exists now stays, and a full collection would traverse it while requests wait
         on_ready(addresses)
         await shutdown.requested.wait()
-        await _drain(parts.scheduler, settings.drain_timeout_seconds, shutdown)
+        await _drain(components.scheduler, settings.drain_timeout_seconds, shutdown)
     return shutdown.exit_code
 
 
@@ -83,50 +86,59 @@ async def _drain(scheduler: Scheduler, timeout_seconds: float, shutdown: Shutdow
     log.info("draining", admitted=scheduler.num_admitted)
     try:
         drained = await cancel_when(_watch(shutdown.urgent), scheduler.drain(timeout_seconds))
-    except _StopAsked:
+    except _StopRequested:
         log.warning("ending at once")
         drained = False
     if not drained:
         log.warning("work is stopped unfinished", requests=scheduler.num_admitted)
-        await scheduler.end_admitted(_LAST_GOODBYES_SECONDS)
+        await scheduler.end_admitted(_CLOSE_SECONDS)
 
 
-class _StopAsked(Exception):
-    """A signal has come."""
+class _StopRequested(Exception):
+    """A signal was received."""
 
 
-async def _watch(asked: asyncio.Event) -> NoReturn:
-    await asked.wait()
-    raise _StopAsked
+async def _watch(requested: asyncio.Event) -> NoReturn:
+    await requested.wait()
+    raise _StopRequested
 
 
 @asynccontextmanager
 async def run_service(
-    settings: Settings, shutdown: Shutdown | None = None
+    settings: Settings,
+    shutdown: Shutdown | None = None,
+    *,
+    pool: WorkerPool | None = None,
+    http_limits: HttpLimits | None = None,
 ) -> AsyncIterator[tuple[Components, Addresses]]:
-    """The service with its APIs open for the length of the block."""
+    """The service with its APIs open for the length of the block.
+
+    `pool`: see `open_service`. `http_limits`: the connections that this process may open are a limit as well.
+    """
     shutdown = shutdown or Shutdown()
     connections = connection_limits(settings, raise_open_file_limit())
+    limits = http_limits or HttpLimits()
+    limits = replace(limits, max_connections=min(limits.max_connections, connections.http))
     listener = _listen(settings.host, settings.port)
     with listener:
         async with (
-            open_service(settings) as parts,
-            _http_api(parts, listener, connections.http, shutdown) as http,
+            open_service(settings, pool) as components,
+            _http_api(components, listener, limits, shutdown) as http,
         ):
             if settings.is_open_to_all:
                 log.warning("HTTP asks for no API key, and listens beyond this machine", address=http)
             if settings.grpc_port == "off":
-                yield parts, Addresses(http, None)
+                yield components, Addresses(http, None)
                 return
             async with serve_grpc(
-                parts.scorer,
+                components.scorer,
                 host=settings.grpc_listen_host,
                 port=settings.grpc_port,
-                is_ready=lambda: parts.readiness() == "ready",
-                metrics=parts.metrics,
+                is_ready=lambda: components.readiness() == "ready",
+                metrics=components.metrics,
                 max_models=settings.max_models,
                 max_connections=connections.grpc,
-                grace_seconds=_LAST_GOODBYES_SECONDS,
+                grace_seconds=_CLOSE_SECONDS,
                 shutdown=shutdown,
             ) as grpc_port:
                 url = _url(settings.grpc_listen_host, grpc_port)
@@ -134,24 +146,23 @@ async def run_service(
                     log.warning(
                         "gRPC has no authentication: whoever can reach its address may use it", address=url
                     )
-                yield parts, Addresses(http, url)
+                yield components, Addresses(http, url)
 
 
 @asynccontextmanager
 async def _http_api(
-    parts: Components, listener: socket.socket, max_connections: int, shutdown: Shutdown
+    components: Components, listener: socket.socket, limits: HttpLimits, shutdown: Shutdown
 ) -> AsyncIterator[str]:
-    protocol = type("HttpProtocol", (BoundedHttpProtocol,), {"max_connections": max_connections})
     server = _HttpServer(
         uvicorn.Config(
-            create_app(parts),
-            http=protocol,
+            create_app(components),
+            http=partial(BoundedHttpProtocol, limits),  # type: ignore[arg-type]  # uvicorn only calls it
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_LAST_GOODBYES_SECONDS,
-            backlog=_ACCEPTED_AT_ONCE,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+            backlog=_ACCEPT_BATCH,
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -159,9 +170,9 @@ async def _http_api(
         while not server.started:
             if serving.done():
                 await serving
-                raise RuntimeError("the HTTP server ended before it began")
+                raise RuntimeError("the HTTP server did not start")
             await asyncio.sleep(0.01)
-        listener.listen(_WAITING_TO_BE_ACCEPTED)
+        listener.listen(_BACKLOG)
         yield _url(*listener.getsockname()[:2])
     finally:
         server.should_exit = True

@@ -1,4 +1,4 @@
-"""How the service is asked to end: in good order by a first SIGTERM or SIGINT, at once by a second one."""
+"""Shutdown by signals: a first SIGTERM or SIGINT requests it, a second one makes it urgent."""
 
 import asyncio
 import signal
@@ -10,12 +10,12 @@ _URGENT_SECONDS = 10
 
 
 class Shutdown:
-    """What was asked for so far."""
+    """Whether a shutdown is requested, and whether it is urgent."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.urgent = asyncio.Event()
-        """Nothing that may be cut short is waited for any more."""
+        """Running work is cancelled rather than waited for."""
         self.exit_code = 0
 
     def listen(self) -> None:
@@ -30,18 +30,18 @@ class Shutdown:
         self.exit_code = 128 + number
         self.urgent.set()
         signal.alarm(_URGENT_SECONDS)
-        for again in (signal.SIGTERM, signal.SIGINT):  # a third one is left to the system
+        for again in (signal.SIGTERM, signal.SIGINT):  # a third signal has the system's own effect
             asyncio.get_running_loop().remove_signal_handler(again)
             signal.signal(again, signal.SIG_DFL)
 
     @asynccontextmanager
-    async def when_urgent(self, cut_short: Callable[[], object]) -> AsyncIterator[None]:
-        """Call `cut_short` once it is urgent, if that happens within the block."""
+    async def when_urgent(self, cancel: Callable[[], object]) -> AsyncIterator[None]:
+        """Call `cancel` when the shutdown becomes urgent within the block."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._call_when_urgent(cut_short))
+            watching = group.create_task(self._call_when_urgent(cancel))
             yield
             watching.cancel()
 
-    async def _call_when_urgent(self, cut_short: Callable[[], object]) -> None:
+    async def _call_when_urgent(self, cancel: Callable[[], object]) -> None:
         await self.urgent.wait()
-        cut_short()
+        cancel()

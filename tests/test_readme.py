@@ -11,7 +11,7 @@ from service.cli.main import app
 from service.config import Settings
 from service.environment import API_KEY_NAMES, OTHER_NAMES
 from service.errors import all_codes
-from service.http_api.app import STATUS_OF
+from service.http_api.problems import STATUS_OF
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

@@ -6,8 +6,8 @@ value; a bool as 0 or 1. It has no floats: upstream writes an f32 as the u32 of 
 exactly one encoding and `decode` takes no other, so what it accepts encodes to the same bytes again (but for
 the payload of a signalling NaN, which a Python float does not keep).
 
-Nothing is allocated for a length that the bytes at hand cannot fill: a value takes at most some tens of times
-the bytes it came in, and no more models are read than any competition has. No message of a BcsError quotes the input.
+Nothing is allocated for a length that the remaining bytes cannot fill: a value takes at most some tens of times
+its encoding, and no more models are read than any competition has. No message of a BcsError quotes the input.
 """
 
 import struct
@@ -22,23 +22,23 @@ _MIN_MANIFEST_BYTES = 1 + 1 + 8 + 1
 
 
 class BcsError(ValueError):
-    """These bytes are not the message, or this value is none that BCS can write."""
+    """The bytes are not a valid message, or the value has no encoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestInput:
-    """One competitor, as the network names its parts."""
+    """One model of a competition, with the network's names."""
 
     url: str = field(repr=False)
     checksum: str
     size: int
     decryption_key: str | None = field(default=None, repr=False)
-    """Base58, as it came: not judged here."""
+    """Base58, not validated here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """`scoring.Scoring/Score`, asked."""
+    """The request of `scoring.Scoring/Score`."""
 
     data_url: str = field(repr=False)
     data_checksum: str
@@ -84,7 +84,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResponse:
-    """`scoring.Scoring/Score`, answered: the winner's index, and the winner's numbers."""
+    """The response of `scoring.Scoring/Score`: the winner's index and numbers."""
 
     winner: int
     loss_score: tuple[float, ...]
@@ -111,7 +111,7 @@ class ScoreResponse:
 
 @dataclass(frozen=True, slots=True)
 class HealthRequest:
-    """`scoring.Scoring/Health`, asked: no bytes at all."""
+    """The request of `scoring.Scoring/Health`: no bytes at all."""
 
     def encode(self) -> bytes:
         """The one encoding."""
@@ -126,7 +126,7 @@ class HealthRequest:
 
 @dataclass(frozen=True, slots=True)
 class HealthResponse:
-    """`scoring.Scoring/Health`, answered."""
+    """The response of `scoring.Scoring/Health`."""
 
     ok: bool
 
@@ -144,7 +144,7 @@ class HealthResponse:
 
 
 class _Reader:
-    """A place in the bytes. Every method takes one value, or raises BcsError and takes nothing more."""
+    """A position in the bytes. Every method reads one value, or raises BcsError."""
 
     __slots__ = ("_data", "_position")
 
@@ -181,7 +181,7 @@ class _Reader:
         return struct.unpack(f"<{count}f", self._take(4 * count))
 
     def length(self, min_bytes_each: int, most: int = _MAX_LENGTH) -> int:
-        """How many elements follow, judged by what the bytes at hand can hold."""
+        """How many elements follow. Raises BcsError when the remaining bytes cannot hold so many."""
         length = self._uleb128()
         if most < length <= _MAX_LENGTH:
             raise BcsError(f"a vector has more than {most} elements, before byte {self._position}")

@@ -1,4 +1,4 @@
-"""Who may use the HTTP API: the paths that are open to all, and the API keys that the others need."""
+"""API keys: the paths that need one, and the check."""
 
 import base64
 import binascii
@@ -24,7 +24,7 @@ class ApiKeys:
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
 
     def check(self, scope: Scope) -> None:
-        """Raise Unauthorized where the request needs a key and brings none, or one that is not known."""
+        """Raise Unauthorized where the path needs a key and the request has no valid one."""
         if not self._digests or scope["path"] in OPEN_PATHS:
             return
         given = _digest(_given_key(scope))
@@ -34,14 +34,14 @@ class ApiKeys:
 
 
 def challenge(path: str) -> str:
-    """The WWW-Authenticate header of a refusal: for a page, one that makes a browser ask for the key."""
+    """The WWW-Authenticate header of a 401: for a page, the one that makes a browser ask for the key."""
     return 'Basic realm="soma-eval: the API key as password", charset="UTF-8"' if _is_page(path) else "Bearer"
 
 
 def _given_key(scope: Scope) -> bytes:
     """Empty, which is never a key, where none is given.
 
-    HTTP Basic counts on pages that only read: a browser sends it without being asked, on behalf of any site.
+    HTTP Basic is accepted for reading pages alone: a browser also sends it for requests that another site makes.
     """
     authorization: bytes = dict(scope["headers"]).get(b"authorization", b"")
     scheme, _, credentials = authorization.partition(b" ")

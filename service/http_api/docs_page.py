@@ -1,4 +1,4 @@
-"""The page at /docs, from files of this machine alone: keys are typed into it, so no other host may script it."""
+"""The page at /docs. Its scripts come from this service alone, as users type API keys into the page."""
 
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 64 << 10
 
 
 def docs_routes(openapi_url: str, title: str) -> APIRouter:
-    """The page and the files it needs. They are kept in memory: a client that stalls holds no file open."""
+    """The page and its files, which are kept in memory: a stalled client holds no file open."""
     router = APIRouter(include_in_schema=False)
     folder = files("fastapi_offline") / "static"
     contents = {name: (folder / name).read_bytes() for name in _MEDIA_TYPES}
@@ -51,6 +51,6 @@ def docs_routes(openapi_url: str, title: str) -> APIRouter:
 
 
 async def _chunks(content: bytes) -> AsyncIterator[memoryview]:
-    """Piece by piece, so that a slow client has only one of them copied for it."""
+    """In chunks, so that for a slow client only one of them is copied."""
     for start in range(0, len(content), _CHUNK_BYTES):
         yield memoryview(content)[start : start + _CHUNK_BYTES]

@@ -1,4 +1,4 @@
-"""What every HTTP request passes: a request id, the API key, the body's limits, a line of log."""
+"""Around every HTTP request: a request id, the API key, the limits of the body, a line of log, the metrics."""
 
 import logging
 import secrets
@@ -18,8 +18,6 @@ from service.http_api.request_body import BodyReader
 from service.metrics import Metrics
 
 SCORING_PATHS = frozenset({"/eval", "/score"})
-CLIENT_LEFT_STATUS = 499
-"""Stands in the log for an answer that nobody was there to be given."""
 _VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
@@ -35,16 +33,16 @@ class RequestMiddleware:
         routes: list[BaseRoute],
         settings: Settings,
         metrics: Metrics,
-        check_room: Callable[[], None],
-        refuse: Callable[[Exception, Request], Response],
+        check_queue: Callable[[], None],
+        error_response: Callable[[Exception, Request], Response],
     ) -> None:
         self._app = app
         self._routes = routes
         self._bodies = BodyReader(settings.max_body_bytes)
         self._api_keys = ApiKeys(settings.api_keys)
         self._metrics = metrics
-        self._check_room = check_room
-        self._refuse = refuse
+        self._check_queue = check_queue
+        self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connection pass untouched."""
@@ -73,44 +71,43 @@ class RequestMiddleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
 
-        async def send_noted(message: Message) -> None:
+        async def send_noting_the_start(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
             self._api_keys.check(scope)
-            body = b""  # nothing else has one; what is sent all the same is not read
+            body = b""  # of every other request the body is not read
             if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
-                self._check_room()
+                self._check_queue()
                 body = await self._bodies.read(scope, receive)
-                self._check_room()  # before the body is looked at: many may come at once
-            await self._app(scope, _replayed(body, receive), send_noted)
+                self._check_queue()  # again, as others may have been admitted meanwhile
+            await self._app(scope, _receive_again(body, receive), send_noting_the_start)
         except Exception as error:
             if not has_started:
-                await self._refuse(error, Request(scope))(scope, receive, send)
+                await self._error_response(error, Request(scope))(scope, receive, send)
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
         routes = scope["soma_eval.routes"]
         method = f"{verb} {routes[0].path}" if routes else "unknown route"
         outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
-        self._metrics.requests.labels("http", method, outcome).inc()
-        self._metrics.request_seconds.labels("http", method).observe(seconds)
+        self._metrics.observe_request("http", method, outcome, seconds)
         quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body already read, then whatever the connection says next."""
-    given = False
+def _receive_again(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that first gives the body that was read, then what the server sends next."""
+    is_given = False
 
-    async def replay() -> Message:
-        nonlocal given
-        if given:
+    async def receive_again() -> Message:
+        nonlocal is_given
+        if is_given:
             return await receive()
-        given = True
+        is_given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replay
+    return receive_again

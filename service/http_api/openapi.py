@@ -1,14 +1,14 @@
-"""The OpenAPI document: what the framework makes of the schemas, fitted to the model that is served."""
+"""The OpenAPI document: the framework's, with the lengths of the architecture that is served."""
 
 from typing import Any
 
 from fastapi import FastAPI
 
-from service.http_api.schemas import NotReady
+from service.http_api.operations import NotReady
 
 
 def fit_openapi(app: FastAPI, *, embedding_dim: int) -> None:
-    """Have the app's document give targets their length, in its examples too, so that they are not refused."""
+    """Give target embeddings their length in the document and in its examples, so that these are accepted."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

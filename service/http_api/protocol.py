@@ -1,10 +1,14 @@
-"""HTTP/1.1 from the socket: uvicorn's fast parser, with the bounds on heads, trailers and connections it lacks."""
+"""HTTP/1.1 on one connection: uvicorn's, with limits for heads, trailers, pipelining and idle connections.
+
+Extends a private class of uvicorn; docs/decisions/0021-http-protocol.md says why, and for which versions.
+"""
 
 import asyncio
 import secrets
 from collections import OrderedDict
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -12,159 +16,161 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.errors import InvalidRequest
-from service.http_api.app import PROBLEM_JSON
-from service.http_api.schemas import Problem
-from service.log import Seldom
-
-MAX_HEAD_BYTES = 512 << 10
-"""What a request may bring beside its body: far above what any client sends, and above what one read brings
-(256 KiB), for the next request's bytes may come along in it."""
-HEAD_SECONDS = 15.0
-"""How long a head may take: the first from the connection on, a later one from its first byte."""
-UNREAD_BODY_SECONDS = 60.0
-"""How long a client may go on sending the body of a request that is answered already."""
-UNREAD_ANSWER_SECONDS = 60.0
-"""How long a client may leave what was sent to it unread, once no more fits into the connection."""
+from service.http_api.problems import PROBLEM_JSON, problem_of
+from service.log import RateLimit
 
 _MAX_BYTES_PER_BODY_BYTE = 8
 """A body sent in chunks of one byte takes six for each."""
 
 log = structlog.get_logger(__name__)
-_too_many = Seldom()
+_warnings = RateLimit()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What connections may hold without being worked for."""
+
+    max_connections: int = 8192
+    max_head_bytes: int = 512 << 10
+    """Of a request beside its body. Above one read of the transport (256 KiB), which may hold the next request too."""
+    head_timeout_seconds: float = 15.0
+    """For a request's head: the first from the connection on, a later one from its first byte."""
+    unread_body_timeout_seconds: float = 60.0
+    """For the rest of the body of a request that has its response already."""
+    unread_response_timeout_seconds: float = 60.0
+    """For a client to read what was sent, once the buffers of the connection are full."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. It is cut off when a request brings more head, framing and trailers than it may, or too slowly.
+    """One connection. It is aborted when a request exceeds `max_head_bytes` or a timeout.
 
-    Above `max_connections`, the one that has kept the service waiting the longest is closed: for a request, for the
-    rest of one, or for room to send an answer. Where every one is being worked for, it is the new one.
+    Above `max_connections`, the connection that has waited for its client the longest is aborted: for a request, for
+    the rest of one, or for reading a response. When none waits for its client, the new one is aborted.
     """
 
-    max_connections: ClassVar[int] = 8192
-    """A subclass lowers it to what this process may open."""
     _waiting: ClassVar["WeakKeyDictionary[ServerState, OrderedDict[BoundedHttpProtocol, None]]"] = (
         WeakKeyDictionary()
     )
-    """Of each server, the connections on which it waits for the client, the longest first."""
-    _allowance = MAX_HEAD_BYTES
-    _deadline: asyncio.TimerHandle | None = None
-    _in_message = False
-    """Between the end of a request's head and the end of its body."""
+    """Of each server, the connections that wait for their client, the longest first."""
+
+    def __init__(self, limits: HttpLimits, **given_by_the_server: Any) -> None:
+        super().__init__(**given_by_the_server)
+        self._limits = limits
+        self._allowance = limits.max_head_bytes
+        self._timeout: asyncio.TimerHandle | None = None
+        self._in_body = False
+        """Between the end of a request's head and the end of its body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self._expect_within(HEAD_SECONDS)
+        self._abort_after(self._limits.head_timeout_seconds)
         self._wait_for_client()
-        if len(self.connections) > self.max_connections:
-            if _too_many.may_speak():
-                log.warning("too many connections: the idlest are closed", open=len(self.connections) - 1)
-            self._close_idlest()
+        if len(self.connections) > self._limits.max_connections:
+            if _warnings.permits():
+                log.warning(
+                    "too many connections: those idle the longest are closed", open=len(self.connections) - 1
+                )
+            self._abort_idlest()
 
-    def _close_idlest(self) -> None:
+    def _abort_idlest(self) -> None:
         idlest, _ = self._waiting[self.server_state].popitem(last=False)
-        self.connections.discard(idlest)  # now, for its end is only heard of after others have connected
+        self.connections.discard(idlest)  # its `connection_lost` is called only after others have connected
         idlest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended, on whichever side."""
-        self._expect_nothing()
+        """The connection is closed, by either side."""
+        self._cancel_timeout()
         self._waiting[self.server_state].pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """More bytes from the client."""
-        if self._deadline is None and self._all_answered():
-            self._expect_within(UNREAD_BODY_SECONDS if self._in_message else HEAD_SECONDS)
+        """Bytes from the client."""
+        if self._timeout is None and self._has_responded():
+            self._abort_after(
+                self._limits.unread_body_timeout_seconds
+                if self._in_body
+                else self._limits.head_timeout_seconds
+            )
         super().data_received(data)
         self._allowance -= len(data)
         if self._allowance < 0:
             self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """A request begins. One that does not wait for the answer to the one before ends the connection.
+        """A request begins. Pipelining aborts the connection.
 
-        It would have to be kept unread until then, and so would the client's leaving.
+        A pipelined request would not be read before the response to the one before it, and neither would a
+        disconnect of the client be noticed, so its work could not be cancelled.
         """
-        if not self._all_answered():
+        if not self._has_responded():
             self.transport.abort()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """A request's head is here: it is answered from now on, while its body may still come."""
+        """The head is complete; the application starts, while the body may still be received."""
         if self.transport.is_closing():
             return
-        self._in_message = True
+        self._in_body = True
         if not self.flow.write_paused:
-            self._expect_nothing()
+            self._cancel_timeout()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Bytes of the body, which are bounded elsewhere."""
+        """Bytes of the body, whose number and time `request_body` limits."""
         if self.transport.is_closing():
             return
         self._allowance += _MAX_BYTES_PER_BODY_BYTE * len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request has ended; another may follow."""
+        """The request is complete; another may follow."""
         if self.transport.is_closing():
             return
-        self._allowance = MAX_HEAD_BYTES
-        self._in_message = False
-        if self._all_answered():  # it was answered before its end: nothing else bounds the wait for the next
-            self._expect_within(HEAD_SECONDS)
+        self._allowance = self._limits.max_head_bytes
+        self._in_body = False
+        if (
+            self._has_responded()
+        ):  # before the request was complete, so nothing else limits the wait for the next
+            self._abort_after(self._limits.head_timeout_seconds)
         elif not self.flow.write_paused:
             self._waiting[self.server_state].pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The request is answered."""
+        """The response is complete."""
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
-            self._expect_within(UNREAD_ANSWER_SECONDS)
+            self._abort_after(self._limits.unread_response_timeout_seconds)
         self._wait_for_client()
 
     def pause_writing(self) -> None:
-        """The client does not read what is sent to it."""
+        """The buffers are full: the client does not read."""
         super().pause_writing()
-        self._expect_within(UNREAD_ANSWER_SECONDS)
+        self._abort_after(self._limits.unread_response_timeout_seconds)
         self._wait_for_client()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        self._expect_nothing()
-        if self._in_message:
-            if self._all_answered():
-                self._expect_within(UNREAD_BODY_SECONDS)
-        elif not self._all_answered():
+        self._cancel_timeout()
+        if self._in_body:
+            if self._has_responded():
+                self._abort_after(self._limits.unread_body_timeout_seconds)
+        elif not self._has_responded():
             self._waiting[self.server_state].pop(self, None)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be read as HTTP, in the shape of every other error, and close."""
+        """Respond to what is not HTTP with a problem, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
-            if (
-                self.cycle.response_started or not self._in_message
-            ):  # this would be read as a part of that answer
-                self.transport.abort()
+            if self.cycle.response_started or not self._in_body:
+                self.transport.abort()  # the client would read these bytes as part of another response
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         request_id = secrets.token_hex(8)
-        problem = Problem(
-            type=f"urn:soma-eval:problem:{InvalidRequest.code}",
-            title=InvalidRequest.title,
-            status=HTTPStatus.BAD_REQUEST,
-            detail="what was sent is not HTTP/1.1",
-            instance="/",
-            code=InvalidRequest.code,
-            fault="client",
-            blob=None,
-            model_index=None,
-            retryable=False,
-            request_id=request_id,
-        )
+        error = InvalidRequest("what was sent is not HTTP/1.1")
+        problem = problem_of(error, path="/", request_id=request_id, status=HTTPStatus.BAD_REQUEST)
         body = problem.model_dump_json()
         lines = [
             "HTTP/1.1 400 Bad Request",
@@ -176,7 +182,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.write("\r\n".join([*lines, "", body]).encode())
         self.transport.close()
 
-    def _all_answered(self) -> bool:
+    def _has_responded(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _wait_for_client(self) -> None:
@@ -184,11 +190,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         waiting[self] = None
         waiting.move_to_end(self)
 
-    def _expect_within(self, seconds: float) -> None:
-        self._expect_nothing()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+    def _abort_after(self, seconds: float) -> None:
+        self._cancel_timeout()
+        self._timeout = self.loop.call_later(seconds, self.transport.abort)
 
-    def _expect_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _cancel_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None

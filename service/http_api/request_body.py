@@ -1,4 +1,4 @@
-"""The body of a request: read whole, within bounds of memory and time, and refused early where it cannot be good."""
+"""Reads the body of a request whole, within limits of memory and time, and refuses early what cannot be valid."""
 
 import asyncio
 import time
@@ -10,17 +10,17 @@ from starlette.types import Receive, Scope
 from service.errors import BodyTooLarge, InvalidRequest, QueueFull
 
 MAX_BODIES_AT_ONCE = 8
-"""Bodies on their way hold at most as much memory as so many of the largest; smaller ones may be more."""
+"""All bodies being received hold at most as much memory as this many of the largest size."""
 MAX_VALUES = 100_000
-"""Members and items in one body: more than the largest target and the most manifests have together."""
+"""Members and items in one body: more than any valid request has."""
 BASE_TIMEOUT_SECONDS = 15.0
-"""Every body may take this long, and as much more as its bytes take at MIN_BYTES_PER_SECOND."""
+"""A body may take this long, plus the time that its bytes take at MIN_BYTES_PER_SECOND."""
 MIN_BYTES_PER_SECOND = 64 << 10
 
 
 @dataclass(eq=False, slots=True)
 class _Incoming:
-    """A body that has not come to its end."""
+    """A body that is being received."""
 
     deadline: asyncio.Timeout
     started: float = field(default_factory=time.monotonic)
@@ -28,12 +28,12 @@ class _Incoming:
     is_dropped: bool = False
 
     def cost(self) -> float:
-        """What it has taken of the memory so far, in byte seconds."""
+        """The memory it has taken over time, in byte seconds."""
         return self.num_bytes * (time.monotonic() - self.started)
 
 
 class BodyReader:
-    """Reads bodies. Where all that are on their way hold too much, the one that has cost the most is dropped."""
+    """Reads bodies. When all together hold too much memory, the one with the highest cost is dropped."""
 
     def __init__(self, max_body_bytes: int, *, base_timeout_seconds: float = BASE_TIMEOUT_SECONDS) -> None:
         self._max_body_bytes = max_body_bytes
@@ -42,7 +42,7 @@ class BodyReader:
         self._num_bytes = 0
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, as JSON that may be parsed without harm.
+        """The whole body; parsing it as JSON is cheap.
 
         Raises InvalidRequest, BodyTooLarge, QueueFull when the body is dropped, or ClientDisconnect.
         """
@@ -73,11 +73,9 @@ class BodyReader:
                         return bytes(body)
         except TimeoutError:
             if incoming.is_dropped:
-                raise QueueFull(
-                    "too many requests are being sent at once; this one came too slowly"
-                ) from None
+                raise QueueFull("too many requests are being sent at once; this one was too slow") from None
             raise InvalidRequest(
-                f"the body came too slowly: it may take {self._base_timeout_seconds:g} s, "
+                f"the body was sent too slowly: it may take {self._base_timeout_seconds:g} s, "
                 f"and a second more for every {MIN_BYTES_PER_SECOND} bytes"
             ) from None
         finally:
@@ -120,19 +118,19 @@ def _check_headers(headers: dict[bytes, bytes]) -> None:
     if not is_json:
         raise InvalidRequest("the body must be JSON, and sent with the header Content-Type: application/json")
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise InvalidRequest("the body must be sent as it is, without a Content-Encoding")
+        raise InvalidRequest("the body must be sent without a Content-Encoding")
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:
-    """0 where it is not told. However many digits it has, it is read without an error."""
+    """0 where there is none. Any number of digits is accepted, though int() has a limit."""
     digits = headers.get(b"content-length", b"").lstrip(b"0")
     return int(digits[:20]) if digits.isdigit() else 0
 
 
 def _check_num_values(body: bytes) -> None:
-    """Parsing holds up every other request, so what has more values than any good request is not parsed.
+    """Refuse a body with more values than any valid request has: parsing it would delay every other request.
 
-    Counted are the bytes that come before each value but the first of all; within strings they are rare.
+    Each value but the first follows a comma or an opening bracket, so these bytes are counted.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise InvalidRequest("the body has too many members and items")

@@ -19,7 +19,7 @@ from service.config import Settings
 from service.http_api.app import create_app
 from service.jobs.jobs import JobStore
 from service.lifespan import Components
-from service.log import log_loop_trouble
+from service.log import log_loop_error
 from service.metrics import Metrics
 from service.scoring.results import Evaluation, OnProgress, Progress
 from service.scoring.scheduler import Scheduler
@@ -65,14 +65,14 @@ async def _without_descriptors(*_: Any) -> Evaluation:
 
 
 async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -> httpx.Response:
-    parts = SimpleNamespace(
+    components = SimpleNamespace(
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
         scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
         scorer=SimpleNamespace(evaluate=work),
     )
-    app = create_app(cast(Components, parts))
+    app = create_app(cast(Components, components))
     body = {
         "data": "AAAA",
         "weights_url": "https://publisher.example/w",
@@ -123,7 +123,7 @@ async def test_connections_that_cannot_be_accepted_are_told_seldom() -> None:
     context = {"message": "socket.accept()", "exception": OSError(errno.EMFILE, "Too many open files")}
     with capture_logs() as lines:
         for _ in range(1000):
-            log_loop_trouble(asyncio.get_running_loop(), context)
+            log_loop_error(asyncio.get_running_loop(), context)
     assert [line["reason"] for line in lines] == ["Too many open files"]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from grpc import StatusCode
+from prometheus_client.parser import text_string_to_metric_families
 from soma_sdk import SomaClient
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
@@ -23,7 +24,8 @@ from service.blob import BlobRef
 from service.errors import BlobKind, ScoringError
 from service.grpc_api import servicer
 from service.grpc_api.bcs import ManifestInput, ScoreRequest, ScoreResponse
-from service.grpc_api.servicer import ANSWERS, HASH_MISMATCH, NOT_AVAILABLE, serve_grpc, status_and_words
+from service.grpc_api.servicer import serve_grpc
+from service.grpc_api.status import HASH_MISMATCH, NOT_AVAILABLE, REPLIES, status_and_message
 from service.metrics import Metrics
 from service.scoring.competition import MAX_MANIFESTS, Competition, ModelManifest
 from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Provenance, Timings
@@ -130,7 +132,12 @@ class Door:
         return await SomaClient("http://127.0.0.1:9", scoring_url=f"http://127.0.0.1:{self.port}")
 
     def count(self, method: str, outcome: str) -> float:
-        return float(self.metrics.requests.labels("grpc", method, outcome)._value.get())
+        labels = {"protocol": "grpc", "door": "grpc", "method": method, "outcome": outcome}
+        for family in text_string_to_metric_families(self.metrics.render().decode()):
+            for sample in family.samples:
+                if sample.name == "soma_eval_requests_total" and sample.labels == labels:
+                    return sample.value
+        return 0.0
 
 
 @pytest.fixture
@@ -210,14 +217,14 @@ def assert_no_url(words: str) -> None:
 
 
 def test_every_error_has_its_row() -> None:
-    assert set(ANSWERS) == set(RAISED)
+    assert set(REPLIES) == set(RAISED)
 
 
 @pytest.mark.parametrize("detail", ADVERSARIAL)
 @pytest.mark.parametrize("cls", RAISED)
 def test_only_data_faults_carry_the_words_of_fraud(cls: type[ScoringError], detail: str) -> None:
     for error, blob in failures(cls, detail):
-        _, words = status_and_words(error)
+        _, words = status_and_message(error)
         if blob == "data" and cls in WORDS_OF_DATA:
             assert words == WORDS_OF_DATA[cls]
         else:
@@ -254,27 +261,27 @@ def test_only_data_faults_carry_the_words_of_fraud(cls: type[ScoringError], deta
         (errors.InternalError("x"), "INTERNAL", "the service has failed"),
     ],
 )
-def test_status_and_words(error: ScoringError, status: str, words: str) -> None:
-    assert status_and_words(error) == (StatusCode[status], words)
+def test_status_and_message(error: ScoringError, status: str, words: str) -> None:
+    assert status_and_message(error) == (StatusCode[status], words)
 
 
 def test_the_network_reads_data_faults_only_in_the_two_sentences() -> None:
-    sentences = {answer.words_for_data for answer in ANSWERS.values()} - {None}
+    sentences = {answer.message_for_data for answer in REPLIES.values()} - {None}
     telling = {s for s in sentences if s and ("not available" in s or "hash mismatch" in s)}
     assert telling == {"data not available", "data hash mismatch"}
 
 
 def test_a_harmless_detail_of_a_bad_request_is_told() -> None:
     detail = "the target embedding must have 2048 numbers, not 3"
-    assert status_and_words(errors.InvalidRequest(detail))[1] == f"the request is not valid: {detail}"
+    assert status_and_message(errors.InvalidRequest(detail))[1] == f"the request is not valid: {detail}"
 
 
 def test_an_error_without_a_row_is_told_as_its_parent() -> None:
     class Fuller(errors.QueueFull):
         """Raised nowhere."""
 
-    assert status_and_words(Fuller("x"))[0] is StatusCode.RESOURCE_EXHAUSTED
-    assert status_and_words(ScoringError("unavailable")) == (StatusCode.INTERNAL, "the service has failed")
+    assert status_and_message(Fuller("x"))[0] is StatusCode.RESOURCE_EXHAUSTED
+    assert status_and_message(ScoringError("unavailable")) == (StatusCode.INTERNAL, "the service has failed")
 
 
 # Over the wire
@@ -341,7 +348,7 @@ async def test_every_error_arrives_as_the_table_has_it(door: Door) -> None:
     for cls in RAISED:
         for error, _ in failures(cls, "x"):
             door.scorer.answer = error
-            assert await door.outcome("Score", REQUEST.encode()) == status_and_words(error)
+            assert await door.outcome("Score", REQUEST.encode()) == status_and_message(error)
 
 
 async def test_an_unknown_exception_is_logged_without_its_text(door: Door) -> None:
@@ -444,7 +451,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_message_that_does_not_come_is_not_waited_for() -> None:
-    async with served(message_seconds=0.3) as door:
+    async with served(message_timeout_seconds=0.3) as door:
         with closing(Http2Client(door.port)) as client:
             client.send(headers(1) + headers(3) + data(3, b"\0\0\0\1\0half of it"))
             await wait_until(lambda: door.count("Score", "invalid-request") == 2)
@@ -493,7 +500,7 @@ async def refused_connection(port: int) -> tuple[StatusCode, str]:
 
 
 async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
-    async with served(idle_seconds=1.0) as door:
+    async with served(idle_timeout_seconds=1.0) as door:
         door.scorer.seconds = 4.0
         with closing(Http2Client(door.port)) as client:
             call = asyncio.create_task(door.outcome("Score", REQUEST.encode()))
@@ -627,7 +634,7 @@ async def test_the_real_client_raises_our_words(door: Door, error: ScoringError)
     door.scorer.answer = error
     with pytest.raises(RuntimeError, match="gRPC error") as caught:
         await ask(await door.client())
-    assert f'message: "{status_and_words(error)[1]}"' in str(caught.value)
+    assert f'message: "{status_and_message(error)[1]}"' in str(caught.value)
 
 
 async def test_the_real_client_may_ask_many_things_at_once(door: Door) -> None:

@@ -1,4 +1,4 @@
-"""The OpenAPI document, tried against the live service: no answer that it does not name, no server error."""
+"""The OpenAPI document, tested against a running service: no response that it does not name, no server error."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from service.config import Settings
 from service.http_api.app import create_app
 from service.lifespan import Components
 from service.metrics import Metrics
-from tests.live_service import LiveService
+from tests.in_process_service import InProcessService
 from workers.types import DeviceStatus
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -31,14 +31,14 @@ OPERATIONS = [
 GUARDED = set(OPERATIONS) - {"GET /health", "GET /ready", "GET /metrics"}
 
 
-def test_every_operation_is_documented(service: LiveService) -> None:
-    paths = httpx.get(f"{service.http_url}/openapi.json", trust_env=False).json()["paths"]
+def test_every_operation_is_documented(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
     documented = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     assert documented == set(OPERATIONS)
 
 
-def test_every_field_is_described(service: LiveService) -> None:
-    document = httpx.get(f"{service.http_url}/openapi.json", trust_env=False).json()
+def test_every_field_is_described(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
     fields = {
         f"{schema}.{name}": field
         for schema, content in document["components"]["schemas"].items()
@@ -65,7 +65,7 @@ def test_the_examples_are_requests(path: str, schema: str, client: httpx.Client)
 @pytest.mark.parametrize("readiness", ["ready", "draining", "no-worker", "no-storage"])
 def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
     worker = DeviceStatus(device="cpu", device_name="a CPU", ready=False, busy=True, pid=1, restarts=3)
-    parts = SimpleNamespace(
+    components = SimpleNamespace(
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
@@ -74,7 +74,7 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
         pool=SimpleNamespace(status=lambda: (worker,)),
         scheduler=SimpleNamespace(check_room=lambda: None),
     )
-    app = create_app(cast(Components, parts))
+    app = create_app(cast(Components, components))
     case = schemathesis.openapi.from_asgi("/openapi.json", app)["/ready"]["GET"].Case()
     response = case.call_and_validate(checks=CHECKS[1:])
     assert response.status_code == (200 if readiness == "ready" else 503)
@@ -83,13 +83,13 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
 
 def test_the_document_names_the_keys_where_they_are_needed(tmp_path: Path) -> None:
     for keys, guarded in (((), set()), ((SecretStr("canary"),), GUARDED)):
-        parts = SimpleNamespace(
+        components = SimpleNamespace(
             settings=Settings(data_dir=tmp_path, api_keys=keys),
             architecture={"embedding_dim": 16},
             metrics=Metrics(),
             scheduler=SimpleNamespace(check_room=lambda: None),
         )
-        app = create_app(cast(Components, parts))
+        app = create_app(cast(Components, components))
         headers = {"Authorization": "Bearer canary"}
         document = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers).raw_schema
         needing = {
@@ -102,9 +102,9 @@ def test_the_document_names_the_keys_where_they_are_needed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_operation(label: str, service: LiveService) -> None:
+def test_operation(label: str, api: InProcessService) -> None:
     method, path = label.split()
-    operation = schemathesis.openapi.from_url(f"{service.http_url}/openapi.json")[path][method]
+    operation = schemathesis.openapi.from_url(f"{api.http_url}/openapi.json")[path][method]
 
     @given(case=operation.as_strategy())
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
