@@ -61,7 +61,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Components]:
             queue_size=settings.queue_size,
             max_running=len(pool.status()) + 1,  # the one ahead loads its weights while another is evaluated
             max_downloads=settings.max_weights_at_once,
-            kept_bytes=await cache.room_bytes(),
+            kept_bytes=await cache.capacity_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(
