@@ -63,7 +63,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             queue_size=settings.queue_size,
             max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
             max_downloads=settings.max_weights_at_once,
-            kept_bytes=await cache.room_bytes(),
+            kept_bytes=await cache.capacity_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(

@@ -1,6 +1,6 @@
-"""Which files the cache holds, in order of their last use, with running totals.
+"""The files of the cache in order of their last use, with running totals.
 
-Every operation costs the same however many files there are.
+Every operation takes constant time.
 """
 
 import time
@@ -8,13 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-SMALL_BYTES = 1 << 20
-"""Up to this size a file is evicted for its inode."""
+PARTIAL_SUFFIX = ".part"
+_SMALL_BYTES = 1 << 20
+"""Up to this size a file is evicted when inodes are short."""
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One file in the cache: a blob, or the rest of a download that was interrupted."""
+    """One file in the cache: a blob, or the partial file of an interrupted download."""
 
     folder: Path
     name: str
@@ -22,7 +23,7 @@ class Entry:
     last_used: float
     num_pins: int = 0
     urls: tuple[str, ...] | None = None
-    """Digests of the URLs that have delivered these bytes, the latest last; None: not read from disk yet."""
+    """Digests of the URLs that have delivered these bytes, the latest last; None until they are read from disk."""
 
     @property
     def path(self) -> Path:
@@ -30,13 +31,18 @@ class Entry:
         return self.folder / self.name
 
     @property
+    def is_partial(self) -> bool:
+        """Whether this is the file of an interrupted download."""
+        return self.name.endswith(PARTIAL_SUFFIX)
+
+    @property
     def is_small(self) -> bool:
-        """Whether the file takes an inode rather than room."""
-        return self.size <= SMALL_BYTES
+        """Whether the file's inode matters more than its bytes."""
+        return self.size <= _SMALL_BYTES
 
 
 class CacheIndex:
-    """The entries by file name. One that is not pinned is idle: it may be evicted, the least recently used first."""
+    """The entries by file name. An entry without pins is idle: it may be evicted, the least recently used first."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
@@ -52,8 +58,12 @@ class CacheIndex:
         """Whether this very entry is still listed."""
         return self._entries.get(entry.name) is entry
 
+    def is_idle(self, entry: Entry) -> bool:
+        """Whether this very entry is listed and may be evicted."""
+        return entry.num_pins == 0 and self.holds(entry)
+
     def add(self, entry: Entry) -> None:
-        """List an entry, as the one used last."""
+        """List an entry as the most recently used."""
         self._entries[entry.name] = entry
         self.total_bytes += entry.size
         if entry.num_pins == 0:
@@ -69,20 +79,20 @@ class CacheIndex:
             self._remove_idle(entry)
 
     def pin(self, entry: Entry) -> None:
-        """Keep an entry from being evicted, once more."""
+        """Add a pin: the entry is not evicted while it has one."""
         if entry.num_pins == 0 and self.holds(entry):
             self._remove_idle(entry)
         entry.num_pins += 1
 
     def unpin(self, entry: Entry) -> None:
-        """Take one pin back. After the last the entry is the one used last."""
+        """Remove a pin. After the last one the entry counts as the most recently used."""
         entry.num_pins -= 1
         if entry.num_pins == 0 and self.holds(entry):
             entry.last_used = time.time()
             self._add_idle(entry)
 
     def least_recently_used(self, *, small: bool = False) -> Entry | None:
-        """The idle entry to evict first; with `small`, the first of the small ones, if there is any."""
+        """The idle entry to evict first; with `small`, preferably a small one."""
         first = [next(iter(idle)) for idle in self._idle.values() if idle]
         if small and self._idle[True]:
             return next(iter(self._idle[True]))

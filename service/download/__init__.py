@@ -1,1 +1,1 @@
-"""From a URL to a verified file: start with downloader.py."""
+"""From a URL to a verified file. Start with downloader.py."""

@@ -1,6 +1,6 @@
 """Why a connection failed, in one clause for people, and whether this machine's own network may be the reason.
 
-No clause holds an address, a URL or a word that the server said.
+No clause contains an address, a URL or a word of the server's.
 """
 
 import errno
@@ -48,22 +48,22 @@ _CLAUSES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, by the innermost cause that says so."""
+    """What went wrong, by the innermost cause that has a clause."""
     causes = list(_causes(error))
     is_handshake = any(isinstance(cause, HandshakeFailed | HandshakeTimeout) for cause in causes)
     for cause in reversed(causes):
         if (clause := _describe_one(cause)) is not None:
-            is_told = not is_handshake or isinstance(cause, ssl.SSLError)
-            return clause if is_told else f"the TLS handshake failed: {clause}"
+            names_handshake = isinstance(cause, ssl.SSLError)
+            return f"the TLS handshake failed: {clause}" if is_handshake and not names_handshake else clause
     return "the TLS handshake failed" if is_handshake else "the connection broke"
 
 
 def may_be_our_network(error: BaseException) -> bool:
-    """Whether it would have failed the same way if nothing could be reached from this machine."""
-    return any(_shows_nobody(cause) for cause in _causes(error))
+    """Whether the connection would fail in the same way if nothing could be reached from this machine."""
+    return any(_may_be_our_network(cause) for cause in _causes(error))
 
 
-def _shows_nobody(cause: BaseException) -> bool:
+def _may_be_our_network(cause: BaseException) -> bool:
     match cause:
         case socket.gaierror():
             return cause.errno not in NO_SUCH_NAME

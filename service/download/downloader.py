@@ -1,10 +1,12 @@
 """From a URL to a file whose bytes are counted, hashed and complete, whatever the server does.
 
-    Downloader            guarded connections, redirects, one request at a time
-    └── RangedDownload    one file: parts in parallel, resumed, bounded in size, tries and time
+    Downloader            guarded connections, redirects, whose fault a failure is
+    └── RangedDownload    one file: parts in parallel, resumed, bounded in size, attempts and time
+        ├── RangePlan     which bytes are requested next, and what a reply means for the rest
+        └── PartialFile   the bytes on disk, their checksum, the note for another attempt
 
-Nothing the server says is trusted: bytes are counted, ranges are compared with what was asked for, the time is
-bounded (see pace), and the checksum over the whole is the last judge.
+Nothing that the server says is trusted: bytes are counted, ranges are compared with what was requested, the time is
+bounded (see throughput), and the checksum of the whole file decides.
 """
 
 import asyncio
@@ -14,12 +16,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
-from service.blob import BlobRef
 from service.config import Settings
 from service.download.connection_failure import describe, may_be_our_network
 from service.download.partial_file import PartialFile
 from service.download.ranged_download import Downloaded, RangedDownload
-from service.download.responses import Broken, check_reply, content_length, parse_content_range
+from service.download.request import DownloadRequest
+from service.download.responses import Broken, check_reply
 from service.download.throughput import DownloadLimits, OnDownloadProgress
 from service.egress.address_guard import GuardedTransport
 from service.egress.asyncio_network import AsyncioNetwork
@@ -42,10 +44,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class Downloader:
-    """Downloads through the guard. One for the service; close it at the end.
+    """Downloads through the address guard. One for the service; close it at the end.
 
-    `ssl_context`, `resolver` and `network` are for tests and closed networks; by default the system's
-    resolver and the certificate authorities of the certifi package.
+    `ssl_context`, `resolver` and `network` are for tests and closed networks; by default the certificate
+    authorities of the certifi package and the system's resolver.
     """
 
     def __init__(
@@ -59,11 +61,9 @@ class Downloader:
     ) -> None:
         self.policy = policy or UrlPolicy()
         self.limits = limits or DownloadLimits()
-        self._own_resolver: SystemResolver | None = None
-        if resolver is None:
-            resolver = self._own_resolver = SystemResolver()
+        self._resolver = SystemResolver() if resolver is None else resolver
         context = ssl_context or httpx.create_ssl_context(trust_env=False)
-        self._transport = GuardedTransport(self.policy, resolver, context, network)
+        self._transport = GuardedTransport(self.policy, self._resolver, context, network)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Downloader":
@@ -80,45 +80,34 @@ class Downloader:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
-        if self._own_resolver is not None:
-            self._own_resolver.close()
+        if isinstance(self._resolver, SystemResolver):
+            self._resolver.close()
 
     def check_url(self, url: str, kind: BlobKind) -> None:
-        """Judge a URL by its form alone. Raises InvalidUrl, ForbiddenUrl."""
+        """Accept a URL by its form alone. Raises InvalidUrl, ForbiddenUrl."""
         with _refusals_of(kind):
             self.policy.parse(url)
 
     async def download(
         self,
-        blob: BlobRef,
+        request: DownloadRequest,
         partial: PartialFile,
-        *,
-        kind: BlobKind,
-        max_bytes: int,
         on_progress: OnDownloadProgress | None = None,
     ) -> Downloaded:
-        """Fill an open partial file with the blob and verify size and checksum as far as they are promised.
+        """Fill an open partial file with the blob, and verify size and checksum where they are promised.
 
         Raises InvalidUrl, ForbiddenUrl, BlobTooLarge, SizeMismatch, ChecksumMismatch, BlobUnavailable,
         DownloadTimeout, InsufficientStorage, OutOfResources and OSError where the disk does not work.
         """
         try:
-            with _refusals_of(kind):
-                return await RangedDownload(
-                    self.get,
-                    self.limits,
-                    blob,
-                    partial,
-                    kind=kind,
-                    max_bytes=max_bytes,
-                    on_progress=on_progress,
-                ).run()
+            with _refusals_of(request.kind):
+                return await RangedDownload(self.get, self.limits, request, partial, on_progress).run()
         except (BlobUnavailable, DownloadTimeout) as error:
-            await self._raise_own_trouble(error.__cause__)
+            await self._raise_own_failure(error.__cause__)
             raise
 
     async def read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
-        """The first bytes of a file (fewer if it is shorter) and its size, where the server tells it.
+        """The first bytes of a file (fewer if it is shorter) and its size, where the server states it.
 
         Raises InvalidUrl, ForbiddenUrl, BlobUnavailable, DownloadTimeout and OutOfResources.
         """
@@ -127,17 +116,17 @@ class Downloader:
                 async with asyncio.timeout(self.limits.base_timeout_seconds):
                     return await self._read_head(url, kind, num_bytes)
         except (TimeoutError, httpx.TimeoutException) as error:
-            await self._raise_own_trouble(error)
+            await self._raise_own_failure(error)
             raise DownloadTimeout("the server took too long to answer", blob=kind) from None
         except (httpx.TransportError, Broken) as error:
-            await self._raise_own_trouble(error)
+            await self._raise_own_failure(error)
             raise BlobUnavailable(describe(error), blob=kind) from None
 
-    async def _raise_own_trouble(self, failure: BaseException | None) -> None:
-        """Raise the ServiceTrouble that made a connection fail, if it was this machine's.
+    async def _raise_own_failure(self, failure: BaseException | None) -> None:
+        """Raise the ServiceTrouble that made a connection fail, if this machine is the reason.
 
         A host that does not answer is its publisher's failure as long as this machine's resolver answers at all;
-        otherwise nothing can be reached from here, and no publisher is to blame.
+        otherwise nothing can be reached from here, and no publisher is at fault.
         """
         if failure is None:
             return
@@ -148,32 +137,31 @@ class Downloader:
             raise trouble from failure
 
     async def is_online(self) -> bool:
-        """Whether this machine's resolver answers at all; True where it is not the system's that is asked."""
-        return self._own_resolver is None or await self._own_resolver.is_answering()
+        """Whether this machine's resolver answers at all; True where another resolver is in use."""
+        return not isinstance(self._resolver, SystemResolver) or await self._resolver.is_answering()
 
     async def _read_head(self, url: str, kind: BlobKind, num_bytes: int) -> tuple[bytes, int | None]:
         async with self.get(url, {"Range": f"bytes=0-{num_bytes - 1}"}) as response:
-            check_reply(response, kind)
-            if response.status_code == 206:
-                first, _, total = parse_content_range(response) or (-1, -1, None)
-                if first != 0:
-                    raise Broken("the server sent other bytes than it was asked for")
-            else:
-                total = content_length(response)
-            head, num_read = bytearray(num_bytes), 0
+            head = check_reply(response, kind)
+            size = head.length
+            if head.is_partial:
+                if head.content_range is None or head.content_range.first != 0:
+                    raise Broken("the server sent other bytes than were requested")
+                size = head.content_range.size
+            buffer, num_read = bytearray(num_bytes), 0
             async with body_of(response) as body:
                 while num_read < num_bytes:
-                    some = await body.read_into(memoryview(head)[num_read:])
-                    if some == 0:
+                    num_new = await body.read_into(memoryview(buffer)[num_read:])
+                    if num_new == 0:
                         break
-                    num_read += some
-            return bytes(head[:num_read]), total
+                    num_read += num_new
+            return bytes(buffer[:num_read]), size
 
     @contextlib.asynccontextmanager
     async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
         """The reply to one GET, its body not yet read, after at most `max_redirects` redirects.
 
-        Raises BadUrl, ForbiddenTarget, and httpx.TransportError.
+        Raises BadUrl, ForbiddenTarget, Broken and httpx.TransportError.
         """
         target = self.policy.parse(url)
         for _ in range(self.limits.max_redirects + 1):
@@ -195,7 +183,7 @@ class Downloader:
         timeouts = {"connect": idle, "read": idle, "write": idle, "pool": idle}
         try:
             request = httpx.Request("GET", url, headers=_HEADERS | headers, extensions={"timeout": timeouts})
-        except (httpx.InvalidURL, UnicodeError):  # the latter for a name that is no good Punycode
+        except (httpx.InvalidURL, UnicodeError):  # the latter for a name that is not valid Punycode
             raise BadUrl("the URL is malformed") from None
         if _as_dialled(request.url) != target:
             raise BadUrl("the URL can be read in two ways")
@@ -217,7 +205,7 @@ def _join(url: str, location: str) -> str:
 
 @contextlib.contextmanager
 def _refusals_of(kind: BlobKind) -> Iterator[None]:
-    """Say whose URL it was that the guard refused, and nothing of where it leads."""
+    """Turn a refusal of the guard into an error that names whose URL it was, and not where it leads."""
     try:
         yield
     except BadUrl as refusal:

@@ -1,58 +1,53 @@
-"""Threads for the work on files, and which of them come first.
+"""Threads for the work on files: reading, writing, hashing."""
 
-The checksum is the longest step of a fast download and cannot be divided: whatever holds it up makes the whole
-download longer. So hashing has threads of its own, and the threads that write and sync step aside for them.
-"""
-
+import asyncio
 import contextlib
 import os
-import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
-_NUM_FILE_THREADS = 4 + (os.cpu_count() or 1)
-_NUM_HASH_THREADS = max(2, os.cpu_count() or 1)
-_YIELDING_NICENESS = 5
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NUM_THREADS = 4 + 2 * (os.cpu_count() or 1)
 
 
 class FileThreads:
-    """Two pools. `start` them before use: later the system may have no thread left. `close` at the end."""
+    """A pool of threads. `start` it before use: later the system may have no thread left. `close` at the end."""
 
     def __init__(self) -> None:
-        self.files = ThreadPoolExecutor(_NUM_FILE_THREADS, "files", initializer=_step_aside)
-        """Whatever waits for a disk."""
-        self.hashing = ThreadPoolExecutor(_NUM_HASH_THREADS, "hashing")
-        """Whatever computes a checksum."""
+        self.pool = ThreadPoolExecutor(_NUM_THREADS, "files")
 
     def start(self) -> None:
         """Start every thread. Raises RuntimeError where the system has none left."""
-        _start_all(self.files, _NUM_FILE_THREADS)
-        _start_all(self.hashing, _NUM_HASH_THREADS)
+        # The pool starts a thread for a job only while no thread is idle: these jobs keep their threads busy.
+        all_started = threading.Barrier(_NUM_THREADS + 1)
+        try:
+            for _ in range(_NUM_THREADS):
+                self.pool.submit(_wait_for, all_started)
+            all_started.wait()
+        finally:
+            all_started.abort()
 
     def close(self) -> None:
-        """Wait for the last job of each."""
-        self.files.shutdown(wait=True)
-        self.hashing.shutdown(wait=True)
+        """Wait until the last job has ended."""
+        self.pool.shutdown(wait=True)
 
-
-def _start_all(pool: ThreadPoolExecutor, num_threads: int) -> None:
-    """A pool starts a thread for a job while none of its threads is idle: these jobs keep theirs busy."""
-    all_started = threading.Barrier(num_threads + 1)
-    try:
-        for _ in range(num_threads):
-            pool.submit(_wait_for, all_started)
-        all_started.wait()
-    finally:
-        all_started.abort()
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in a thread, to its end: a cancelled caller waits too, and then knows what was done."""
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self.pool, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            while not job.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([job])
+            raise
 
 
 def _wait_for(barrier: threading.Barrier) -> None:
     with contextlib.suppress(threading.BrokenBarrierError):
         barrier.wait()
-
-
-def _step_aside() -> None:
-    """Give this thread, and no other of the process, a lower priority. Only Linux can."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING_NICENESS)

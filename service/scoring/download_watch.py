@@ -49,7 +49,7 @@ class DownloadWatch:
         self._request_started = request_started
         self._seconds_left = seconds_left
         self._is_online = is_online
-        self._asked_seconds = 0.0
+        self._transfer_seconds = 0.0
         self._received_bytes = 0
         self._stalled_seconds = 0.0
         """Since the download was last as fast as it must be."""
@@ -89,8 +89,8 @@ class DownloadWatch:
         if self._timeout is None or self._timeout.expired():
             return
         last, self._last = self._last or progress, progress
-        seconds = max(0.0, progress.asked_seconds - last.asked_seconds)
-        self._asked_seconds += seconds
+        seconds = max(0.0, progress.transfer_seconds - last.transfer_seconds)
+        self._transfer_seconds += seconds
         self._received_bytes += max(0, progress.bytes_done - last.bytes_done)
         if progress.bytes_done == progress.bytes_total:
             return
@@ -122,9 +122,9 @@ class DownloadWatch:
         False while bytes have not been requested for long enough to know.
         """
         request_seconds = asyncio.get_running_loop().time() - self._request_started
-        if self._asked_seconds < min(self._limits.base_timeout_seconds, request_seconds / 2):
+        if self._transfer_seconds < min(self._limits.base_timeout_seconds, request_seconds / 2):
             return False
-        return self._received_bytes * request_seconds < self._size(progress) * self._asked_seconds
+        return self._received_bytes * request_seconds < self._size(progress) * self._transfer_seconds
 
     def _size(self, progress: DownloadProgress) -> int:
         return self._most_bytes if progress.bytes_total is None else progress.bytes_total

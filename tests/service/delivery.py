@@ -26,10 +26,9 @@ QUICK = DownloadLimits(
     min_bytes_per_second=2000.0,
     part_bytes=1 << 16,
     write_bytes=1 << 12,
-    ramp_seconds=0.02,
     backoff_seconds=0.01,
     tick_seconds=0.01,
-    checkpoint_bytes=1 << 15,
+    sync_bytes=1 << 15,
 )
 """Limits for files of some hundred kilobytes."""
 

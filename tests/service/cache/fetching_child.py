@@ -20,7 +20,7 @@ from service.egress.url_policy import UrlPolicy
 from service.errors import ScoringError
 from tests.service.delivery import QUICK
 
-LIMITS = replace(QUICK, base_timeout_seconds=30.0, min_bytes_per_second=100.0, checkpoint_bytes=1 << 14)
+LIMITS = replace(QUICK, base_timeout_seconds=30.0, min_bytes_per_second=100.0, sync_bytes=1 << 14)
 
 
 async def fetch_all(job: dict[str, Any]) -> list[str]:

@@ -701,12 +701,12 @@ async def test_bytes_that_find_no_room_when_they_are_synced_are_insufficient_sto
 
 
 @pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
-@pytest.mark.parametrize("checkpoint_bytes", [1 << 15, 200_000, 300_000])
+@pytest.mark.parametrize("sync_bytes", [1 << 15, 200_000, 300_000])
 async def test_bytes_that_the_disk_lost_are_never_published_nor_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, checkpoint_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, sync_bytes: int
 ) -> None:
     """Linux tells of them once: the next sync of the same file passes."""
-    async with delivery(tmp_path, limits=replace(QUICK, checkpoint_bytes=checkpoint_bytes)) as d:
+    async with delivery(tmp_path, limits=replace(QUICK, sync_bytes=sync_bytes)) as d:
         with _failing_once(sync, errno.EIO, monkeypatch):
             failure = await d.refused()
         assert (failure.full_code, failure.fault, failure.retryable) == ("out-of-resources", "service", True)
@@ -718,7 +718,7 @@ async def test_a_download_that_breaks_off_after_the_disk_lost_bytes_leaves_none(
 ) -> None:
     async def behave(request: Request, reply: Reply) -> None:
         await reply.head(200, content_length=len(CONTENT))
-        await reply.raw(CONTENT[: QUICK.checkpoint_bytes])
+        await reply.raw(CONTENT[: QUICK.sync_bytes])
         await asyncio.sleep(3600)
 
     async with delivery(tmp_path, behave, limits=replace(ONE_CONNECTION, max_attempts=1)) as d:

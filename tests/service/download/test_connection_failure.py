@@ -178,7 +178,6 @@ async def test_a_name_without_an_answer_is_ours_only_where_no_name_has_one(
 ) -> None:
     with _dns(monkeypatch, lambda host: answers.get(host, answers["control"])):
         async with delivery(tmp_path, limits=LIMITS, dns=SystemResolver()) as d:
-            d.downloader._own_resolver = SystemResolver()
             failure = await d.refused(d.blob(host="publisher.test"))
             assert (failure.full_code, failure.detail) == (code, words)
             assert (failure.fault == "service") is (code == "out-of-resources")
@@ -189,11 +188,10 @@ async def test_without_a_network_no_publisher_is_to_blame_for_silence(
 ) -> None:
     """A connection that is not accepted in time, by an address: there is no name to look up."""
     for number, code in ((socket.EAI_AGAIN, "out-of-resources"), (socket.EAI_NONAME, "download-timeout")):
-        with _dns(monkeypatch, lambda host, number=number: number):  # type: ignore[misc]
-            async with delivery(
-                tmp_path, servers.silent, limits=replace(LIMITS, base_timeout_seconds=0.5)
-            ) as d:
-                d.downloader._own_resolver = SystemResolver()
+        limits = replace(LIMITS, base_timeout_seconds=0.5)
+        answers = {"127.0.0.1": None}
+        with _dns(monkeypatch, lambda host, number=number: answers.get(host, number)):  # type: ignore[misc]
+            async with delivery(tmp_path, servers.silent, limits=limits, dns=SystemResolver()) as d:
                 assert (await d.refused()).full_code == code
 
 

@@ -354,7 +354,7 @@ async def test_fast_at_first_and_then_asleep_is_a_timeout_too(tmp_path: Path) ->
         await reply.drip(CONTENT[start + 20_000 : end], bytes_per_second=100)
 
     # By its size alone it might take 15 seconds; and too little came to be kept for another attempt.
-    patient = replace(QUICK, min_bytes_per_second=20_000.0, checkpoint_bytes=1 << 20)
+    patient = replace(QUICK, min_bytes_per_second=20_000.0, sync_bytes=1 << 20)
     async with delivery(tmp_path, behave, limits=patient) as d:
         began = asyncio.get_running_loop().time()
         assert (await d.refused()).full_code == "download-timeout"
