@@ -46,8 +46,21 @@ coverage:        ## lines run by the tests of `make check`, over all processes; 
 check-lowest:    ## some tests with the lowest versions that pyproject.toml allows, in an environment of their own
 	@$(MAKE) run-lowest VENV=.venv-lowest CONSTRAINTS=requirements/lowest.txt
 
-lock:            ## find the newest versions that pyproject.toml allows, and write requirements/lock.txt
-	@$(MAKE) write-lock VENV=.venv-lock CONSTRAINTS=
+lock: $(BIN)/pip   ## write requirements/lock.txt: the newest versions that pyproject.toml allows
+	@$(BIN)/pip install --disable-pip-version-check --quiet --dry-run --ignore-installed \
+	    --report $(VENV)/lock.json --editable '.[dev]'
+	@$(BIN)/python -c "$$WRITE_LOCK" < $(VENV)/lock.json > requirements/lock.txt
+
+# A version's local part is left out (2.13.0+cpu becomes 2.13.0), so that every build of it will do.
+define WRITE_LOCK
+import json, sys
+found = [package['metadata'] for package in json.load(sys.stdin)['install']]
+print('# Written by `make lock`: the versions that make installs, here and in CI.')
+for name, version in sorted((each['name'].lower(), each['version'].partition('+')[0]) for each in found):
+    if name != 'soma-eval':
+        print(name + '==' + version)
+endef
+export WRITE_LOCK
 
 format: $(VENV)/.installed-dev   ## put the code in its form
 	$(BIN)/ruff format .
@@ -57,21 +70,15 @@ bench: $(VENV)/.installed-dev   ## our numbers beside those of the published pac
 	$(BIN)/python -m benchmarks.agreement
 
 clean:           ## remove the virtual environments and every cache
-	rm -rf $(VENV) .venv-lowest .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
+	rm -rf $(VENV) .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
 
 LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py tests/service/grpc_api \
     tests/service/http_api/test_http_api.py tests/service/test_config.py tests/service/test_log.py \
     tests/service/download tests/workers/v1/test_golden.py tests/workers/v1/test_weights_files.py
 
-.PHONY: run-lowest write-lock
+.PHONY: run-lowest
 run-lowest: $(VENV)/.installed-lowest
 	@$(PYTEST) -m "not slow" $(LOWEST_TESTS)
-
-# A version's local part is left out (2.13.0+cpu becomes 2.13.0), so that every build of it will do.
-write-lock: $(BIN)/pip
-	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade --editable '.[dev]'
-	@{ echo '# Written by `make lock`: the versions that every installation for development and every check uses.'; \
-	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements/lock.txt
 
 # Its pip, not its python, shows that a virtual environment is complete: where Debian's python3-venv is missing,
 # python is made and then pip fails.

@@ -1,4 +1,4 @@
-"""A plain, honest file server on loopback: what publishers use when nothing is wrong."""
+"""A plain, honest file server on loopback: a publisher with nothing wrong."""
 
 import functools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from threading import Thread
 
 
 class FileServer:
-    """Serves a folder; tells how often each name was asked for."""
+    """Serves a folder; keeps the path of each request."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -18,7 +18,7 @@ class FileServer:
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def publish(self, name: str, content: bytes) -> str:
-        """Put a file there; returns its URL."""
+        """Write a file into the folder; returns its URL."""
         (self.folder / name).write_bytes(content)
         return f"{self.base_url}/{name}"
 

@@ -1,4 +1,4 @@
-"""HTTP/2 frames written by hand: what a gRPC client that means no good sends, and real ones never do."""
+"""HTTP/2 frames written by hand: what a hostile gRPC client sends, and a real one never does."""
 
 import contextlib
 import socket
@@ -12,27 +12,27 @@ _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 class Http2Client:
     """One connection to a gRPC server, its preface and settings sent."""
 
-    def __init__(self, port: int, timeout_seconds: float = 10.0) -> None:
+    def __init__(self, port: int, timeout_seconds: float = 60.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout_seconds)
         self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0) + _frame(_SETTINGS, _ACK, 0))
 
     def close(self) -> None:
-        """Without a word."""
+        """Close the connection without a GOAWAY frame."""
         self._socket.close()
 
     def send(self, frames: bytes) -> None:
-        """Raises OSError when the server has closed the connection and has said so."""
+        """Send frames. Raises OSError when the server has closed the connection."""
         self._socket.sendall(frames)
 
     def wait_until_closed(self, timeout_seconds: float) -> None:
-        """Raises TimeoutError when the server does not close the connection."""
+        """Read until the server closes the connection. Raises TimeoutError when it does not."""
         self._socket.settimeout(timeout_seconds)
         with contextlib.suppress(ConnectionError):
             while self._socket.recv(1 << 16):
                 pass
 
     def receive_resets(self, count: int) -> list[int]:
-        """The streams that the server has ended, once there are so many. Raises TimeoutError."""
+        """Wait until the server has reset this many streams; returns their numbers. Raises TimeoutError."""
         streams: list[int] = []
         while len(streams) < count:
             head = self._receive(9)
@@ -46,7 +46,7 @@ class Http2Client:
 
 
 def headers(stream: int, *, path: str = "/scoring.Scoring/Score", end: bool = False) -> bytes:
-    """The head of a call, not compressed. Client streams have odd numbers, each larger than the last."""
+    """The HEADERS frame of a call, not compressed. Client streams have odd numbers, each larger than the last."""
     block = (
         b"\x83\x86"  # POST, http
         + b"\x04"
@@ -64,7 +64,7 @@ def headers(stream: int, *, path: str = "/scoring.Scoring/Score", end: bool = Fa
 
 
 def data(stream: int, content: bytes) -> bytes:
-    """A piece of the message."""
+    """A DATA frame with a part of the message."""
     return _frame(_DATA, 0, stream, content)
 
 

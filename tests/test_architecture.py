@@ -1,6 +1,7 @@
 """The arrows of the architecture, proven by walking every import."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -98,10 +99,12 @@ def imports_of(path: Path) -> Iterator[str]:
 
 def modules(package: str) -> dict[str, set[str]]:
     """Dotted name -> imported modules, for every file of a package."""
-    return {
+    found = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): set(imports_of(path))
         for path in (ROOT / package).rglob("*.py")
     }
+    assert found, f"{package} has no files"
+    return found
 
 
 def within(module: str, packages: set[str]) -> bool:
@@ -180,6 +183,17 @@ def test_a_library_has_its_place(library: str) -> None:
     for name, imported in {**modules("service"), **modules("workers")}.items():
         if not within(name, ONLY_IN[library]):
             assert not [module for module in imported if within(module, {library})], name
+
+
+def test_nothing_that_is_installed_imports_tests_or_benchmarks() -> None:
+    for package in ("service", "workers"):
+        for name, imported in modules(package).items():
+            assert not [module for module in imported if within(module, {"tests", "benchmarks"})], name
+
+
+def test_no_test_module_is_imported() -> None:
+    for name, imported in {**modules("tests"), **modules("benchmarks"), **modules("docker")}.items():
+        assert not [module for module in imported if re.search(r"\.test_|conftest", module)], name
 
 
 def test_no_module_is_named_for_nothing() -> None:

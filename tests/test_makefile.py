@@ -1,5 +1,6 @@
 """`make` on a machine that is not prepared: it says what is missing, and goes on once that is there."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,19 @@ def test_a_python_without_its_venv_package_is_told_by_name(tmp_path: Path) -> No
     assert ran.returncode != 0
     assert f"apt install python{sys.version_info.major}.{sys.version_info.minor}-venv" in ran.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", ".github/CONTRIBUTING.md", ".ci/run", ".pre-commit-config.yaml"]
+)
+def test_every_make_command_that_is_written_down_has_its_target(file: str) -> None:
+    targets = re.findall(r"^(?: *entry: )?make ([a-z-]+)", (ROOT / file).read_text(), re.MULTILINE)
+    assert targets
+    for target in targets:
+        ran = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
 
 
 def test_a_folder_that_is_no_environment_is_not_emptied(tmp_path: Path) -> None:

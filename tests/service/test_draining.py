@@ -59,23 +59,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def wait_until_evaluating(client: httpx.Client) -> None:
-    end = time.monotonic() + 60
-    while "soma_eval_workers_busy 1.0" not in client.get("/metrics").text:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: "soma_eval_workers_busy 1.0" in client.get("/metrics").text)
 
 
 PATIENT = ("--drain-timeout-seconds", "600")
 
 
+@pytest.mark.slow
 def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> None:
     with live_service(tmp_path, *PATIENT) as service, service.client() as client:
         posting = Posting(service, long_work)
         wait_until_evaluating(client)
         service.process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + 10
-        while client.get("/ready").status_code != 503:
-            assert time.monotonic() < end
+        wait_until(lambda: client.get("/ready").status_code == 503)
         ready = client.get("/ready")
         assert ready.headers["content-type"] == "application/problem+json"
         assert ready.headers["retry-after"]
@@ -104,11 +100,12 @@ def test_work_past_the_limit_is_stopped(tmp_path: Path, long_work: dict[str, Any
         assert_problem(posting.response, "draining")
         assert posting.response.headers["retry-after"]
         assert "Traceback" not in service.output()
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive
         assert not [name for name in service.blobs() if name.endswith(".part")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_running_work_and_downloads(
     tmp_path: Path, long_work: dict[str, Any], second: signal.Signals
@@ -130,7 +127,7 @@ def test_a_second_signal_stops_running_work_and_downloads(
         posting.join(60)
         assert posting.response is None or posting.response.json()["code"] == "draining"
         assert "Traceback" not in service.output()
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive
         assert not [name for name in service.blobs() if name.endswith(".part")]
 
@@ -186,7 +183,7 @@ def test_a_start_ends_while_a_driver_hangs(tmp_path: Path, number: signal.Signal
         wait_until(lambda: (tmp_path / "data").exists())
         time.sleep(1.0)
         process.send_signal(number)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -200,15 +197,13 @@ def hear_ctrl_c() -> None:
 def test_a_start_ends_at_once_too(tmp_path: Path) -> None:
     service = LiveService(tmp_path, *SMALL_AND_LOCAL)
     try:
-        end = time.monotonic() + 60
-        while not (workers := psutil.Process(service.process.pid).children(recursive=True)):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: bool(psutil.Process(service.process.pid).children()))
+        workers = psutil.Process(service.process.pid).children(recursive=True)
         workers[0].suspend()  # it will not be ready before it is given up and another is
         time.sleep(1.0)
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(10) == 0
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert service.process.wait(60) == 0
+        _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive
         assert "Traceback" not in service.output()
     finally:
@@ -221,5 +216,5 @@ def test_killed_outright_it_takes_its_workers_along(tmp_path: Path) -> None:
         assert workers
         os.kill(service.process.pid, signal.SIGKILL)
         service.process.wait()
-        _, alive = psutil.wait_procs(workers, timeout=20)
+        _, alive = psutil.wait_procs(workers, timeout=60)
         assert not alive

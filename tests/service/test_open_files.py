@@ -22,6 +22,7 @@ from tests.network_client import connect, score
 from tests.recipe import small_weights_bytes
 
 
+@pytest.mark.slow
 async def test_idle_connections_leave_descriptors_for_admitted_work(
     tmp_path: Path, files: FileServer
 ) -> None:

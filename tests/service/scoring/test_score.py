@@ -227,6 +227,7 @@ def test_eval_and_score_agree(client: httpx.Client, files: FileServer) -> None:
         assert (alone["loss"], alone["distance"]) == (result["loss"], result["distance"])
 
 
+@pytest.mark.slow
 def test_promises_of_huge_files_wait_for_room_and_cost_others_nothing(
     tmp_path: Path, files: FileServer
 ) -> None:

@@ -20,6 +20,7 @@ from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
 from service.lifespan import open_cache
 from tests.file_server import FileServer
+from tests.odd_weights_files import FILES as ODD_FILES
 from tests.recipe import (
     SMALL_CONFIG,
     SMALL_WEIGHTS,
@@ -34,7 +35,6 @@ from tests.recipe import (
     safetensors_parts,
     small_weights_bytes,
 )
-from tests.workers.v1.test_weights_files import FILES as ODD_FILES
 
 PLAIN = small_weights_bytes()
 SEALED = encrypt(PLAIN)
