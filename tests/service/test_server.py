@@ -49,11 +49,10 @@ def taken_port() -> Iterator[int]:
 def test_a_taken_port_is_named_with_its_flag(
     setting: str, flag: str, taken_port: int, tmp_path: Path
 ) -> None:
-    with (
-        pytest.raises(OSError, match=f"port {taken_port}.*{flag}"),
-        in_process_service(tmp_path, **{setting: taken_port}),
-    ):
-        pass
+    settings: dict[str, Any] = {setting: taken_port}
+    service = in_process_service(tmp_path, **settings)
+    with pytest.raises(OSError, match=f"port {taken_port}.*{flag}"):
+        service.__enter__()
 
 
 def test_a_taken_port_ends_the_command_with_one_line(taken_port: int, tmp_path: Path) -> None:
