@@ -1,5 +1,5 @@
 # ruff: noqa: T201
-"""Does a built image do its work? `python -m docker.smoke_test [IMAGE]` from the repository's root.
+"""Test a built image: `python -m docker.smoke_test [IMAGE]` from the repository's root.
 
 Starts a container of the image, hardened as in compose.yaml, and has it evaluate encrypted weights from a file
 server on this machine. What it must answer is a golden loss, printed by the network's own runner.
@@ -56,8 +56,8 @@ def main() -> None:
 
 def smoke(name: str, request: dict[str, Any], golden_loss: float, ready_seconds: float) -> None:
     started = time.monotonic()
-    door = f"http://{docker('port', name, '8000').splitlines()[0]}"
-    with httpx.Client(base_url=door, timeout=60, trust_env=False) as client:
+    url = f"http://{docker('port', name, '8000').splitlines()[0]}"
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         wait_until_200(name, client, "/health", ready_seconds)
         print(f"/health answers after {time.monotonic() - started:.1f} s")
         wait_until_200(name, client, "/ready", ready_seconds)

@@ -1,1 +1,1 @@
-"""The doors (HTTP, gRPC, command line) and the core behind them. Imports no torch."""
+"""The APIs (HTTP, gRPC), the command line and the core behind them. Imports no torch."""

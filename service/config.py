@@ -1,4 +1,4 @@
-"""The settings: the only reader of the environment. Flag over environment over `.env` over default."""
+"""The settings, the only reader of the environment: flags override the environment, then `.env`, then defaults."""
 
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +19,7 @@ Number = TypeVar("Number", int, float)
 
 
 def _within(least: Number, most: Number) -> AfterValidator:
-    """Refuses what is out of range; infinities and NaN are out of every one."""
+    """Refuse what is out of range; infinities and NaN always are."""
 
     def check(value: Number) -> Number:
         if not least <= value <= most:
@@ -48,7 +48,7 @@ def _in_home(path: Path) -> Path:
 
 
 class Settings(BaseSettings):
-    """Every setting of the service. The environment twin of `max_data_bytes` is SOMA_EVAL_MAX_DATA_BYTES."""
+    """Every setting of the service. The environment variable of `max_data_bytes` is SOMA_EVAL_MAX_DATA_BYTES."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -180,7 +180,7 @@ def is_loopback(host: str) -> bool:
 
 
 class ExplicitSettings(Settings):
-    """Settings from the arguments and defaults alone: what the environment says does not count."""
+    """Settings from the arguments and defaults alone, without the environment."""
 
     @classmethod
     def settings_customise_sources(
@@ -191,5 +191,5 @@ class ExplicitSettings(Settings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given."""
+        """Only the arguments."""
         return (init_settings,)

@@ -1,7 +1,7 @@
-"""Open files: how many this process may have, and how many of them its clients' connections may take.
+"""Open files: how many this process may have, and how many of them may be connections of clients.
 
-A connection that waits for nothing must never take the descriptor that an admitted request needs for its
-download, so each API has a limit on its connections, and the rest is kept for the work.
+An idle connection must never take the file descriptor that an admitted request needs for its download, so each API
+has a limit of connections, and the other descriptors are reserved for requests.
 """
 
 import contextlib
@@ -14,18 +14,18 @@ import structlog
 from service.config import Settings
 
 _MOST_OPEN_FILES = (65536, 10240, 4096)
-"""What is asked of the system, in this order: some have a limit below the one that they report."""
+"""Soft limits to try, in this order: some systems refuse values below the hard limit that they report."""
 _MAX_HTTP_CONNECTIONS = 8192
 _MAX_GRPC_CONNECTIONS = 1024
 _MIN_CONNECTIONS = 16
 """Of each API."""
 
 _FILES_OF_THE_PROCESS = 128
-"""Logs, pipes of workers, event loops, and connections that are accepted only to be closed."""
+"""Logs, pipes of workers, event loops, and connections that are accepted and closed at once."""
 _FILES_PER_WEIGHTS = 8
-"""Four connections, the partial file and its note, a name that is looked up, one to spare."""
+"""Four connections, the partial file and its note, a host name being resolved, one spare."""
 _FILES_PER_REQUEST = 4
-"""The same for the data, which comes over one connection."""
+"""The same for the data, which is downloaded over one connection."""
 _MIN_FILES_FOR_WORK = _FILES_OF_THE_PROCESS + _FILES_PER_WEIGHTS + _FILES_PER_REQUEST
 
 log = structlog.get_logger(__name__)
@@ -33,14 +33,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections each API may have open."""
+    """The most connections of each API."""
 
     http: int
     grpc: int
 
 
 def raise_open_file_limit() -> int:
-    """Raise this process's soft limit of open files towards the hard one; returns what it is now."""
+    """Raise this process's soft limit of open files towards the hard limit; returns the new one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in _MOST_OPEN_FILES:
         wanted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
@@ -54,10 +54,10 @@ def raise_open_file_limit() -> int:
 
 
 def connection_limits(settings: Settings, max_open_files: int) -> ConnectionLimits:
-    """Divide what may be open between the work and the connections of both APIs.
+    """Divide the open files between requests and the connections of both APIs.
 
-    With less than what all requests at once may need, connections get the least they can do with.
-    Raises OSError when not even one request could be worked on.
+    When there are fewer than all requests at once may need, connections get their minimum.
+    Raises OSError when there are too few for a single request.
     """
     for_work = (
         _FILES_OF_THE_PROCESS

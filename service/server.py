@@ -60,8 +60,8 @@ class _HttpServer(uvicorn.Server):
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> int:
     """Serve until SIGTERM or SIGINT, then drain: running work finishes, or is cancelled at the timeout.
 
-    A second signal ends running work, and this, at once. Returns the exit code: 0, or 128 and the number of that
-    second signal. Raises OSError when an address is taken, and what `open_service` raises.
+    A second signal cancels running work at once. Returns the exit code: 0, or 128 plus the number of the second signal.
+    Raises OSError when an address is taken, and what `open_service` raises.
     """
     shutdown = Shutdown()
     shutdown.listen()
@@ -72,7 +72,7 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> in
                 _watch(shutdown.requested), stack.enter_async_context(run_service(settings, shutdown))
             )
         except _StopRequested:
-            log.info("stopped before the start had ended")
+            log.info("stopped during the start")
             return shutdown.exit_code
         gc.collect()
         gc.freeze()  # what exists now stays, and a full collection would traverse it while requests wait
@@ -87,10 +87,10 @@ async def _drain(scheduler: Scheduler, timeout_seconds: float, shutdown: Shutdow
     try:
         drained = await cancel_when(_watch(shutdown.urgent), scheduler.drain(timeout_seconds))
     except _StopRequested:
-        log.warning("ending at once")
+        log.warning("cancelling running work")
         drained = False
     if not drained:
-        log.warning("work is stopped unfinished", requests=scheduler.num_admitted)
+        log.warning("running work is cancelled", requests=scheduler.num_admitted)
         await scheduler.end_admitted(_CLOSE_SECONDS)
 
 
@@ -182,7 +182,7 @@ async def _http_api(
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named TCP, or asyncio leaves Nagle's algorithm on and every answer waits 40 ms for an acknowledgement.
+    # With the protocol given, asyncio disables Nagle's algorithm, which would delay every response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

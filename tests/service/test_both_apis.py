@@ -1,8 +1,7 @@
-"""The network's own client, unchanged, against the running service; and both doors at once."""
+"""The network's own client, unchanged, against the running service; and both APIs at once."""
 
 import asyncio
 import random
-from pathlib import Path
 from typing import Any
 
 import base58
@@ -14,7 +13,7 @@ from soma_sdk import SomaClient
 from tests.file_server import FileServer
 from tests.golden_requests import GOLDEN_COMPETITION as GOLDEN
 from tests.golden_requests import absent, competition, manifest, weights_that_give_nan
-from tests.live_service import LiveService, live_service
+from tests.live_service import LiveService
 from tests.network_client import connect, score
 from tests.recipe import golden_competitions, small_weights_bytes
 
@@ -39,7 +38,7 @@ async def test_the_real_client_gets_the_golden_numbers(
 
 @pytest.mark.parametrize("seed", [0, LARGEST_SEED])
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
-async def test_both_doors_give_the_same(
+async def test_both_apis_give_the_same(
     seed: int, encrypted: bool, service: LiveService, client: httpx.Client, files: FileServer
 ) -> None:
     body = {**competition(files, GOLDEN), "seed": seed}
@@ -64,7 +63,7 @@ async def message_of(client: SomaClient, body: dict[str, Any]) -> str:
     return str(failure.value).partition("message: ")[2]
 
 
-async def test_only_the_datas_faults_have_the_words_that_punish(
+async def test_only_errors_of_the_data_have_the_words_of_fraud(
     service: LiveService, files: FileServer
 ) -> None:
     client, body = await connect(service), competition(files, GOLDEN)
@@ -94,7 +93,7 @@ async def test_only_the_datas_faults_have_the_words_that_punish(
     assert (await score(client, body)).winner == GOLDEN.winner
 
 
-async def test_fifty_competitions_at_once_over_both_doors(service: LiveService, files: FileServer) -> None:
+async def test_fifty_competitions_at_once_over_both_apis(service: LiveService, files: FileServer) -> None:
     generator = random.Random(5)
     base = competition(files, GOLDEN)
     clients = [await connect(service) for _ in range(3)]
@@ -117,16 +116,3 @@ async def test_fifty_competitions_at_once_over_both_doors(service: LiveService, 
             assert (winner, loss) == (losses.index(min(losses)), pytest.approx(min(losses), rel=1e-5))
 
         await asyncio.gather(*(compete(number) for number in range(50)))
-
-
-@pytest.mark.parametrize(
-    ("flags", "listens_on"), [((), "127.0.0.1"), (("--grpc-host", "0.0.0.0"), "0.0.0.0")]
-)
-async def test_with_keys_grpc_opens_beyond_this_machine_only_when_told_to(
-    tmp_path: Path, flags: tuple[str, ...], listens_on: str
-) -> None:
-    with live_service(tmp_path, "--host", "0.0.0.0", "--api-key", "canary", *flags) as running:
-        assert running.grpc_url.startswith(f"http://{listens_on}:")
-        assert ("gRPC has no authentication" in running.output()) == (listens_on == "0.0.0.0")
-        running.grpc_url = running.grpc_url.replace("0.0.0.0", "127.0.0.1")
-        assert await (await connect(running)).scoring_health() is True

@@ -1,4 +1,4 @@
-"""Mistakes in the environment and in `.env` are told before anything is started; what they hold is not."""
+"""Mistakes in the environment and in `.env` are reported before anything is started, without their values."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def test_api_keys_that_are_set_to_nothing_in_the_file(
     assert "SOMA_EVAL_API_KEYS in .env is empty" in refusal(capfd)
 
 
-def test_a_misspelled_name_is_told_with_the_right_one(
+def test_a_misspelled_name_is_reported_with_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SOMA_EVAL_HOTS", SECRET)

@@ -1,4 +1,4 @@
-"""An unexpected error is told by its place; neither its words nor what lay around it reach the log."""
+"""An unexpected error is logged with where it was raised; neither its message nor local variables reach the log."""
 
 import asyncio
 import errno
@@ -89,7 +89,7 @@ async def test_a_bug_under_an_http_request(tmp_path: Path) -> None:
     assert response.status_code == 500
     assert response.json()["code"] == "internal-error"
     assert response.headers["x-request-id"] == response.json()["request_id"]
-    _assert_told_by_its_place(lines)
+    _assert_logged_without_its_message(lines)
 
 
 async def test_a_lack_of_descriptors_under_an_http_request_may_pass(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ async def test_a_bug_under_a_job() -> None:
     assert states[-1] == "failed"
     assert job.error is not None
     assert job.error.code == "internal-error"
-    _assert_told_by_its_place(lines)
+    _assert_logged_without_its_message(lines)
     assert lines[0]["job_id"] == job.id
 
 
-async def test_connections_that_cannot_be_accepted_are_told_seldom() -> None:
+async def test_errors_of_accepting_connections_are_rate_limited() -> None:
     context = {"message": "socket.accept()", "exception": OSError(errno.EMFILE, "Too many open files")}
     with capture_logs() as lines:
         for _ in range(1000):
@@ -127,7 +127,7 @@ async def test_connections_that_cannot_be_accepted_are_told_seldom() -> None:
     assert [line["reason"] for line in lines] == ["Too many open files"]
 
 
-def _assert_told_by_its_place(lines: Any) -> None:
+def _assert_logged_without_its_message(lines: Any) -> None:
     bugs = [line for line in lines if line["event"] == "unexpected error"]
     assert len(bugs) == 1
     assert bugs[0]["exception"] == "RuntimeError"

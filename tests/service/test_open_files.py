@@ -1,4 +1,4 @@
-"""Connections that wait for nothing never take the descriptors that requests need."""
+"""Idle connections never take the descriptors that requests need."""
 
 import errno
 import time
@@ -59,7 +59,7 @@ def port_of(url: str) -> int:
     return port
 
 
-def test_a_limit_too_small_for_any_work_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_limit_too_small_for_any_work_is_one_line_on_stderr(tmp_path: Path) -> None:
     service = LiveService(tmp_path, *SMALL_AND_LOCAL, max_open_files=100)
     try:
         assert service.process.wait(60) == 3
@@ -84,7 +84,7 @@ def settings(**given: Any) -> ExplicitSettings:
         (172, {}, ConnectionLimits(http=16, grpc=16)),
     ],
 )
-def test_connections_have_what_the_work_leaves(
+def test_connections_have_what_requests_do_not_need(
     max_open_files: int, given: dict[str, Any], limits: ConnectionLimits
 ) -> None:
     assert connection_limits(settings(**given), max_open_files) == limits
