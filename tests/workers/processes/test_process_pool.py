@@ -6,12 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.workers.processes.misbehaving import BATCH_SECONDS
 from tests.workers.processes.pools import (
@@ -37,18 +35,6 @@ from workers.errors import (
 from workers.processes.process_pool import ProcessPool
 from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, EvalProgress, EvalResult, WorkerConfig
-
-
-@pytest_asyncio.fixture
-async def pool() -> AsyncIterator[ProcessPool]:
-    async with misbehaving_pool() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def pair() -> AsyncIterator[ProcessPool]:
-    async with misbehaving_pool(cpus(2)) as started:
-        yield started
 
 
 async def busy(pool: ProcessPool, job: EvalJob) -> asyncio.Task[EvalResult]:

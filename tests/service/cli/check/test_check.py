@@ -34,7 +34,7 @@ from tests.recipe import (
     safetensors_parts,
     small_weights_bytes,
 )
-from tests.workers.v1.test_weights_files import FILES as ODD_FILES
+from tests.workers.v1.odd_weights_files import FILES as ODD_FILES
 
 PLAIN = small_weights_bytes()
 SEALED = encrypt(PLAIN)
