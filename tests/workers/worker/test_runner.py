@@ -1,4 +1,4 @@
-"""What happens inside a worker, with an architecture whose memory runs out when it is told to."""
+"""What happens inside a worker, with an architecture whose memory runs out on demand."""
 
 import errno
 import os
