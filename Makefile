@@ -73,7 +73,7 @@ clean:           ## remove the virtual environments and every cache
 	rm -rf $(VENV) .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
 
 LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py tests/service/grpc_api \
-    tests/service/http_api/test_http_api.py tests/service/test_config.py tests/service/test_log.py \
+    tests/service/http_api/test_app.py tests/service/test_config.py tests/service/test_log.py \
     tests/service/download tests/workers/v1/test_golden.py tests/workers/v1/test_weights_files.py
 
 .PHONY: run-lowest

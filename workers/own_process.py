@@ -32,7 +32,7 @@ def be_ended_first_for_memory() -> None:
 
 
 def keep_memory_private() -> None:
-    """Write no core file, and let nobody but root look inside: keys and decrypted weights are in this memory.
+    """Write no core file, and let only root look inside: keys and decrypted weights are in this memory.
 
     A process that is started from here must call this itself. What it costs: only root can attach a debugger or
     a profiler, or list this process's open files.

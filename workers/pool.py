@@ -1,4 +1,4 @@
-"""The pool contract on one screen. `process_pool.py` keeps it on this machine; a Ray cluster could too."""
+"""The contract of a pool, and the default one, of processes on this machine. A service takes any pool."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Which devices there are, and each worker's fair share of the machine, found without importing torch."""
+"""Which devices there are, and each worker's share of the machine, found without importing torch."""
 
 import contextlib
 import logging
@@ -46,12 +46,12 @@ def check_precision(precision: Precision, devices: Sequence[str]) -> None:
         )
 
 
-def count_gpus(timeout_seconds: float = 120.0) -> int:
-    """GPUs that torch can use. Asks torch in a process of its own, where a driver is to be seen at all.
+def count_gpus(timeout_seconds: float = 120.0, device_files: Path = Path("/dev")) -> int:
+    """GPUs that torch can use. Asks torch, in a process of its own, only where there is a driver's device file.
 
-    Raises NoWorker when no answer comes in time, or no process can be started.
+    Raises NoWorker when there is no answer in time, or no process can be started.
     """
-    if not _has_gpu_driver():
+    if not any(device_files.glob("nvidia[0-9]*")) and not (device_files / "dxg").exists():
         return 0
     question = "import torch; print(torch.cuda.device_count())"
     try:
@@ -76,10 +76,6 @@ def count_gpus(timeout_seconds: float = 120.0) -> int:
     if num_gpus == 0:
         logger.warning("there is a GPU driver, but torch can use no GPU")
     return num_gpus
-
-
-def _has_gpu_driver() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def _answer_within(process: "subprocess.Popen[str]", timeout_seconds: float) -> str | None:

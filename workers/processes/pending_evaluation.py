@@ -152,7 +152,7 @@ class PendingEvaluation:
         if not self.is_done:
             self._outcome.set_exception(error)
 
-    # -- what comes of it
+    # -- its result
 
     async def result(self, precision: Precision) -> EvalResult:
         """The scores of all batches folded in their order. Raises what it failed with, and NonFiniteResult."""

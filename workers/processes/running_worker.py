@@ -46,7 +46,7 @@ class State(enum.Enum):
 
 
 class Listener(Protocol):
-    """Whom a running worker reports to; every call comes on the event loop, none may raise."""
+    """Whom a running worker reports to; it is called on the event loop, none may raise."""
 
     def self_test_passed(self) -> None:
         """The new process has passed its whole self-test."""

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """Whom a supervisor reports to; every call comes on the event loop, none may raise."""
+    """Whom a supervisor reports to; it is called on the event loop, none may raise."""
 
     def worker_started(self, worker: "Supervisor") -> None:
         """A new process has passed its whole self-test."""

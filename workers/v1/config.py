@@ -12,7 +12,7 @@ ARCHITECTURE_VERSION = 1
 V1_PAD_TOKEN_ID = 256
 """Fills the last sequence up; its targets cost nothing."""
 V1_EOS_TOKEN_ID = 257
-"""Follows the last byte, when the last sequence has room."""
+"""Follows the last byte, when the last sequence is not full."""
 
 V1_EMBEDDING_DIM = 2048
 V1_PWFF_HIDDEN_DIM = 4 * V1_EMBEDDING_DIM

@@ -1,4 +1,4 @@
-"""The verdicts of an evaluation: the same on every machine, so no retry helps.
+"""Why weights and data have no result: the same on every machine, so no retry helps.
 
 EvaluationRefused
 ├── WeightsInvalid      not what the network accepts as weights of this architecture
@@ -12,7 +12,7 @@ names out of a file are shortened and escaped.
 
 
 class EvaluationRefused(Exception):
-    """Base of the verdicts on weights and data."""
+    """Base: these weights or this data have no result."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)

@@ -16,20 +16,20 @@ What that does not cover: weights that float32 itself cannot carry (embeddings w
 more), where the order of the sums within a product decides too.
 """
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cancellation import CancelCheck
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
 from .runner_order import mean_of_rows
 from .split_matmul import add_split_product, is_stacked
 
 MAX_SAFE_SCORE = 9_800.0
-"""-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is room for rounding, of the bound
+"""-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is a margin for rounding, of the bound
 and of scores, whose error near 1e4 stays below 1."""
 
 MAX_SAFE_OFFSET = 100.0
@@ -40,8 +40,6 @@ ROWS_PER_TILE = 1024
 
 SCORES_PER_BLOCK = 1 << 22
 """Scores the reference path holds at once: 16 MiB of float32."""
-
-CancelCheck = Callable[[], None]
 
 
 class ForwardPass:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
+from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, CancelCheck, ForwardPass, linear
+from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
@@ -118,7 +119,7 @@ class ModelRunner:
         `seed` is 0 .. 2**64 - 1. `decryption_key` is 32 bytes, for weights that are encrypted.
         The weights last used stay resident, so evaluating them again does not load them again.
 
-        Raises WeightsInvalid, DecryptionFailed, EmptyData or NonFiniteResult: verdicts, see `errors`.
+        Raises WeightsInvalid, DecryptionFailed, EmptyData or NonFiniteResult, see `errors`.
         """
         if not data:
             raise EmptyData("the data is empty: there is nothing to evaluate on")
@@ -139,17 +140,15 @@ class ModelRunner:
         self,
         weights: Weights,
         decryption_key: bytes | None = None,
-        check_cancelled: CancelCheck | None = None,
+        check_cancelled: CancelCheck = never_cancelled,
     ) -> LoadedModel:
-        """Bring weights to the device: judged by their header first, then decrypted straight into tensors.
+        """Bring weights to the device: validated by their header first, then decrypted straight into tensors.
 
         A plain float32 file is mapped, not copied, and must not be changed while the model lives.
-        `check_cancelled` is called before every few MiB, from this thread: what it raises ends the loading there.
+        `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(
-            weights, self.config, decryption_key, self.device, check_cancelled or _do_nothing
-        )
+        tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
         with _NoDraws(), torch.device("meta"):
             model = Model(self.config)
         model.load_state_dict(tensors, assign=True)
@@ -170,13 +169,13 @@ class ModelRunner:
         data: bytes,
         seed: int,
         batches: range,
-        check_cancelled: CancelCheck | None = None,
+        check_cancelled: CancelCheck = never_cancelled,
         *,
         detail: bool = False,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
-        `check_cancelled` is called several times per layer and micro-batch: what it raises ends the work there.
+        `check_cancelled` is called several times per layer and micro-batch, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
         adds the cross-entropy of every token.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
@@ -188,7 +187,7 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, check_cancelled or _do_nothing, detail)
+            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail)
 
     @torch.inference_mode()
     def _score_batch(
@@ -273,7 +272,7 @@ class ModelRunner:
         """The weights of the last call if these are the same, else loaded in their place."""
         identity = _identity(weights, decryption_key)
         if self._last_loaded is None or self._last_loaded[0] != identity:
-            self._last_loaded = None  # let go of the old weights before the new ones come
+            self._last_loaded = None  # release the old weights before the new ones are loaded
             self._last_loaded = (identity, self.load(weights, decryption_key))
         return self._last_loaded[1]
 
@@ -315,10 +314,6 @@ def hold_linear_weights_in_parts(model: Model) -> None:
             part.weight = torch.nn.Parameter(stack_parts(part.weight), requires_grad=False)
 
 
-def _do_nothing() -> None:
-    pass
-
-
 def _is_finite(score: BatchScore) -> bool:
     return bool(
         np.isfinite([score.cross_entropy, score.sig_reg]).all() and np.isfinite(score.embedding).all()
@@ -326,7 +321,7 @@ def _is_finite(score: BatchScore) -> bool:
 
 
 def _identity(weights: Weights, decryption_key: bytes | None) -> tuple[object, ...]:
-    """Equal for the same weights: a file by its place and state, bytes by their digest; and the key's digest."""
+    """Equal for the same weights: a file by its inode and state, bytes by their digest; and the key's digest."""
     check_key(decryption_key)
     key = None if decryption_key is None else hashlib.blake2b(decryption_key).digest()
     if isinstance(weights, bytes):

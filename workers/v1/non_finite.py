@@ -39,7 +39,7 @@ def find_non_finite(
 
     Only tensors that a model of this shape (the network's by default) needs are looked at: in any other tensor NaN is
     harmless, since the network ignores it. Elements count as the network sees them, converted to float32: a float64
-    beyond float32 is infinite. `on_progress` is told how many bytes of the file have been read.
+    beyond float32 is infinite. `on_progress` is called with the number of bytes read so far.
 
     Raises WeightsInvalid or DecryptionFailed for a file that the network does not accept, OSError of the file.
     """
@@ -56,31 +56,31 @@ def find_non_finite(
             encrypted=decryption_key is not None,
         )
         for name in expected_shapes(config):
-            place = header.tensors[name]
+            info = header.tensors[name]
             num_nan = num_infinite = 0
-            for start in range(place.begin, place.end, PIECE_BYTES):
-                end = min(start + PIECE_BYTES, place.end)
-                if place.dtype in _FLOATS:
-                    values = _read_floats(source, place, start, end, decryption_key)
+            for start in range(info.begin, info.end, PIECE_BYTES):
+                end = min(start + PIECE_BYTES, info.end)
+                if info.dtype in _FLOATS:
+                    values = _read_floats(source, info, start, end, decryption_key)
                     num_nan += int(np.isnan(values).sum())
                     num_infinite += int(np.isinf(values).sum())
                 num_read += end - start
                 report(num_read)
             if num_nan or num_infinite:
-                num_elements = int(np.prod(place.shape, dtype=np.int64))
+                num_elements = int(np.prod(info.shape, dtype=np.int64))
                 found.append(NonFiniteTensor(name, num_nan, num_infinite, num_elements))
         report(source.size)
     return found
 
 
 def _read_floats(
-    source: Source, place: TensorInfo, start: int, end: int, key: bytes | None
+    source: Source, info: TensorInfo, start: int, end: int, key: bytes | None
 ) -> NDArray[np.floating]:
     """These bytes of a tensor, which hold whole elements, as float32 or what converts to it without loss."""
-    elements = np.frombuffer(read_clear(source, start, end - start, key), dtype=_FLOATS[place.dtype])
-    if place.dtype == "BF16":
+    elements = np.frombuffer(read_clear(source, start, end - start, key), dtype=_FLOATS[info.dtype])
+    if info.dtype == "BF16":
         return (elements.astype("<u4") << np.uint32(16)).view("<f4")
-    if place.dtype == "F64":
+    if info.dtype == "F64":
         with np.errstate(over="ignore"):
             return elements.astype("<f4")
     return elements

@@ -1,4 +1,4 @@
-"""Known evaluations, one small and one large: a device that gives other numbers must not decide money.
+"""Known evaluations, one small and one large: a device that gives other numbers must not be used.
 
 The small one's numbers are those of the network's canonical Rust runner (Burn 0.19.1, NdArray, float32) for the case
 `small-short` of `tests/golden/cases.json`: 100 bytes of text, seed 1, the small model. Its weights are
@@ -51,7 +51,7 @@ LARGE = {
         0.08007481, 0.05264115, -0.3734633, 0.20137185, -0.081289515, 0.13264656, 0.4450451, -0.32500908,
     ))),
 }
-"""By the kind of device: sequences, and what comes out."""
+"""By the kind of device: sequences, and their result."""
 # fmt: on
 
 TOLERANCE = {"float32": 5e-5, "float32-split": 5e-5, "tf32": 1e-2, "bf16": 5e-2}
@@ -71,7 +71,7 @@ class SelfTest:
         self._small_weights = golden_weights()
 
     def run(self, *, with_large: bool) -> str | None:
-        """None when the numbers come out right; else what came out."""
+        """None when the numbers are right; else the wrong ones, in words."""
         wrong = self._check(self._small_runner, DATA, self._small_weights, SMALL)
         if wrong or not with_large or self._small_model:
             return wrong

@@ -1,7 +1,7 @@
 """Bytes to sequences: the network's V1 data contract (upstream: `models/src/v1/data`).
 
 1. The data is cut into chunks of `max_seq_len` bytes; a byte is a token.
-2. A last chunk with room gets one EOS behind its last byte, then PAD. A full last chunk gets no EOS.
+2. A last chunk that is not full gets one EOS behind its last byte, then PAD. A full last chunk gets no EOS.
 3. Targets are the tokens shifted left by one, PAD appended: the last target of every sequence is PAD.
 4. A byte's position is its offset in the whole data; EOS and PAD all stand at the chunk's start + length.
 """
@@ -53,7 +53,7 @@ def num_batches(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN, batch_size: i
 def count_targets(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN) -> tuple[int, int]:
     """How many targets this many bytes make, and how many of them are not padding.
 
-    The last target of a sequence is padding, unless EOS follows the last byte of a sequence with room.
+    The last target of a sequence is padding, unless EOS follows the last byte of a sequence that is not full.
     """
     num_full, rest = divmod(data_size, max_seq_len)
     return (num_full + bool(rest)) * max_seq_len, num_full * (max_seq_len - 1) + rest

@@ -1,4 +1,4 @@
-"""Loading weights: the header is judged first, then each tensor is brought to where it stays.
+"""Loading weights: the header is validated first, then each tensor is brought to where it stays.
 
 - A plain float32 tensor of a file is mapped, not copied. Pages not in memory yet are asked for ahead of use.
 - Encrypted weights are decrypted on the way, straight into the tensors: the plaintext never touches a disk
@@ -10,7 +10,7 @@
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cancellation import CancelCheck, never_cancelled
 from .config import ModelConfig
 from .header_entries import TensorInfo
 from .weights_header import expected_shapes, read_header
@@ -67,16 +68,16 @@ def load_tensors(
     config: ModelConfig,
     decryption_key: bytes | None = None,
     device: torch.device | str = "cpu",
-    check_cancelled: Callable[[], None] = lambda: None,
+    check_cancelled: CancelCheck = never_cancelled,
 ) -> dict[str, Tensor]:
     """The tensors a model of this shape needs, float32, on the device. The key is 32 bytes.
 
-    `check_cancelled` is called before every few MiB, from this thread: what it raises ends the loading there.
+    `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
 
     On a CPU, tensors of a plain file are mapped: the file must not change while they live, and writing to
     them does not reach it.
 
-    Raises WeightsInvalid or DecryptionFailed, judging by the header alone, OSError of the file, and ValueError or
+    Raises WeightsInvalid or DecryptionFailed, by the header alone, OSError of the file, and ValueError or
     TypeError for what can be no key.
     """
     check_key(decryption_key)
@@ -90,30 +91,30 @@ def load_tensors(
             encrypted=decryption_key is not None,
             check_cancelled=check_cancelled,
         )
-        places = {name: header.tensors[name] for name in expected_shapes(config)}
+        infos = {name: header.tensors[name] for name in expected_shapes(config)}
         tensors: dict[str, Tensor] = {}
         if isinstance(source, FileSource) and decryption_key is None and device.type == "cpu":
-            tensors = _mapped_tensors(source, places)
-            _read_ahead(source, [places[name] for name in tensors])
-        others = {name: place for name, place in places.items() if name not in tensors}
+            tensors = _mapped_tensors(source, infos)
+            _read_ahead(source, [infos[name] for name in tensors])
+        others = {name: info for name, info in infos.items() if name not in tensors}
         tensors |= _read_tensors(source, others, decryption_key, device, check_cancelled)
-    return {name: tensors[name] for name in places}
+    return {name: tensors[name] for name in infos}
 
 
-def _mapped_tensors(source: FileSource, places: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+def _mapped_tensors(source: FileSource, infos: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
     """Views of the file, of those tensors that need no copy: float32, at a multiple of 4 bytes."""
     # Copied on write, so that torch may believe it can write.
     mapped = mmap.mmap(source.descriptor, source.size, access=mmap.ACCESS_COPY)
     return {
         name: torch.frombuffer(
-            mapped, dtype=torch.float32, count=(place.end - place.begin) // 4, offset=place.begin
-        ).view(place.shape)
-        for name, place in places.items()
-        if place.dtype == "F32" and place.begin % 4 == 0
+            mapped, dtype=torch.float32, count=(info.end - info.begin) // 4, offset=info.begin
+        ).view(info.shape)
+        for name, info in infos.items()
+        if info.dtype == "F32" and info.begin % 4 == 0
     }
 
 
-def _read_ahead(source: FileSource, places: Sequence[TensorInfo]) -> None:
+def _read_ahead(source: FileSource, infos: Sequence[TensorInfo]) -> None:
     """Have the system read a mapped file in the order of its use, beside the compute of the first layers."""
     if not hasattr(os, "posix_fadvise"):
         return
@@ -121,8 +122,8 @@ def _read_ahead(source: FileSource, places: Sequence[TensorInfo]) -> None:
 
     def ask() -> None:
         try:
-            for place in places:
-                os.posix_fadvise(descriptor, place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
+            for info in infos:
+                os.posix_fadvise(descriptor, info.begin, info.end - info.begin, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
 
@@ -131,34 +132,34 @@ def _read_ahead(source: FileSource, places: Sequence[TensorInfo]) -> None:
 
 def _read_tensors(
     source: Source,
-    places: Mapping[str, TensorInfo],
+    infos: Mapping[str, TensorInfo],
     key: bytes | None,
     device: torch.device,
-    check_cancelled: Callable[[], None],
+    check_cancelled: CancelCheck,
 ) -> dict[str, Tensor]:
     """Tensors read into memory of their own, decrypted if there is a key, as float32."""
-    ready = {name: place for name, place in places.items() if place.dtype == "F32"}
-    shapes = {name: place.shape for name, place in ready.items()}
+    ready = {name: info for name, info in infos.items() if info.dtype == "F32"}
+    shapes = {name: info.shape for name, info in ready.items()}
     memory = HostMemory(shapes) if device.type == "cpu" else DeviceMemory(shapes, device)
     pieces = [
-        Piece(name, start, min(start + PIECE_BYTES, place.end - place.begin))
-        for name, place in ready.items()
-        for start in range(0, place.end - place.begin, PIECE_BYTES)
+        Piece(name, start, min(start + PIECE_BYTES, info.end - info.begin))
+        for name, info in ready.items()
+        for start in range(0, info.end - info.begin, PIECE_BYTES)
     ]
 
     def bring(piece: Piece) -> None:
-        offset = places[piece.name].begin + piece.start
-        with memory.room(piece.name, piece.start, piece.end) as room:
-            read_clear_into(source, offset, piece.end - piece.start, key, room)
+        offset = infos[piece.name].begin + piece.start
+        with memory.buffer(piece.name, piece.start, piece.end) as buffer:
+            read_clear_into(source, offset, piece.end - piece.start, key, buffer)
 
     def convert(name: str) -> tuple[str, Tensor]:
-        return name, _converted_tensor(source, places[name], key).to(device)
+        return name, _converted_tensor(source, infos[name], key).to(device)
 
     converted = {}
     with _threads() as threads:
         for _ in threads.map(bring, pieces):
             check_cancelled()
-        for name, tensor in threads.map(convert, [name for name in places if name not in ready]):
+        for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
             converted[name] = tensor
             check_cancelled()
     return memory.finished() | converted
@@ -174,12 +175,12 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         threads.shutdown(cancel_futures=True)
 
 
-def _converted_tensor(source: Source, place: TensorInfo, key: bytes | None) -> Tensor:
+def _converted_tensor(source: Source, info: TensorInfo, key: bytes | None) -> Tensor:
     """A tensor of another dtype, as float32."""
-    size = place.end - place.begin
-    room = torch.empty(size + AES_BLOCK_BYTES, dtype=torch.uint8)
-    read_clear_into(source, place.begin, size, key, room.numpy().data)
-    raw = room[:size]
-    if place.dtype == "BOOL":
-        return raw.view(place.shape).ne(0).float()
-    return raw.view(_TORCH_DTYPES[place.dtype]).view(place.shape).float()
+    size = info.end - info.begin
+    buffer = torch.empty(size + AES_BLOCK_BYTES, dtype=torch.uint8)
+    read_clear_into(source, info.begin, size, key, buffer.numpy().data)
+    raw = buffer[:size]
+    if info.dtype == "BOOL":
+        return raw.view(info.shape).ne(0).float()
+    return raw.view(_TORCH_DTYPES[info.dtype]).view(info.shape).float()

@@ -1,4 +1,4 @@
-"""Where tensors come to lie, filled a piece at a time by several threads."""
+"""The memory of tensors, filled a piece at a time by several threads."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ from torch import Tensor
 from .weights_source import PIECE_BYTES
 
 SPARE_BYTES = 16
-"""Behind every room: a block of the cipher, which asks for the space and leaves it as it is."""
+"""Behind every buffer: a block of the cipher, which asks for the space and leaves it as it is."""
 
 ALIGNMENT = 64
 """Of a tensor on a CPU: a line of its cache."""
@@ -32,8 +32,8 @@ class HostMemory:
         self._block = block[-block.ctypes.data % ALIGNMENT :]
 
     @contextmanager
-    def room(self, name: str, start: int, end: int) -> Iterator[memoryview]:
-        """Room for these bytes of the tensor, and SPARE_BYTES that must stay as they are."""
+    def buffer(self, name: str, start: int, end: int) -> Iterator[memoryview]:
+        """A buffer for these bytes of the tensor, and for SPARE_BYTES that must stay as they are."""
         begin = self._begins[name]
         yield self._block.data[begin + start : begin + end + SPARE_BYTES]
 
@@ -56,8 +56,8 @@ class DeviceMemory:
         self._stages: list[_Stage] = []
 
     @contextmanager
-    def room(self, name: str, start: int, end: int) -> Iterator[memoryview]:
-        """Room for these bytes of the tensor, and SPARE_BYTES more; they are on their way when it is left."""
+    def buffer(self, name: str, start: int, end: int) -> Iterator[memoryview]:
+        """A buffer for these bytes of the tensor, and SPARE_BYTES more; after the block they are copied over."""
         stage = self._stage()
         buffer = stage.free_buffer()
         yield buffer.numpy().data
@@ -78,32 +78,32 @@ class DeviceMemory:
 
 
 class _Stage:
-    """Two pinned buffers, used in turn, and a stream of copies. Off a GPU the copies are plain ones."""
+    """Two pinned buffers, used alternately, and a stream of copies. Off a GPU the copies are plain ones."""
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
         self._buffers = [
             torch.empty(PIECE_BYTES + SPARE_BYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
         ]
-        self._turn = 0
+        self._next = 0
         self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         if self._stream is not None:  # what the memory was used for before comes first
             self._stream.wait_stream(torch.cuda.default_stream(device))
         self._copied: list[torch.cuda.Event | None] = [None, None]
 
     def free_buffer(self) -> Tensor:
-        """The buffer whose turn it is, once its last copy is done."""
-        self._turn = 1 - self._turn
-        copied = self._copied[self._turn]
+        """The buffer that is next, once its last copy is done."""
+        self._next = 1 - self._next
+        copied = self._copied[self._next]
         if copied is not None:
             copied.synchronize()
-        return self._buffers[self._turn]
+        return self._buffers[self._next]
 
     def send(self, filled: Tensor, target: Tensor) -> None:
         with torch.cuda.stream(self._stream):
             target.copy_(filled, non_blocking=True)
         if self._stream is not None:
-            self._copied[self._turn] = self._stream.record_event()
+            self._copied[self._next] = self._stream.record_event()
 
     def wait(self) -> None:
         if self._stream is not None:

@@ -91,23 +91,23 @@ def open_source(weights: Weights) -> Iterator[Source]:
 def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> bytearray:
     """That many bytes from this offset on, decrypted if there is a key."""
     clear = bytearray(size + AES_BLOCK_BYTES)
-    with memoryview(clear) as room:
-        read_clear_into(source, offset, size, key, room)
+    with memoryview(clear) as buffer:
+        read_clear_into(source, offset, size, key, buffer)
     del clear[size:]
     return clear
 
 
-def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, room: memoryview) -> None:
-    """Fill the first `size` bytes of `room`, which is one block larger: `update_into` asks for that much room,
+def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, buffer: memoryview) -> None:
+    """Fill the first `size` bytes of `buffer`, which is one block larger: `update_into` asks for that much space,
     though a stream cipher leaves it as it is."""
     decryptor = None if key is None else decryptor_at(key, offset)
     for start in range(0, size, PIECE_BYTES):
         end = min(start + PIECE_BYTES, size)
         piece = source.read(offset + start, end - start)
         if decryptor is None:
-            room[start:end] = piece
+            buffer[start:end] = piece
         else:
-            decryptor.update_into(piece, room[start : end + AES_BLOCK_BYTES])
+            decryptor.update_into(piece, buffer[start : end + AES_BLOCK_BYTES])
 
 
 def decryptor_at(key: bytes, offset: int) -> CipherContext:

@@ -3,7 +3,7 @@
 Three threads. The main one evaluates. One listens to the parent, so that a stop reaches a task that runs,
 and ends the process when the parent is gone. One sends heartbeats, which say whether the main one advances.
 An unexpected error in any of them ends the process: what is left of it could not be relied on.
-No secret is on the command line: a key comes through the pipe, and only to be used.
+No secret is on the command line: a key is sent through the pipe, and is used and not kept.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class JobRunner(Protocol):
         """The scores of those batches, in order; `check_cancelled` as for `load`."""
 
     def prefetch(self, job: EvalJob) -> None:
-        """Load the weights of the job that comes next, in the background, if there is room."""
+        """Load the weights of the job that is next, in the background, if there is memory for them."""
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""

@@ -68,7 +68,7 @@ class MisbehavingRunner:
     def evaluate(
         self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
     ) -> Iterator[BatchScore]:
-        """One score per batch, after a moment; the misbehaviour comes before the third."""
+        """One score per batch, after a moment; the misbehaviour happens before the third."""
         for index in batches:
             check_cancelled()
             if index >= 2:
@@ -174,8 +174,8 @@ def _freeze_once(job: EvalJob) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _raise_unforeseen(job: EvalJob) -> None:
-    raise ZeroDivisionError("nobody foresaw this")
+def _raise_unexpected(job: EvalJob) -> None:
+    raise ZeroDivisionError("the text of an unexpected error")
 
 
 def _hang_ignoring_sigterm(job: EvalJob) -> None:
@@ -225,7 +225,7 @@ _BEFORE_THIRD_BATCH = {
     "dies-once": _kill_itself_once,
     "dies-replying-once": _die_replying_once,
     "freezes-once": _freeze_once,
-    "raises-unforeseen": _raise_unforeseen,
+    "raises-unexpected": _raise_unexpected,
     "hangs-ignoring-sigterm": _hang_ignoring_sigterm,
     "out-of-memory": _run_out_of_memory,
 }

@@ -45,9 +45,9 @@ def restarts(pool: ProcessPool) -> int:
 # -- this machine's trouble
 
 
-@pytest.mark.parametrize("kind", ["exits", "raises-unforeseen", "aborts", "reads-beyond-a-file", "dies"])
+@pytest.mark.parametrize("kind", ["exits", "raises-unexpected", "aborts", "reads-beyond-a-file", "dies"])
 @pytest.mark.parametrize("num_workers", [1, 2])
-async def test_an_end_that_is_no_fault_is_never_a_verdict(
+async def test_an_end_that_is_no_fault_is_never_held_against_the_evaluation(
     kind: str, num_workers: int, tmp_path: Path
 ) -> None:
     async with misbehaving_pool(cpus(num_workers)) as pool:
@@ -154,7 +154,7 @@ async def test_weights_that_give_no_finite_result_are_refused(tmp_path: Path) ->
         assert restarts(pool) == 0
 
 
-async def test_nan_of_a_device_that_computes_wrongly_is_no_verdict(tmp_path: Path) -> None:
+async def test_nan_of_a_device_that_computes_wrongly_is_the_machines_trouble(tmp_path: Path) -> None:
     async with misbehaving_pool([WorkerConfig(f"wrong:{tmp_path / 'spoiled'}")]) as pool:
         with pytest.raises(WorkerTrouble):
             await pool.evaluate(job("nan-of-a-spoiled-device", tmp_path))
@@ -164,7 +164,9 @@ async def test_nan_of_a_device_that_computes_wrongly_is_no_verdict(tmp_path: Pat
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-async def test_faults_of_two_workers_that_prove_sound_are_a_verdict(num_workers: int, tmp_path: Path) -> None:
+async def test_faults_of_two_sound_workers_are_held_against_the_evaluation(
+    num_workers: int, tmp_path: Path
+) -> None:
     async with misbehaving_pool(cpus(num_workers)) as pool:
         for _ in range(2):
             with pytest.raises(EvaluationCrashesWorker):
@@ -175,7 +177,7 @@ async def test_faults_of_two_workers_that_prove_sound_are_a_verdict(num_workers:
 
 
 @pytest.mark.parametrize("test", ["wrong", "wrong-large"])
-async def test_a_fault_of_a_device_that_then_fails_its_self_test_is_no_verdict(
+async def test_a_fault_of_a_device_that_then_fails_its_self_test_does_not_count(
     test: str, tmp_path: Path
 ) -> None:
     async with misbehaving_pool([WorkerConfig(f"{test}:{tmp_path / 'spoiled'}")]) as pool:
@@ -183,7 +185,7 @@ async def test_a_fault_of_a_device_that_then_fails_its_self_test_is_no_verdict(
             await pool.evaluate(job("segfaults-and-spoils-the-device", tmp_path))
 
 
-async def test_two_faults_of_one_device_are_no_verdict_where_there_are_two(tmp_path: Path) -> None:
+async def test_two_faults_of_one_device_do_not_count_where_there_are_two(tmp_path: Path) -> None:
     spoiled = WorkerConfig(f"wrong:{tmp_path / 'spoiled'}")
     async with misbehaving_pool([spoiled, replace(spoiled, num_threads=2)]) as pool:
         with pytest.raises(WorkerTrouble):  # whichever device has the second, neither passes a test after it

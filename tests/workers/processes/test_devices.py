@@ -35,8 +35,12 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_has_gpu_driver", lambda: True)
+def driver(tmp_path: Path) -> Path:
+    """A folder of device files with one of a GPU's driver."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    (folder / "nvidia0").touch()
+    return folder
 
 
 @pytest.fixture
@@ -46,33 +50,36 @@ def another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch.py"
 
 
-@pytest.mark.usefixtures("a_driver")
-def test_torch_of_the_current_folder_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_of_the_current_folder_is_not_asked(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torch.py").write_text("open('was-imported', 'w')")
-    assert devices.count_gpus() == torch.cuda.device_count()
+    assert devices.count_gpus(device_files=driver) == torch.cuda.device_count()
     assert not (tmp_path / "was-imported").exists()
 
 
-@pytest.mark.usefixtures("a_driver")
-def test_a_driver_that_hangs(another_torch: Path) -> None:
+def test_a_driver_that_hangs(driver: Path, another_torch: Path) -> None:
     another_torch.write_text("import time; time.sleep(3600)")
     with pytest.raises(NoWorker, match=r"within 0\.5 s"):
-        devices.count_gpus(timeout_seconds=0.5)
+        devices.count_gpus(timeout_seconds=0.5, device_files=driver)
 
 
-@pytest.mark.usefixtures("a_driver")
 @pytest.mark.parametrize("torch_does", ["raise ImportError", "print('hello')", "import os; os.abort()"])
-def test_a_torch_that_cannot_say(torch_does: str, another_torch: Path) -> None:
+def test_a_torch_that_cannot_say(torch_does: str, driver: Path, another_torch: Path) -> None:
     another_torch.write_text(torch_does)
-    assert devices.count_gpus() == 0
+    assert devices.count_gpus(device_files=driver) == 0
 
 
-@pytest.mark.usefixtures("a_driver")
-def test_no_process_to_ask_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_to_ask_in(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/not/there")
     with pytest.raises(NoWorker, match="could not be asked"):
-        devices.count_gpus()
+        devices.count_gpus(device_files=driver)
+
+
+def test_without_a_driver_torch_is_not_asked(tmp_path: Path, another_torch: Path) -> None:
+    another_torch.write_text("print(7)")
+    assert devices.count_gpus(device_files=tmp_path / "dev") == 0
 
 
 def test_the_machine_is_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPoo
     assert same_bits(one, three)
 
 
-async def test_a_wrong_key_is_told_though_the_weights_are_resident(
+async def test_a_wrong_key_is_refused_though_the_weights_are_resident(
     pools: dict[int, WorkerPool], tmp_path: Path
 ) -> None:
     job = write_job(CASES["small-short"], tmp_path, TEST_KEY)
@@ -92,7 +92,7 @@ async def test_a_wrong_key_is_told_though_the_weights_are_resident(
         await pools[1].evaluate(replace(job, decryption_key=None))
 
 
-async def test_nan_in_the_weights_is_a_verdict(pools: dict[int, WorkerPool], tmp_path: Path) -> None:
+async def test_nan_in_the_weights_is_refused(pools: dict[int, WorkerPool], tmp_path: Path) -> None:
     recipe = {"scheme": "shift", "seed": 7, "offset": float("nan")}
     with pytest.raises(NonFiniteResult):
         await pools[1].evaluate(write_job(replace(CASES["small-short"], weights=recipe), tmp_path))

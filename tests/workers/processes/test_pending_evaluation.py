@@ -41,7 +41,7 @@ async def test_one_worker_gets_all_at_once() -> None:
     assert evaluation(40).take(1, CPU, num_workers=1) == range(40)
 
 
-async def test_what_a_dead_worker_left_is_anybodys() -> None:
+async def test_what_a_dead_worker_left_is_free_again() -> None:
     one = evaluation(10)
     assert one.take(1, CPU, num_workers=1) == range(10)
     for index in range(4):
@@ -119,7 +119,7 @@ async def test_a_further_worker_that_would_load_longer_than_the_rest_takes_is_no
     one = evaluation(10)
     one.take(1, CPU, num_workers=2)
     one.loaded("cuda:0", 1000.0, {})
-    assert one.gains_by(holds_weights=False)  # nobody knows yet how long a batch takes
+    assert one.gains_by(holds_weights=False)  # how long a batch takes is not known yet
     one.batch_done(score(0))
     assert not one.gains_by(holds_weights=False)
     assert one.gains_by(holds_weights=True)

@@ -6,12 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.workers.processes.misbehaving import BATCH_SECONDS
 from tests.workers.processes.pools import (
@@ -37,18 +35,6 @@ from workers.errors import (
 from workers.processes.process_pool import ProcessPool
 from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, EvalProgress, EvalResult, WorkerConfig
-
-
-@pytest_asyncio.fixture
-async def pool() -> AsyncIterator[ProcessPool]:
-    async with misbehaving_pool() as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def pair() -> AsyncIterator[ProcessPool]:
-    async with misbehaving_pool(cpus(2)) as started:
-        yield started
 
 
 async def busy(pool: ProcessPool, job: EvalJob) -> asyncio.Task[EvalResult]:
@@ -138,10 +124,10 @@ async def test_an_evaluation_stays_on_devices_of_one_kind(tmp_path: Path) -> Non
     assert {result.device for result in two} == {"cpu", "cuda:0,cuda:1"}
 
 
-# -- verdicts and trouble
+# -- errors of the evaluation and of the machine
 
 
-async def test_a_verdict_comes_through(pool: ProcessPool, tmp_path: Path) -> None:
+async def test_weights_that_are_refused(pool: ProcessPool, tmp_path: Path) -> None:
     known = pids(pool)
     with pytest.raises(WeightsInvalid, match=r"embedding\.weight"):
         await pool.evaluate(job("refused", tmp_path))
@@ -153,7 +139,7 @@ async def test_empty_data_needs_no_worker(tmp_path: Path) -> None:
         await ProcessPool([WorkerConfig("cpu")]).evaluate(job("good", tmp_path, num_batches=0))
 
 
-async def test_out_of_memory_comes_through(pool: ProcessPool, tmp_path: Path) -> None:
+async def test_out_of_memory_costs_no_worker(pool: ProcessPool, tmp_path: Path) -> None:
     known = pids(pool)
     with pytest.raises(OutOfMemory):
         await pool.evaluate(job("out-of-memory", tmp_path))
@@ -200,7 +186,9 @@ async def test_killed_starting(pool: ProcessPool, tmp_path: Path) -> None:
     assert (await pool.evaluate(job("good", tmp_path))).cross_entropy == right_cross_entropy()
 
 
-async def test_killed_from_outside_twice_is_no_verdict(pool: ProcessPool, tmp_path: Path) -> None:
+async def test_killed_from_outside_twice_is_not_held_against_the_evaluation(
+    pool: ProcessPool, tmp_path: Path
+) -> None:
     task = await busy(pool, job("good", tmp_path, 100))
     first = send_signal(pool, signal.SIGKILL)
     await until(lambda: pool.status()[0].busy and pool.status()[0].pid != first)
@@ -306,7 +294,7 @@ async def test_frozen_and_thawed_in_time_is_no_death(pool: ProcessPool, tmp_path
     assert pids(pool) == [pid]
 
 
-# -- the caller leaves
+# -- the caller cancels
 
 
 async def test_cancelling_frees_the_worker_within_a_batch(pool: ProcessPool, tmp_path: Path) -> None:
@@ -392,7 +380,7 @@ async def test_workers_die_with_their_parent(kind: str, number: int, tmp_path: P
         await until(lambda: parent.poll() is not None and not any(is_alive(pid) for pid in workers))
 
 
-async def test_ctrl_c_is_the_parents_to_hear(pool: ProcessPool, tmp_path: Path) -> None:
+async def test_ctrl_c_reaches_the_parent_alone(pool: ProcessPool, tmp_path: Path) -> None:
     task = await busy(pool, job("good", tmp_path))
     pid = send_signal(pool, signal.SIGINT)
     assert os.getpgid(pid) != os.getpgid(0)  # a terminal would not even send it
@@ -426,10 +414,10 @@ async def test_no_secret_is_to_be_seen(
     seen = b"".join(of_process(pids(pool)[0], name) for name in ("cmdline", "comm"))
     await task
     with pytest.raises(WorkerCrashed) as raised:
-        await pool.evaluate(job("raises-unforeseen", tmp_path, key=key))
+        await pool.evaluate(job("raises-unexpected", tmp_path, key=key))
     out, err = capfd.readouterr()
     assert "unexpected ZeroDivisionError at" in caplog.text  # where it arose, and not what it says
-    assert "nobody foresaw this" not in caplog.text + out + err
+    assert "the text of an unexpected error" not in caplog.text + out + err
     everything = seen + (out + err + caplog.text + repr(raised.value)).encode()
     assert b"canary" not in everything
     assert key.hex().encode() not in everything

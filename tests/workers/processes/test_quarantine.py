@@ -39,7 +39,7 @@ def blame(quarantine: Quarantine, of: EvalJob | None = None) -> None:
         quarantine.device_passed(worker)
 
 
-def test_faults_of_two_sound_devices_are_a_verdict(quarantine: Quarantine) -> None:
+def test_faults_of_two_sound_devices_count(quarantine: Quarantine) -> None:
     fault(quarantine, 0)
     quarantine.device_passed(0)
     assert quarantine.refusal(job()) is None
@@ -58,7 +58,7 @@ def test_data_is_known_again_at_another_path(quarantine: Quarantine) -> None:
     assert quarantine.refusal(EvalJob("path", "weights", "second path", 1, 0, data_checksum="other")) is None
 
 
-def test_two_faults_of_one_device_are_a_verdict_only_where_there_is_one(quarantine: Quarantine) -> None:
+def test_two_faults_of_one_device_count_only_where_there_is_one(quarantine: Quarantine) -> None:
     for _ in range(2):
         fault(quarantine, 0, job("a"), num_alike=2)
         fault(quarantine, 0, job("b"), num_alike=1)
@@ -78,7 +78,7 @@ def test_a_fault_of_a_device_that_fails_its_test_does_not_count(quarantine: Quar
 
 
 @pytest.mark.parametrize("cause", set(Cause) - {Cause.FAULT})
-def test_no_other_end_is_a_verdict_however_often(cause: Cause, quarantine: Quarantine) -> None:
+def test_no_other_end_counts_however_often(cause: Cause, quarantine: Quarantine) -> None:
     for worker in range(100):
         quarantine.record_death(job(), worker, 100, cause)
         quarantine.device_passed(worker)

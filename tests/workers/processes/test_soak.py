@@ -1,6 +1,6 @@
 """Random kills and freezes under steady load: every caller gets the one right loss or a typed error.
 
-A few faults in the suite; `SOAK_FAULTS=50 python -m pytest tests/workers/test_soak.py` for as many as you like.
+A few faults by default; `SOAK_FAULTS=50 python -m pytest tests/workers/processes/test_soak.py` for more.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ NUM_CLIENTS = 4
 NUM_WORKERS = 2
 DATA_BYTES = 40_000
 """Three batches."""
-PATIENCE = Timeouts(
+TIMEOUTS = Timeouts(
     frozen_seconds=3.0,
     stop_seconds=3.0,
     terminate_seconds=0.5,
@@ -52,7 +52,7 @@ def jobs(folder: Path) -> list[EvalJob]:
 async def test_random_kills_and_freezes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chance, counts = random.Random(20), Counter[str]()
     everyone: set[int] = set()
-    pool = ProcessPool([WorkerConfig("cpu", small_model=True, num_threads=1)] * NUM_WORKERS, PATIENCE)
+    pool = ProcessPool([WorkerConfig("cpu", small_model=True, num_threads=1)] * NUM_WORKERS, TIMEOUTS)
     await pool.start()
     todo = jobs(tmp_path)
     right = {job: (await pool.evaluate(job)).loss for job in todo}

@@ -27,16 +27,13 @@ asyncio.run(main())
 WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource, signal, sys
 sys.path.append(sys.argv[1])
-from dataclasses import replace
 from pathlib import Path
-from tests.workers.processes.pools import IMPATIENT, job, misbehaving_pool
-from tests.workers.processes.pools import right_cross_entropy, send_signal, until_whole
+from tests.workers.processes.pools import job, misbehaving_pool
+from tests.workers.processes.pools import right_cross_entropy, send_signal, until, until_whole
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    timeouts = replace(IMPATIENT, restart_seconds=0.1, max_restart_seconds=1.0)
-    async with misbehaving_pool(timeouts=timeouts) as pool:
-        await asyncio.sleep(1.1)  # the worker has lived long
+    async with misbehaving_pool() as pool:
         held = []
         try:
             while True:
@@ -44,8 +41,8 @@ async def main():
         except OSError:
             pass
         send_signal(pool, signal.SIGKILL)
-        await asyncio.sleep(6.0)
-        print(pool.status()[0].restarts, pool.status()[0].trouble)
+        await until(lambda: pool.status()[0].restarts >= 2)
+        print(pool.status()[0].trouble)
         for descriptor in held:
             os.close(descriptor)
         await until_whole(pool)
@@ -70,7 +67,5 @@ def test_workers_are_started_again_when_the_current_folder_is_gone(tmp_path: Pat
     run(WITHOUT_ITS_FOLDER, tmp_path)
 
 
-def test_a_start_that_fails_is_backed_off_from(tmp_path: Path) -> None:
-    restarts, _, trouble = run(WITHOUT_DESCRIPTORS, tmp_path).partition(" ")
-    assert 2 <= int(restarts) <= 20  # every 0.1 s it would be 60
-    assert "could not be started: Too many open files" in trouble
+def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
+    assert "could not be started: Too many open files" in run(WITHOUT_DESCRIPTORS, tmp_path)

@@ -157,7 +157,7 @@ def test_a_loaded_file_may_be_deleted(runner: ModelRunner, tmp_path: Path) -> No
     assert list(runner.eval_batches(model, SHORT, 0, range(1)))
 
 
-def test_a_missing_file_is_no_verdict(runner: ModelRunner, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_the_system(runner: ModelRunner, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         runner.eval(SHORT, tmp_path / "nothing", 0)
 
@@ -166,7 +166,7 @@ class Stop(Exception):
     """What a caller raises to end the work."""
 
 
-def test_a_checkpoint_ends_the_work_where_it_raises(runner: ModelRunner) -> None:
+def test_a_cancel_check_ends_the_work_where_it_raises(runner: ModelRunner) -> None:
     calls = 0
 
     def stop_at_third() -> None:
@@ -181,7 +181,7 @@ def test_a_checkpoint_ends_the_work_where_it_raises(runner: ModelRunner) -> None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_checkpoint_ends_the_loading_where_it_raises(
+def test_a_cancel_check_ends_the_loading_where_it_raises(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, dtype: type[np.floating[Any]]
 ) -> None:
     """It is called for the header and for each tensor, all of which are small."""
@@ -206,7 +206,7 @@ def test_a_checkpoint_ends_the_loading_where_it_raises(
     assert calls == 10
 
 
-def test_a_checkpoint_may_fail_now_and_the_work_be_done_later(runner: ModelRunner) -> None:
+def test_work_that_was_stopped_may_be_done_later(runner: ModelRunner) -> None:
     model = runner.load(WEIGHTS)
     whole = [bits(score) for score in runner.eval_batches(model, DATA, 0, range(3))]
     iterator = runner.eval_batches(model, DATA, 0, range(3))
@@ -270,7 +270,7 @@ def test_the_bound_holds_for_every_score() -> None:
     assert v1_forward.largest_score(q, k).isnan()
 
 
-def test_nan_weights_give_a_verdict(runner: ModelRunner) -> None:
+def test_nan_weights_have_no_result(runner: ModelRunner) -> None:
     tensors = make_weights(SMALL_CONFIG, {"scheme": "scaled", "seed": 7})
     tensors["encoder.layers.0.attention.query.weight"][0, 0] = np.nan
     with pytest.raises(NonFiniteResult):

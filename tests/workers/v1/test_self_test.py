@@ -46,9 +46,9 @@ def test_it_has_the_layers_of_the_network() -> None:
 @pytest.mark.parametrize("wrong", [CASE.loss * 1.001, float("nan")])
 def test_tells_a_wrong_number(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "SMALL", self_test.SMALL._replace(loss=wrong))
-    verdict = SelfTest("cpu", "float32").run(with_large=False)
-    assert verdict is not None
-    assert "loss 0.60118" in verdict
+    wrong_numbers = SelfTest("cpu", "float32").run(with_large=False)
+    assert wrong_numbers is not None
+    assert "loss 0.60118" in wrong_numbers
 
 
 def test_tells_a_device_that_fails_in_large_products_alone(monkeypatch: pytest.MonkeyPatch) -> None:

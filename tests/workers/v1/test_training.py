@@ -76,7 +76,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         assert all(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_loading_another_shape_is_a_verdict() -> None:
+def test_loading_another_shape_is_refused() -> None:
     with pytest.raises(WeightsInvalid, match="is missing"):
         Model.load_bytes(small_weights_bytes(), ModelConfig(16, 32, 3, 4))
 

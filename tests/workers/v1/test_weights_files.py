@@ -58,8 +58,8 @@ def test_refused(runner: ModelRunner, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_when_encrypted(runner: ModelRunner, name: str) -> None:
-    verdict: type[EvaluationRefused] = DecryptionFailed if name in UNREADABLE else WeightsInvalid
-    with pytest.raises(verdict):
+    error: type[EvaluationRefused] = DecryptionFailed if name in UNREADABLE else WeightsInvalid
+    with pytest.raises(error):
         runner.eval(DATA, encrypt(FILES[name]()), SEED, decryption_key=TEST_KEY)
 
 

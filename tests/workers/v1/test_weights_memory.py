@@ -38,7 +38,7 @@ def test_pieces_of_many_threads_end_up_in_their_tensors(
 
     def fill(piece: tuple[str, int, int]) -> None:
         name, start, end = piece
-        with memory.room(name, start, end) as room:
+        with memory.buffer(name, start, end) as room:
             assert len(room) >= end - start + SPARE_BYTES
             room[: end - start] = EXPECTED[name].numpy().tobytes()[start:end]
 

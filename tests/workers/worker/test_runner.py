@@ -1,4 +1,4 @@
-"""What happens inside a worker, with an architecture whose memory runs out when it is told to."""
+"""What happens inside a worker, with an architecture whose memory runs out on demand."""
 
 import errno
 import os
@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from tests.workers.processes.pools import until
-from workers.errors import FileUnreadable, NonFiniteResult, OutOfMemory
+from workers.architectures import Architecture
+from workers.errors import FileUnreadable, OutOfMemory
 from workers.types import BatchScore, EvalJob, WorkerConfig
-from workers.worker import runner as runner_module
+from workers.v1 import errors as v1_errors
 from workers.worker.runner import Runner
 
 
@@ -47,11 +48,7 @@ class Model:
         self.device.num_models -= 1
 
 
-class Refused(Exception):
-    pass
-
-
-def fake_architecture(device: Device) -> SimpleNamespace:
+def fake_architecture(device: Device) -> Architecture:
     class ModelRunner:
         def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
             self.micro_batch_size = micro_batch_size or 16
@@ -85,27 +82,42 @@ def fake_architecture(device: Device) -> SimpleNamespace:
                     raise torch.OutOfMemoryError("CUDA out of memory")
                 yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
 
-    return SimpleNamespace(
+    fake = SimpleNamespace(
         ModelRunner=ModelRunner,
         ModelConfig=SimpleNamespace,
         SelfTest=lambda device, precision, small_model: None,
-        EvaluationRefused=NonFiniteResult,
+        EvaluationRefused=v1_errors.EvaluationRefused,
+        DecryptionFailed=v1_errors.DecryptionFailed,
+        WeightsInvalid=v1_errors.WeightsInvalid,
+        EmptyData=v1_errors.EmptyData,
+        NonFiniteResult=v1_errors.NonFiniteResult,
     )
+    return cast(Architecture, fake)
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """The device behind a fake architecture that every job of the test is evaluated with."""
-    device = Device()
-    architecture = fake_architecture(device)
-    monkeypatch.setattr(runner_module, "load_architecture", lambda version: architecture)
-    return device
+def device() -> Device:
+    """What the runner computes on."""
+    return Device()
+
+
+def runner_on(device: Device, memory_budget_bytes: int) -> Runner:
+    """A runner that evaluates every job with a fake architecture; a model takes 100 bytes."""
+    config = WorkerConfig("cpu", memory_budget_bytes=memory_budget_bytes)
+    return Runner(config, lambda version: fake_architecture(device))
 
 
 @pytest.fixture
 def runner(device: Device) -> Runner:
-    """Has a budget for two models of 100 bytes beside each other."""
-    return Runner(WorkerConfig("cpu", memory_budget_bytes=200))
+    """Has a budget for two models beside each other."""
+    return runner_on(device, memory_budget_bytes=200)
+
+
+def wait_for_prefetch() -> None:
+    """Wait until no thread loads ahead any more."""
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join()
 
 
 def job(folder: Path, name: str) -> EvalJob:
@@ -113,8 +125,8 @@ def job(folder: Path, name: str) -> EvalJob:
     return EvalJob(str(folder / name), name, str(folder / name), 100, seed=0)
 
 
-def no_checkpoint() -> None:
-    pass
+def never_cancelled() -> None:
+    """The cancel check of work that nobody stops."""
 
 
 def names(runner: Runner) -> set[str]:
@@ -123,23 +135,23 @@ def names(runner: Runner) -> set[str]:
 
 def evaluate(runner: Runner, job: EvalJob, num_batches: int = 3) -> list[int]:
     """The micro-batch size each batch was evaluated with, which the fake reports as its cross-entropy."""
-    return [int(score.cross_entropy) for score in runner.evaluate(job, range(num_batches), no_checkpoint)]
+    return [int(score.cross_entropy) for score in runner.evaluate(job, range(num_batches), never_cancelled)]
 
 
 def test_weights_stay_within_the_budget(runner: Runner, tmp_path: Path) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
-    assert runner.load(a, no_checkpoint) > 0
-    assert runner.load(a, no_checkpoint) == 0.0
-    runner.load(b, no_checkpoint)
-    runner.load(a, no_checkpoint)
-    runner.load(c, no_checkpoint)
+    assert runner.load(a, never_cancelled) > 0
+    assert runner.load(a, never_cancelled) == 0.0
+    runner.load(b, never_cancelled)
+    runner.load(a, never_cancelled)
+    runner.load(c, never_cancelled)
     assert names(runner) == {"a", "c"}  # b was not used for longest
 
 
 def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
-    runner = Runner(WorkerConfig("cpu", memory_budget_bytes=1))
+    runner = runner_on(device, memory_budget_bytes=1)
     for name in "ab":
-        runner.load(job(tmp_path, name), no_checkpoint)
+        runner.load(job(tmp_path, name), never_cancelled)
         assert names(runner) == {name}
     assert device.num_models == 1
 
@@ -148,8 +160,8 @@ def test_no_memory_to_load_drops_the_others_and_tries_once_more(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     device.max_models = 1
-    runner.load(job(tmp_path, "a"), no_checkpoint)
-    runner.load(job(tmp_path, "b"), no_checkpoint)
+    runner.load(job(tmp_path, "a"), never_cancelled)
+    runner.load(job(tmp_path, "b"), never_cancelled)
     assert names(runner) == {"b"}
 
 
@@ -158,17 +170,17 @@ def test_no_memory_to_load_even_with_nothing_else_there(
 ) -> None:
     device.max_models = 0
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"), no_checkpoint)
+        runner.load(job(tmp_path, "a"), never_cancelled)
     device.max_models = 1
-    runner.load(job(tmp_path, "a"), no_checkpoint)
+    runner.load(job(tmp_path, "a"), never_cancelled)
 
 
 def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     a, b = job(tmp_path, "a"), job(tmp_path, "b")
-    runner.load(a, no_checkpoint)
-    runner.load(b, no_checkpoint)
+    runner.load(a, never_cancelled)
+    runner.load(b, never_cancelled)
     device.max_micro_batch = 4
     assert evaluate(runner, b) == [16, 4, 4]
     assert names(runner) == {"b"}
@@ -176,7 +188,7 @@ def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
 
 def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, no_checkpoint)
+    runner.load(a, never_cancelled)
     device.max_micro_batch = 1
     with pytest.raises(OutOfMemory):
         evaluate(runner, a)
@@ -188,7 +200,7 @@ def test_any_other_error_of_the_device_is_not_swallowed(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, no_checkpoint)
+    runner.load(a, never_cancelled)
 
     def faults() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -197,9 +209,9 @@ def test_any_other_error_of_the_device_is_not_swallowed(
         list(runner.evaluate(a, range(1), faults))
 
 
-def test_a_checkpoint_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
+def test_a_cancel_check_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, no_checkpoint)
+    runner.load(a, never_cancelled)
     calls: list[int] = []
 
     def stop_at_second() -> None:
@@ -213,44 +225,46 @@ def test_a_checkpoint_that_raises_ends_the_work(runner: Runner, tmp_path: Path) 
     assert len(calls) == 2
 
 
-async def test_prefetch_loads_in_the_background(runner: Runner, device: Device, tmp_path: Path) -> None:
-    runner.load(job(tmp_path, "a"), no_checkpoint)
+def test_prefetch_loads_in_the_background(runner: Runner, device: Device, tmp_path: Path) -> None:
+    runner.load(job(tmp_path, "a"), never_cancelled)
     runner.prefetch(job(tmp_path, "b"))
-    await until(lambda: names(runner) == {"a", "b"})
-    assert runner.load(job(tmp_path, "b"), no_checkpoint) == 0.0
+    wait_for_prefetch()
+    assert names(runner) == {"a", "b"}
+    assert runner.load(job(tmp_path, "b"), never_cancelled) == 0.0
 
 
 def test_prefetch_waits_for_nobody_and_is_waited_for(runner: Runner, device: Device, tmp_path: Path) -> None:
     gated = job(tmp_path, "gated")
     runner.prefetch(gated)
     threading.Timer(0.1, device.gate.set).start()
-    assert runner.load(gated, no_checkpoint) > 0  # the rest of the time it takes, and not twice
+    assert runner.load(gated, never_cancelled) > 0  # the rest of the time it takes, and not twice
     assert device.loaded == ["gated"]
 
 
-async def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> None:
-    runner = Runner(WorkerConfig("cpu", memory_budget_bytes=150))
-    runner.load(job(tmp_path, "a"), no_checkpoint)
+def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> None:
+    runner = runner_on(device, memory_budget_bytes=150)
+    runner.load(job(tmp_path, "a"), never_cancelled)
     runner.prefetch(job(tmp_path, "b"))
-    await until(lambda: not runner._loading.locked())
+    wait_for_prefetch()
     assert names(runner) == {"a"}
     assert device.loaded == ["a"]
 
 
-async def test_prefetch_never_drops_what_a_load_chose_meanwhile(
+def test_prefetch_never_drops_what_a_load_chose_meanwhile(
     runner: Runner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
-    runner.load(a, no_checkpoint)
-    runner.load(b, no_checkpoint)
+    runner.load(a, never_cancelled)
+    runner.load(b, never_cancelled)
 
-    def size_while_a_is_chosen(job: EvalJob) -> int:
-        assert runner.load(a, no_checkpoint) == 0.0
+    def size_while_a_is_chosen(path: str) -> int:
+        assert runner.load(a, never_cancelled) == 0.0
         return 100
 
-    monkeypatch.setattr(runner_module, "_file_size", size_while_a_is_chosen)
+    monkeypatch.setattr("os.path.getsize", size_while_a_is_chosen)
     runner.prefetch(c)
-    await until(lambda: names(runner) == {"a", "c"})
+    wait_for_prefetch()
+    assert names(runner) == {"a", "c"}
     assert evaluate(runner, a) == [16, 16, 16]
 
 
@@ -265,7 +279,7 @@ async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
     runner.load(other, lambda: calls.append(1))
     assert device.loaded == ["other"]  # the prefetch gave up at its next check_cancelled
     assert names(runner) == {"other"}
-    await until(lambda: not runner._loading.locked())
+    wait_for_prefetch()
 
 
 async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
@@ -281,7 +295,8 @@ async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
     with pytest.raises(TimeoutError):
         runner.load(gated, cancel)
     device.gate.set()
-    await until(lambda: names(runner) == {"gated"})
+    wait_for_prefetch()
+    assert names(runner) == {"gated"}
 
 
 @pytest.mark.parametrize(
@@ -297,15 +312,15 @@ async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
         RuntimeError("can't start new thread"),
     ],
 )
-def test_what_the_machine_lacks_is_no_verdict(
+def test_what_the_machine_lacks_is_not_held_against_the_weights(
     runner: Runner, device: Device, tmp_path: Path, error: Exception
 ) -> None:
     a = job(tmp_path, "a")
     device.error = error
     with pytest.raises(OutOfMemory):
-        runner.load(a, no_checkpoint)
+        runner.load(a, never_cancelled)
     device.error = None
-    runner.load(a, no_checkpoint)
+    runner.load(a, never_cancelled)
 
     def lacks() -> None:
         raise error
@@ -315,29 +330,28 @@ def test_what_the_machine_lacks_is_no_verdict(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES])
-def test_a_file_that_cannot_be_read_is_no_verdict(
+def test_a_file_that_cannot_be_read_is_not_held_against_the_weights(
     runner: Runner, device: Device, tmp_path: Path, code: int
 ) -> None:
     device.error = OSError(code, os.strerror(code))
     with pytest.raises(FileUnreadable, match="the weights could not be read"):
-        runner.load(job(tmp_path, "a"), no_checkpoint)
+        runner.load(job(tmp_path, "a"), never_cancelled)
 
 
-def test_a_file_that_lost_bytes_is_no_verdict(runner: Runner, tmp_path: Path) -> None:
+def test_a_file_that_lost_bytes_is_not_held_against_the_weights(runner: Runner, tmp_path: Path) -> None:
     whole = job(tmp_path, "a")
-    runner.load(whole, no_checkpoint)
+    runner.load(whole, never_cancelled)
     with pytest.raises(FileUnreadable, match="the weights could not be read: 100 bytes in place of 104"):
-        runner.load(replace(whole, weights_checksum="b", weights_size=104), no_checkpoint)
-    runner.load(whole, no_checkpoint)
+        runner.load(replace(whole, weights_checksum="b", weights_size=104), never_cancelled)
+    runner.load(whole, never_cancelled)
     with pytest.raises(FileUnreadable, match="the data could not be read: 100 bytes in place of 101"):
-        list(runner.evaluate(replace(whole, data_size=101), range(1), no_checkpoint))
+        list(runner.evaluate(replace(whole, data_size=101), range(1), never_cancelled))
 
 
-async def test_prefetch_that_fails_is_told_by_the_load(
-    runner: Runner, device: Device, tmp_path: Path
-) -> None:
+def test_an_error_of_a_prefetch_is_raised_by_the_load(runner: Runner, device: Device, tmp_path: Path) -> None:
     device.max_models = 0
     runner.prefetch(job(tmp_path, "a"))
-    await until(lambda: device.loaded == ["a"] and not runner._loading.locked())
+    wait_for_prefetch()
+    assert device.loaded == ["a"]
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"), no_checkpoint)
+        runner.load(job(tmp_path, "a"), never_cancelled)
