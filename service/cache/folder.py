@@ -65,7 +65,7 @@ def _take_lock(directory: Path) -> int | None:
 
 
 def claim_folder(directory: Path) -> None:
-    """Make the folder and its tag. Raises ForeignFolder if it has files that may be somebody else's."""
+    """Make the folder and its tag. Raises ForeignFolder if it contains unknown files."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError:

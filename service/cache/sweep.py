@@ -13,7 +13,7 @@ _PARTIAL = re.compile(rf"[1-9A-HJ-NP-Za-km-z]{{32,44}}\{PARTIAL_SUFFIX}")
 
 
 def sweep(directory: Path) -> list[Entry]:
-    """Make the folders, and delete what nobody can use any more; the files that stay."""
+    """Make the folders, and delete what can no longer be used; the entries of the rest."""
     blobs, partials, urls = (directory / name for name in FILE_NAMES)
     for folder in (blobs, partials, urls):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,1 +1,1 @@
-"""What may be dialled, and the connections that hold to it."""
+"""Which addresses may be connected to, and the HTTP transport that connects to no others."""

@@ -1,8 +1,8 @@
-"""Dialling with judgement: resolve once, judge every answer, dial a judged address.
+"""The address guard: resolve a name once, check every address, connect to a checked address.
 
-This sits below HTTP, where a connection is made, so that nothing above can dial around it: not a redirect,
-not a second look-up that answers otherwise, not a URL that two parsers read differently. TLS is negotiated
-above with the name from the URL, so SNI, Host and the certificate check stay by name.
+It works below HTTP, where connections are made, so that nothing above can get around it: no redirect, no second
+look-up with another answer, no URL that two parsers read differently. TLS is negotiated above with the name from
+the URL, so SNI, the Host header and the certificate check use the name.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
@@ -25,10 +25,10 @@ _MAX_SECONDS_PER_ADDRESS = 4.0
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """An httpcore network that dials no address that the policy forbids.
+    """An httpcore network that connects to no address that the policy forbids.
 
-    One forbidden address among a name's answers forbids the name: who mixes them is up to no good.
-    `connect_tcp` raises ForbiddenTarget then, and no packet has been sent.
+    One forbidden address among a name's addresses forbids the name. `connect_tcp` then raises ForbiddenTarget
+    before a packet is sent.
     """
 
     def __init__(self, policy: UrlPolicy, resolver: Resolver, network: AsyncioNetwork | None = None) -> None:
@@ -44,11 +44,11 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Dial the first judged address that answers, within `timeout` seconds in all."""
+        """Connect to the first allowed address that accepts, within `timeout` seconds in all."""
         options = None if socket_options is None else list(socket_options)
         try:
             async with asyncio.timeout(timeout):
-                addresses = await self._judged_addresses(host, port)
+                addresses = await self._allowed_addresses(host, port)
                 return await self._dial(addresses, port, local_address, options)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("no connection in time") from error
@@ -60,10 +60,10 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         raise ForbiddenTarget("unix sockets are not dialled")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, as the network below does."""
+        """Wait."""
         await self._network.sleep(seconds)
 
-    async def _judged_addresses(self, host: str, port: int) -> Sequence[str]:
+    async def _allowed_addresses(self, host: str, port: int) -> Sequence[str]:
         try:
             addresses = await self._resolver(host, port)
         except (OSError, RuntimeError) as error:
@@ -99,9 +99,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's transport over connections that only lead to allowed addresses; no proxy, no environment.
+    """httpx's transport over connections to allowed addresses only; no proxy, nothing from the environment.
 
-    Raises ForbiddenTarget where the policy says no, httpx.TransportError for everything else.
+    Raises ForbiddenTarget for a forbidden address, httpx.TransportError for every other failure.
     """
 
     def __init__(
@@ -112,6 +112,9 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
         network: AsyncioNetwork | None = None,
     ) -> None:
         super().__init__(verify=ssl_context, trust_env=False)
+        # httpx has no public way to set the pool. In a version that keeps it elsewhere, nothing would be guarded.
+        if not isinstance(getattr(self, "_pool", None), httpcore.AsyncConnectionPool):
+            raise RuntimeError("this version of httpx keeps its connection pool elsewhere")
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context,
             max_connections=None,
@@ -121,7 +124,7 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The reply to one request, its body not yet read."""
+        """Send one request; the response, its body not yet read."""
         with transport_errors():
             response = await super().handle_async_request(request)
         return with_plain_body(response, request.extensions.get("timeout", {}).get("read"))

@@ -1,8 +1,7 @@
-"""httpcore's view of a network, over asyncio itself.
+"""A network backend for httpcore on asyncio itself: received bytes go straight into the caller's buffer.
 
-The one that comes with httpcore reads a TLS connection record by record through anyio, which takes more than
-twice the processor time for each byte. Here asyncio decrypts, and puts what there is straight into the buffer of
-whoever waits for it.
+httpcore's own backend reads a TLS connection record by record through anyio, for more than twice the processor time
+per byte: see docs/decisions/0010-http-client.md.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
@@ -16,20 +15,20 @@ import httpcore
 
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
-_SPILL_BYTES = 1 << 16
-_MAX_SPILLED_BYTES = 1 << 18
+_SCRATCH_BYTES = 1 << 16
+_MAX_BUFFERED_BYTES = 1 << 18
 
 
 class HandshakeFailed(httpcore.ConnectError):
-    """There was a connection, and it could not be encrypted."""
+    """The TCP connection was made, and the TLS handshake failed."""
 
 
 class HandshakeTimeout(httpcore.ConnectTimeout):
-    """There was a connection, and it was not encrypted in time."""
+    """The TCP connection was made, and the TLS handshake did not end in time."""
 
 
 class AsyncioNetwork(httpcore.AsyncNetworkBackend):
-    """Dials from the running event loop."""
+    """Connects from the running event loop."""
 
     async def connect_tcp(
         self,
@@ -48,7 +47,7 @@ class AsyncioNetwork(httpcore.AsyncNetworkBackend):
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("no connection in time") from error
         except PermissionError:
-            # A firewall of this machine's: who names the port or address it forbids must not make that our failure.
+            # This machine's firewall forbids the port or address, which the URL's owner chose: not our failure.
             raise httpcore.ConnectError("the connection is not permitted") from None
         except OSError as error:
             raise httpcore.ConnectError("no connection") from error
@@ -74,13 +73,13 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         self._receiver = receiver
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """At most `max_bytes` as they come; b"" at the end. Raises httpcore.ReadError, httpcore.ReadTimeout."""
-        buffer = bytearray(min(max_bytes, _SPILL_BYTES))
+        """At most `max_bytes` as they are received; b"" at the end. Raises httpcore.ReadError, httpcore.ReadTimeout."""
+        buffer = bytearray(min(max_bytes, _SCRATCH_BYTES))
         num_bytes = await self.read_into(memoryview(buffer), timeout)
         return bytes(buffer[:num_bytes])
 
     async def read_into(self, buffer: memoryview, timeout: float | None = None) -> int:
-        """The number of bytes that have come into the buffer, 0 at the end. Raises like `read`."""
+        """Receive into the buffer; the number of bytes, 0 at the end. Raises like `read`."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._receiver.receive_into(buffer)
@@ -95,12 +94,12 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
             async with asyncio.timeout(timeout):
                 await self._receiver.send(buffer)
         except TimeoutError as error:
-            raise httpcore.WriteTimeout("the connection takes nothing") from error
+            raise httpcore.WriteTimeout("the connection accepts no data") from error
         except OSError as error:
             raise httpcore.WriteError("the connection broke") from error
 
     async def aclose(self) -> None:
-        """Close at once, without a farewell that the other side may delay."""
+        """Close at once, without a TLS shutdown that the other side may delay."""
         self._receiver.transport.abort()
         await asyncio.sleep(0)
 
@@ -118,7 +117,7 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know: whether an idle connection is still good, and which protocol it speaks."""
+        """What httpcore asks for: whether an idle connection is still usable, and the TLS object."""
         if info == "is_readable":
             return self._receiver.has_buffered_data
         names = {"client_addr": "sockname", "server_addr": "peername"}
@@ -126,45 +125,45 @@ class AsyncioStream(httpcore.AsyncNetworkStream):
 
 
 class _Receiver(asyncio.BufferedProtocol):
-    """Receives into the buffer of whoever waits; a little is held otherwise, then the sender has to wait."""
+    """Receives into the caller's buffer. Without a caller it buffers a little, then stops reading."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self._target: memoryview | None = None
         self._num_in_target = 0
-        self._scratch = memoryview(bytearray(_SPILL_BYTES))
-        self._spilled = bytearray()
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._buffered = bytearray()
         self._is_paused = False
         self._is_lost = False
         self._error: Exception | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._may_write = asyncio.Event()
         self._may_write.set()
 
     @property
     def has_buffered_data(self) -> bool:
         """Whether `receive_into` would return at once."""
-        return bool(self._spilled) or self._is_lost
+        return bool(self._buffered) or self._is_lost
 
     async def receive_into(self, buffer: memoryview) -> int:
-        """Bytes received, 0 at the end. Raises OSError if the end was none."""
-        if self._spilled:
-            return self._unspill(buffer)
+        """The number of bytes received into the buffer, 0 at the end. Raises OSError if the connection broke."""
+        if self._buffered:
+            return self._take_buffered(buffer)
         if self._is_lost:
             return self._end()
         self._target, self._num_in_target = buffer, 0
-        self._news.clear()
+        self._changed.clear()
         try:
-            await self._news.wait()
+            await self._changed.wait()
             return self._num_in_target or self._end()
         finally:
             self._target = None
 
-    def _unspill(self, buffer: memoryview) -> int:
-        num_bytes = min(len(buffer), len(self._spilled))
-        buffer[:num_bytes] = self._spilled[:num_bytes]
-        del self._spilled[:num_bytes]
-        if self._is_paused and not self._spilled:
+    def _take_buffered(self, buffer: memoryview) -> int:
+        num_bytes = min(len(buffer), len(self._buffered))
+        buffer[:num_bytes] = self._buffered[:num_bytes]
+        del self._buffered[:num_bytes]
+        if self._is_paused and not self._buffered:
             self._is_paused = False
             self.transport.resume_reading()
         return num_bytes
@@ -175,7 +174,7 @@ class _Receiver(asyncio.BufferedProtocol):
         return 0
 
     async def send(self, buffer: bytes) -> None:
-        """Hand over to the connection, and wait while it is congested. Raises OSError if it is lost."""
+        """Send, waiting while the connection is congested. Raises OSError if it is lost."""
         if self._is_lost:
             raise OSError("the connection is lost") from self._error
         self.transport.write(buffer)
@@ -183,10 +182,8 @@ class _Receiver(asyncio.BufferedProtocol):
 
     async def start_tls(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
         """Encrypt. Raises OSError."""
-        if (
-            self.has_buffered_data
-        ):  # what came unencrypted must never be taken for what came after the handshake
-            raise OSError("the server spoke before its turn")
+        if self.has_buffered_data:  # received unencrypted, it must never be taken for a reply
+            raise OSError("the server sent data before the TLS handshake")
         encrypted = await asyncio.get_running_loop().start_tls(
             self.transport, self, context, server_hostname=server_hostname
         )
@@ -209,16 +206,16 @@ class _Receiver(asyncio.BufferedProtocol):
         if self._target is not None and self._num_in_target < len(self._target):
             self._num_in_target += nbytes
         else:
-            self._spilled += self._scratch[:nbytes]
-            if len(self._spilled) >= _MAX_SPILLED_BYTES and not self._is_paused:
+            self._buffered += self._scratch[:nbytes]
+            if len(self._buffered) >= _MAX_BUFFERED_BYTES and not self._is_paused:
                 self._is_paused = True
                 self.transport.pause_reading()
-        self._news.set()
+        self._changed.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._error = error
         self._is_lost = True
-        self._news.set()
+        self._changed.set()
         self._may_write.set()
 
     def pause_writing(self) -> None:

@@ -1,13 +1,13 @@
-"""Bodies of known length, read past h11.
+"""Bodies of known length are read from the connection directly, not through h11.
 
-httpcore feeds every byte through h11, which copies it three more times: on a fast link that costs as much as
-hashing the file. So the head of a reply goes to h11 as ever, cut off exactly where it ends. Where it announces
-a plain body of N bytes, h11 is told of an empty one instead, and the N bytes are read from the connection
-below. Both then agree on where the reply ends. Whatever is not plain (chunked, contradicting lengths, no length)
-goes through h11 untouched.
+httpcore passes every byte through h11, which copies it three more times: on a fast link that costs as much as hashing
+the file (see docs/decisions/0010-http-client.md). So h11 parses the head of a reply as usual, cut off exactly where
+the head ends. If the head announces a plain body of N bytes, h11 is given a Content-Length of 0 instead, and the N
+bytes are read from the connection below. Both then agree on where the reply ends. Every other body (chunked,
+contradicting lengths, no length) goes through h11 unchanged.
 
-A connection is used again only where nothing came behind the plain body: what did would be taken for the reply
-to the next request, which may be somebody else's. Behind any other body h11 may hold more than can be seen.
+A connection is reused only if nothing was received after the plain body: it would be taken for the reply to the next
+request, which may be to another file. After any other body it is closed, as h11 may have buffered more than is seen.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)
@@ -37,7 +37,7 @@ _PLAIN_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\r?", re.I
 
 @contextlib.contextmanager
 def transport_errors() -> Iterator[None]:
-    """Raise httpx.RemoteProtocolError for what a reply makes h11, httpcore and httpx raise by mistake.
+    """Raise httpx.RemoteProtocolError for what h11, httpcore and httpx raise by mistake because of a reply.
 
     Any other httpx.TransportError is raised from what the network below has raised.
     """
@@ -47,11 +47,11 @@ def transport_errors() -> Iterator[None]:
         _restore_causes(error)
         raise
     except (ValueError, h11.ProtocolError) as error:
-        raise httpx.RemoteProtocolError("the reply makes no sense") from error
+        raise httpx.RemoteProtocolError("the reply is malformed") from error
 
 
 def _restore_causes(error: BaseException) -> None:
-    """httpcore's pool raises what the network raised `from None`: put back what that was raised from."""
+    """httpcore's pool raises the network's errors `from None`: restore what they were raised from."""
     cause: BaseException | None = error
     while cause is not None:
         if cause.__cause__ is None and isinstance(cause, httpcore.NetworkError | httpcore.TimeoutException):
@@ -60,49 +60,47 @@ def _restore_causes(error: BaseException) -> None:
 
 
 class BodyStream(httpcore.AsyncNetworkStream):
-    """A connection that gives httpcore the heads, and the plain bodies to whoever asks for them."""
+    """A connection from which httpcore reads the heads, and `PlainBody` the plain bodies."""
 
     def __init__(self, stream: AsyncioStream) -> None:
         self._stream = stream
-        self._held = memoryview(b"")
-        self._at_head = True
+        self._unread = memoryview(b"")
+        self._expects_head = True
         self._num_interim = 0
         self.body_length: int | None = None
-        """Bytes of body that `read_into` gives and httpcore does not see; None: httpcore sees them."""
+        """Length of the body that `read_into` reads and httpcore does not see; None: httpcore sees it."""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """For httpcore: one head, whole, or else bytes as they come; b"" at the end."""
-        if self._at_head:
+        """For httpcore: one whole head, or else bytes as they are received; b"" at the end."""
+        if self._expects_head:
             return await self._read_head(timeout)
-        if self._held:
-            held, self._held = bytes(self._held), memoryview(b"")
-            return held
+        if self._unread:
+            unread, self._unread = bytes(self._unread), memoryview(b"")
+            return unread
         return await self._stream.read(max_bytes, timeout)
 
     async def read_into(self, buffer: memoryview, timeout: float | None = None) -> int:
-        """The number of bytes that have come into the buffer, 0 at the end."""
-        if not self._held:
+        """Receive into the buffer; the number of bytes, 0 at the end."""
+        if not self._unread:
             return await self._stream.read_into(buffer, timeout)
-        num_bytes = min(len(buffer), len(self._held))
-        buffer[:num_bytes] = self._held[:num_bytes]
-        self._held = self._held[num_bytes:]
+        num_bytes, self._unread = _copy_into(buffer, self._unread)
         return num_bytes
 
     async def _read_head(self, timeout: float | None) -> bytes:
-        came, self._held = bytearray(self._held), memoryview(b"")
+        received, self._unread = bytearray(self._unread), memoryview(b"")
         num_searched = 0
-        while (end := _END_OF_HEAD.search(came, num_searched)) is None:
-            num_searched = max(0, len(came) - 2)  # the end may be there but for its last byte
+        while (end := _END_OF_HEAD.search(received, num_searched)) is None:
+            num_searched = max(0, len(received) - 2)  # the end may lack only its last byte
             more = await self._stream.read(_READ_BYTES, timeout)
-            if not more or len(came) > _MAX_HEAD_BYTES:  # h11 says what is wrong with it
-                self._at_head = False
-                return bytes(came + more)
-            came += more
-        head, self._held = bytes(came[: end.end()]), memoryview(came)[end.end() :]
-        self._at_head = _INTERIM.match(head) is not None
-        self._num_interim += self._at_head
+            if not more or len(received) > _MAX_HEAD_BYTES:  # h11 will refuse it
+                self._expects_head = False
+                return bytes(received + more)
+            received += more
+        head, self._unread = bytes(received[: end.end()]), memoryview(received)[end.end() :]
+        self._expects_head = _INTERIM.match(head) is not None
+        self._num_interim += self._expects_head
         if self._num_interim > _MAX_INTERIM_HEADS:
-            raise httpcore.RemoteProtocolError("the reply begins again and again")
+            raise httpcore.RemoteProtocolError("the reply has too many interim heads")
         return self._keep_body(head)
 
     def _keep_body(self, head: bytes) -> bytes:
@@ -114,17 +112,17 @@ class BodyStream(httpcore.AsyncNetworkStream):
         return head[: lines[0].start()] + b"Content-Length: 0\r" + head[lines[0].end() :]
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it; what comes next is a head. Raises httpcore.RemoteProtocolError if it came already."""
-        if buffer and self._is_spoilt:
-            raise httpcore.RemoteProtocolError("a reply came before the request")
-        self._at_head, self._num_interim, self.body_length = True, 0, None
+        """Send a request. Raises httpcore.RemoteProtocolError if data has been received before it."""
+        if buffer and self._has_unread_data:
+            raise httpcore.RemoteProtocolError("the server sent data before the request")
+        self._expects_head, self._num_interim, self.body_length = True, 0, None
         await self._stream.write(buffer, timeout)
 
     @property
-    def _is_spoilt(self) -> bool:
-        """Whether the next request would not get a reply of its own."""
-        went_through_h11 = not self._at_head and self.body_length is None
-        return went_through_h11 or bool(self._held) or self._stream.get_extra_info("is_readable")
+    def _has_unread_data(self) -> bool:
+        """Whether something may be left that would be taken for the reply to the next request."""
+        went_through_h11 = not self._expects_head and self.body_length is None
+        return went_through_h11 or bool(self._unread) or self._stream.get_extra_info("is_readable")
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -141,9 +139,9 @@ class BodyStream(httpcore.AsyncNetworkStream):
             raise
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore wants to know of the socket; one that is readable between requests is closed."""
+        """See AsyncioStream. httpcore closes a connection that is readable between requests."""
         if info == "is_readable":
-            return self._is_spoilt
+            return self._has_unread_data
         return self._stream.get_extra_info(info)
 
 
@@ -151,7 +149,7 @@ class Body(Protocol):
     """The rest of a reply."""
 
     async def read_into(self, buffer: memoryview) -> int:
-        """The number of bytes that have come into the buffer, 0 at the end. Raises httpx.TransportError."""
+        """Receive into the buffer; the number of bytes, 0 at the end. Raises httpx.TransportError."""
 
 
 class PlainBody(httpx.AsyncByteStream):
@@ -166,7 +164,7 @@ class PlainBody(httpx.AsyncByteStream):
     async def read_into(self, buffer: memoryview) -> int:
         """See Body."""
         if self._num_left == 0:
-            async for _ in self._empty:  # for httpcore the reply has ended too: the connection is free again
+            async for _ in self._empty:  # httpcore sees the end of the reply, and may reuse the connection
                 pass
             return 0
         try:
@@ -181,7 +179,7 @@ class PlainBody(httpx.AsyncByteStream):
         return num_bytes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The chunks as they come."""
+        """The bytes as they are received."""
         buffer = bytearray(_READ_BYTES)
         while num_bytes := await self.read_into(memoryview(buffer)):
             yield bytes(buffer[:num_bytes])
@@ -192,24 +190,29 @@ class PlainBody(httpx.AsyncByteStream):
 
 
 class _OtherBody:
-    """A body that h11 takes apart."""
+    """A body that is read through h11."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._held = memoryview(b"")
+        self._unread = memoryview(b"")
 
     async def read_into(self, buffer: memoryview) -> int:
         """See Body."""
-        while not self._held:
+        while not self._unread:
             try:
                 with transport_errors():
-                    self._held = memoryview(await anext(self._chunks))
+                    self._unread = memoryview(await anext(self._chunks))
             except StopAsyncIteration:
                 return 0
-        num_bytes = min(len(buffer), len(self._held))
-        buffer[:num_bytes] = self._held[:num_bytes]
-        self._held = self._held[num_bytes:]
+        num_bytes, self._unread = _copy_into(buffer, self._unread)
         return num_bytes
+
+
+def _copy_into(buffer: memoryview, data: memoryview) -> tuple[int, memoryview]:
+    """Copy as much as fits; the number of bytes, and the rest of the data."""
+    num_bytes = min(len(buffer), len(data))
+    buffer[:num_bytes] = data[:num_bytes]
+    return num_bytes, data[num_bytes:]
 
 
 @contextlib.asynccontextmanager
@@ -224,7 +227,7 @@ async def body_of(response: httpx.Response) -> AsyncIterator[Body]:
 
 
 def with_plain_body(response: httpx.Response, timeout: float | None) -> httpx.Response:
-    """The response with its body, if httpcore was not shown it; else as it is."""
+    """The response with the body that httpcore does not see, if there is one; else unchanged."""
     connection = response.extensions.get("network_stream")
     if not isinstance(connection, BodyStream) or connection.body_length is None:
         return response

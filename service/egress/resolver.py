@@ -1,7 +1,7 @@
-"""The system's resolver: names to addresses, in threads that hold up nothing.
+"""The system's resolver: names to addresses, in threads of their own.
 
-A look-up cannot be cancelled. So each has a thread of its own, of which the process does not wait at its end, and
-all who ask for a host at the same time share one look-up: a name takes one thread, however often it is asked for.
+A look-up cannot be cancelled. So each runs in a daemon thread, for which the process does not wait when it ends, and
+simultaneous requests for one host share a look-up: a name takes one thread, however often it is requested.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses as text, in order of preference; raises OSError if there is no answer."""
 
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
-"""An answer: the name has no address. Every other error of a look-up is the lack of an answer."""
+"""These errors are an answer: the name has no address. After every other error there was no answer."""
 
 NOT_ONLINE = "the name resolver of this machine does not answer"
-"""What is said where nothing can be reached from here."""
+"""The message where nothing can be reached from this machine."""
 
-_NAME_OF_NOBODY = "example.com"
-"""Reserved for examples (RFC 2606): no publisher decides whether names below it are answered."""
-_CONTROL_SECONDS = 5.0
+_RESERVED_NAME = "example.com"
+"""Reserved for examples (RFC 2606): no publisher controls the names below it."""
+_PROBE_TIMEOUT_SECONDS = 5.0
 
 
 class SystemResolver:
@@ -32,7 +32,7 @@ class SystemResolver:
     def __init__(self, num_threads: int = 512) -> None:
         self._free_threads = asyncio.Semaphore(num_threads)
         self._lookups: dict[str, asyncio.Task[list[str]]] = {}
-        self._control: asyncio.Task[bool] | None = None
+        self._probe: asyncio.Task[bool] | None = None
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Every address of a host. Raises OSError (socket.gaierror) if it has none."""
@@ -43,34 +43,34 @@ class SystemResolver:
         return list(dict.fromkeys(await asyncio.shield(lookup)))
 
     async def is_answering(self) -> bool:
-        """Whether the resolver answers at all, be it that a name does not exist.
+        """Whether the resolver answers at all, even if the answer is that a name does not exist.
 
-        A name that gets no answer may be the fault of its owner's name servers, or of this machine's resolver or
-        network. The resolver is asked for a name that is nobody's, and that no cache between can know.
+        If a name gets no answer, its owner's name servers may be at fault, or this machine's resolver or network.
+        So the resolver is asked for a random name below a reserved one, which no cache can contain.
         """
-        if self._control is None or self._control.done():
-            self._control = asyncio.create_task(_answers(f"{secrets.token_hex(8)}.{_NAME_OF_NOBODY}"))
-        return await asyncio.shield(self._control)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(_answers(f"{secrets.token_hex(8)}.{_RESERVED_NAME}"))
+        return await asyncio.shield(self._probe)
 
     def close(self) -> None:
-        """Wait for no look-up any more."""
+        """Stop waiting for look-ups."""
         for lookup in self._lookups.values():
             lookup.cancel()
 
     async def _look_up(self, host: str) -> list[str]:
         async with self._free_threads:
-            return await _in_thread_of_its_own(host)
+            return await _in_own_thread(host)
 
     def _end_lookup(self, host: str, lookup: "asyncio.Task[list[str]]") -> None:
         del self._lookups[host]
         if not lookup.cancelled():
-            lookup.exception()  # whoever still waits sees it; nobody may
+            lookup.exception()  # asyncio would log an exception that nobody awaits
 
 
 async def _answers(name: str) -> bool:
     try:
-        async with asyncio.timeout(_CONTROL_SECONDS):
-            await _in_thread_of_its_own(name)
+        async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
+            await _in_own_thread(name)
     except socket.gaierror as error:
         return error.errno in NO_SUCH_NAME
     except (OSError, RuntimeError):  # no answer in time, or no descriptor or thread to ask with
@@ -78,7 +78,7 @@ async def _answers(name: str) -> bool:
     return True
 
 
-async def _in_thread_of_its_own(host: str) -> list[str]:
+async def _in_own_thread(host: str) -> list[str]:
     """Raises OSError; RuntimeError where the system has no thread left."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[str]] = loop.create_future()

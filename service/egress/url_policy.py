@@ -1,11 +1,11 @@
-"""Which URLs may be fetched and which addresses may be dialled. Pure: no network, no DNS, no state.
+"""Which URLs may be fetched and which addresses may be connected to. Pure: no network, no DNS, no state.
 
-Two judgements, and both must hold. A URL is judged by its form, and says nothing about where it leads. An
-address is judged by the tables below just before it is dialled, whatever name it came from: `127.1`,
-`0x7f.1`, `2130706433` and a hostile DNS answer are all one and the same address by then.
+There are two checks, and both must pass. A URL is checked by its form, which says nothing about where it leads. An
+address is checked against the tables below just before the connection, whatever name it was resolved from: `127.1`,
+`0x7f.1`, `2130706433` and a hostile DNS answer are all the same address by then.
 
-Not covered: a network's own NAT64 prefix inside 2000::/3, and hosts that are public but trusted by somebody
-(an allow list by source address). Both need a firewall.
+Not covered: a network's own NAT64 prefix inside 2000::/3, and public hosts that trust this
+machine by its address. Both need a firewall.
 """
 
 import re
@@ -55,8 +55,8 @@ _FORBIDDEN_V6 = tuple(
     )
 )
 
-# What `allow_private_addresses` opens. Link-local stays shut: no closed network serves weights from there. Most
-# metadata services are there; those that lie among private addresses stay shut too.
+# What `allow_private_addresses` allows. Not link-local addresses: no closed network serves weights from there, and
+# most metadata services are there. Metadata services among private addresses stay forbidden too.
 _PRIVATE = (
     IPv4Network("10.0.0.0/8"),
     IPv4Network("100.64.0.0/10"),
@@ -87,11 +87,11 @@ _FOUR_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 
 class BadUrl(ValueError):
-    """The text is no URL that this service would ever fetch."""
+    """The text is not a URL of acceptable form."""
 
 
 class ForbiddenTarget(Exception):
-    """The URL leads where this service does not go."""
+    """The URL leads to a forbidden address or protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class UrlPolicy:
     allow_private_addresses: bool = False
 
     def parse(self, url: str) -> ParsedUrl:
-        """Judge a URL by its form.
+        """Check a URL by its form.
 
         Raises BadUrl for what is not http(s), malformed, or has userinfo, a fragment or a zone id;
         ForbiddenTarget for plain http where that is not allowed. Neither message repeats the URL.
@@ -131,12 +131,12 @@ class UrlPolicy:
         return ParsedUrl(scheme, host, DEFAULT_PORTS[scheme] if port is None else port)
 
     def check_redirect(self, origin: ParsedUrl, target: ParsedUrl) -> None:
-        """Raise ForbiddenTarget where a redirect would leave encryption behind."""
+        """Raise ForbiddenTarget for a redirect from https to http."""
         if origin.scheme == "https" and target.scheme != "https":
             raise ForbiddenTarget("a redirect leads from https to http")
 
     def may_dial(self, address: str) -> bool:
-        """Judge an address, written as text, as a resolver answers it; a zone id is never good."""
+        """Whether an address, as the text that a resolver returns, may be connected to; never one with a zone id."""
         try:
             parsed = ip_address(address)
         except ValueError:
@@ -177,7 +177,7 @@ def _split_authority(authority: str) -> tuple[str, int | None]:
 
 
 def _check_literal(host: str) -> str:
-    """Refuse `0177.0.0.1`, which some read as octal, `256.1.1.1`, and what is no IPv6 address."""
+    """Refuse `0177.0.0.1`, which some read as octal, `256.1.1.1`, and malformed IPv6 addresses."""
     try:
         ip_address(host)
     except ValueError:

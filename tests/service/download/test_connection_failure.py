@@ -187,9 +187,9 @@ async def test_without_a_network_no_publisher_is_to_blame_for_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that is not accepted in time, by an address: there is no name to look up."""
+    answers: dict[str, int | None] = {"127.0.0.1": None}
     for number, code in ((socket.EAI_AGAIN, "out-of-resources"), (socket.EAI_NONAME, "download-timeout")):
         limits = replace(LIMITS, base_timeout_seconds=0.5)
-        answers = {"127.0.0.1": None}
         with _dns(monkeypatch, lambda host, number=number: answers.get(host, number)):  # type: ignore[misc]
             async with delivery(tmp_path, servers.silent, limits=limits, dns=SystemResolver()) as d:
                 assert (await d.refused()).full_code == code

@@ -97,7 +97,8 @@ async def test_a_head_that_h11_refuses_is_refused(tmp_path: Path, head: bytes) -
 
 
 async def test_a_flood_of_interim_heads_ends_a_try_at_once(tmp_path: Path) -> None:
-    async with delivery(tmp_path, interim_flood, limits=replace(QUICK, max_attempts=2)) as d:
+    limits = replace(QUICK, max_attempts=2, base_timeout_seconds=10.0)
+    async with delivery(tmp_path, interim_flood, limits=limits) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         assert len(d.server.requests) == 2
         await d.assert_still_works()
