@@ -54,6 +54,7 @@ class Request:
     headers: dict[str, str]
     number: int
     """0 for the first request that the server has seen."""
+    body: bytes = b""
 
     def span(self, size: int) -> tuple[int, int] | None:
         """The range asked for, first to one past the last; None for all."""
@@ -144,7 +145,8 @@ class MisbehavingServer:
                 while not writer.is_closing():
                     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                     headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-                    request = Request(head[0].split()[1], headers, len(self.requests))
+                    body = await reader.readexactly(int(headers.get("content-length", 0)))
+                    request = Request(head[0].split()[1], headers, len(self.requests), body)
                     self.requests.append(request)
                     await self.behave(request, Reply(writer))
         finally:

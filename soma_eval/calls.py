@@ -1,0 +1,177 @@
+"""The calls of the HTTP API as values: what each sends, and what its answer is. No input or output happens here."""
+
+import base64
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+from urllib.parse import quote
+
+import base58
+
+from .responses import EvalResponse, Health, Info, Job, Readiness, Response, ScoreResponse
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Response)
+
+AnyJob = Job[EvalResponse | ScoreResponse]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelManifest:
+    """One model of a competition, as the network describes it."""
+
+    url: str = field(repr=False)
+    """Where the weights are published."""
+    checksum: str
+    """Blake2b-256 of the file as published, Base58."""
+    size: int
+    """Length of the file as published, in bytes."""
+    decryption_key: str | bytes | None = field(default=None, repr=False)
+    """32 bytes, or their Base58; None for weights that are not encrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """One call: a request, and the type of its answer."""
+
+    method: str
+    path: str
+    response: type[R]
+    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_retried: bool = True
+    """False where the caller wants to know how things are now."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether sending it twice does no more than sending it once, so that a broken connection is no harm."""
+        return self.method != "POST"
+
+
+def eval(
+    *,
+    weights_url: str,
+    data: bytes | None = None,
+    data_url: str | None = None,
+    data_checksum: str | None = None,
+    data_size: int | None = None,
+    weights_checksum: str | None = None,
+    weights_size: int | None = None,
+    decryption_key: str | bytes | None = None,
+    seed: int = 0,
+    target_embedding: Sequence[float] | None = None,
+) -> Call[EvalResponse]:
+    """Evaluate one model's weights on data with a seed.
+
+    The data are bytes, or published at `data_url`; `data_checksum` and `data_size` go with the URL. The decryption key
+    is 32 bytes or their Base58, None for weights that are not encrypted. With a target the answer has a distance.
+    """
+    body = {
+        "data": None if data is None else base64.b64encode(data).decode("ascii"),
+        "data_url": data_url,
+        "data_checksum": data_checksum,
+        "data_size": data_size,
+        "weights_url": weights_url,
+        "weights_checksum": weights_checksum,
+        "weights_size": weights_size,
+        "decryption_key": _key_text(decryption_key),
+        "seed": seed,
+        "target_embedding": None if target_embedding is None else _numbers(target_embedding),
+    }
+    return _post("/eval", body, EvalResponse)
+
+
+def score(
+    *,
+    data_url: str,
+    data_checksum: str,
+    data_size: int,
+    model_manifests: Sequence[ModelManifest],
+    target_embedding: Sequence[float],
+    seed: int,
+) -> Call[ScoreResponse]:
+    """Run a competition: every model on the same data; the lowest loss wins."""
+    body = {
+        "data_url": data_url,
+        "data_checksum": data_checksum,
+        "data_size": data_size,
+        "model_manifests": [
+            {
+                "url": manifest.url,
+                "checksum": manifest.checksum,
+                "size": manifest.size,
+                "decryption_key": _key_text(manifest.decryption_key),
+            }
+            for manifest in model_manifests
+        ],
+        "target_embedding": _numbers(target_embedding),
+        "seed": seed,
+    }
+    return _post("/score", body, ScoreResponse)
+
+
+def as_job(build: Callable[P, Call[R]], response: type[Job[R]]) -> Callable[P, Call[Job[R]]]:
+    """The same call as a job: the answer comes at once, and the work goes on."""
+
+    @functools.wraps(build)
+    def submit(*args: P.args, **kwargs: P.kwargs) -> Call[Job[R]]:
+        call = build(*args, **kwargs)
+        headers = {**call.headers, "Prefer": "respond-async"}
+        return Call(call.method, call.path, response, call.body, headers)
+
+    return submit
+
+
+submit_eval = as_job(eval, Job[EvalResponse])
+submit_score = as_job(score, Job[ScoreResponse])
+
+
+def job(job_id: str) -> Call[AnyJob]:
+    """How a job stands, by its id."""
+    return Call("GET", _job_path(job_id), AnyJob)
+
+
+def cancel(job: Job[R]) -> Call[Job[R]]:
+    """Stop a job; a finished one stays as it is."""
+    return Call("DELETE", _job_path(job.id), type(job))
+
+
+def events(job: Job[R]) -> Call[Job[R]]:
+    """How a job stands, again after each change."""
+    return Call("GET", f"{_job_path(job.id)}/events", type(job), headers={"Accept": "text/event-stream"})
+
+
+def health() -> Call[Health]:
+    """The process lives."""
+    return Call("GET", "/health", Health, is_retried=False)
+
+
+def ready() -> Call[Readiness]:
+    """Requests are accepted now. Raises Draining, NoWorker or OutOfResources where they are not."""
+    return Call("GET", "/ready", Readiness, is_retried=False)
+
+
+def info() -> Call[Info]:
+    """What is served: architecture, devices, limits, versions."""
+    return Call("GET", "/info", Info)
+
+
+def _post(path: str, body: Mapping[str, Any], response: type[R]) -> Call[R]:
+    given = {name: value for name, value in body.items() if value is not None}
+    content = json.dumps(given, allow_nan=False).encode()
+    return Call("POST", path, response, content, {"Content-Type": "application/json"})
+
+
+def _key_text(key: str | bytes | None) -> str | None:
+    return base58.b58encode(key).decode("ascii") if isinstance(key, bytes) else key
+
+
+def _numbers(embedding: Sequence[float]) -> list[float]:
+    """Numbers that JSON can hold, from numpy's or torch's too."""
+    return [float(number) for number in embedding]
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"

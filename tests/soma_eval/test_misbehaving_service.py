@@ -1,0 +1,305 @@
+"""Both clients against a service that misbehaves."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from soma_eval import Client, RetryPolicy
+from soma_eval.errors import (
+    ConnectionFailed,
+    Draining,
+    JobNotFound,
+    ModelUnavailable,
+    QueueFull,
+    SomaEvalError,
+    TimedOut,
+    UnexpectedResponse,
+)
+from soma_eval.responses import EvalResponse, Job
+from tests.misbehaving_server import (
+    Behaviour,
+    MisbehavingServer,
+    Reply,
+    Request,
+    closing_after,
+    replying,
+    silent,
+)
+from tests.soma_eval.conftest import MakeClient
+from tests.soma_eval.test_responses import answer
+
+T = TypeVar("T")
+
+EVAL: dict[str, Any] = {"weights_url": "https://publisher.example/w", "data": b"data"}
+GOOD = replying(200, json.dumps(answer()).encode())
+
+
+def problem(code: str, *, status: int, retryable: bool = True, **headers: object) -> Behaviour:
+    body = {"code": code, "detail": "so it is", "fault": "service", "retryable": retryable, "status": status}
+    return replying(status, json.dumps(body).encode(), **headers)
+
+
+def in_turn(*behaviours: Behaviour) -> Behaviour:
+    """One for each request, the last for all that follow."""
+
+    async def behave(request: Request, reply: Reply) -> None:
+        await behaviours[min(request.number, len(behaviours) - 1)](request, reply)
+
+    return behave
+
+
+async def breaking(request: Request, reply: Reply) -> None:
+    """Closes the connection without an answer."""
+    reply.writer.close()
+
+
+async def half_an_answer(request: Request, reply: Reply) -> None:
+    """Promises more than it sends."""
+    await reply.head(200, content_length=10_000)
+    await reply.raw(json.dumps(answer()).encode()[:100])
+    reply.writer.close()
+
+
+async def asked(
+    make_client: MakeClient, behave: Behaviour, call: Callable[[Client], T], **options: Any
+) -> tuple[T | SomaEvalError, MisbehavingServer]:
+    """What the call returns or raises, and the server with the requests it had."""
+    async with MisbehavingServer(behave, tls=False) as server:
+
+        def run() -> T | SomaEvalError:
+            try:
+                return call(make_client(f"http://127.0.0.1:{server.port}", **options))
+            except SomaEvalError as error:
+                return error
+
+        return await asyncio.to_thread(run), server
+
+
+def evaluate(client: Client) -> EvalResponse:
+    return client.eval(**EVAL)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        problem("queue-full", status=429, retry_after=0),
+        problem("draining", status=503, retry_after=0),
+        problem("no-worker", status=503, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
+        problem("data-unavailable", status=502),
+    ],
+)
+async def test_what_is_retryable_is_tried_again(refusal: Behaviour, make_client: MakeClient) -> None:
+    result, server = await asked(make_client, in_turn(refusal, refusal, GOOD), evaluate)
+    assert isinstance(result, EvalResponse)
+    assert len({request.body for request in server.requests}) == 1
+    assert len(server.requests) == 3
+
+
+async def test_it_is_tried_so_often_and_no_more(make_client: MakeClient) -> None:
+    result, server = await asked(make_client, problem("queue-full", status=429, retry_after=0), evaluate)
+    assert isinstance(result, QueueFull)
+    assert len(server.requests) == 3
+
+
+async def test_a_wait_that_is_too_long_is_not_begun(make_client: MakeClient) -> None:
+    result, server = await asked(make_client, problem("draining", status=503, retry_after=31), evaluate)
+    assert isinstance(result, Draining)
+    assert (result.retry_after_seconds, len(server.requests)) == (31.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("behave", "expected", "words"),
+    [
+        (problem("weights-invalid", status=422, retryable=False), SomaEvalError, "so it is"),
+        (problem("queue-full", status=429, retryable=False, retry_after=0), QueueFull, "so it is"),
+        (breaking, ConnectionFailed, "broke"),
+        (half_an_answer, ConnectionFailed, "broke"),
+        (closing_after(json.dumps(answer()).encode()[:100]), UnexpectedResponse, "not JSON"),
+        (replying(200, b"<!DOCTYPE html><title>canary</title>"), UnexpectedResponse, "an HTML page"),
+        (replying(503, b"<html>canary</html>", retry_after=0), UnexpectedResponse, "503.*an HTML page"),
+        (replying(502), UnexpectedResponse, "502.*empty"),
+        (replying(307, location="http://127.0.0.1:1/canary"), UnexpectedResponse, "307"),
+        (replying(200, b'{"canary": 1}'), UnexpectedResponse, "loss: Field required"),
+        (replying(200, b'["canary"]'), UnexpectedResponse, "the whole"),
+        (replying(200, b'{"loss": NaN}'), UnexpectedResponse, "loss: .* finite"),
+        (replying(429, b'{"title": "canary"}', retry_after=0), UnexpectedResponse, "code"),
+    ],
+)
+async def test_what_is_not_retryable_is_asked_once(
+    behave: Behaviour, expected: type[SomaEvalError], words: str, make_client: MakeClient
+) -> None:
+    result, server = await asked(make_client, behave, evaluate)
+    assert isinstance(result, expected)
+    with pytest.raises(expected, match=words):
+        raise result
+    assert "canary" not in str(result)
+    assert len(server.requests) == 1
+
+
+async def test_an_answer_without_end_is_not_kept(make_client: MakeClient) -> None:
+    async def endless(request: Request, reply: Reply) -> None:
+        await reply.head(200, transfer_encoding="chunked")
+        while True:
+            await reply.chunk(bytes(1 << 20))
+
+    result, _ = await asked(make_client, endless, evaluate)
+    assert isinstance(result, UnexpectedResponse)
+    assert "longer than 64 MiB" in str(result)
+
+
+async def dripping(request: Request, reply: Reply) -> None:
+    """A byte now and then: each is in time, and the whole never is."""
+    await reply.head(200, content_length=10_000)
+    await reply.drip(bytes(10_000), bytes_per_second=20)
+
+
+@pytest.mark.parametrize("behave", [silent, dripping])
+async def test_an_answer_has_its_time(behave: Behaviour, make_client: MakeClient) -> None:
+    result, server = await asked(make_client, behave, evaluate, timeout_seconds=0.5)
+    assert isinstance(result, TimedOut)
+    assert len(server.requests) == 1
+
+
+async def test_nobody_there_is_tried_again(make_client: MakeClient) -> None:
+    async with MisbehavingServer(silent, tls=False) as server:
+        url = f"http://127.0.0.1:{server.port}"
+    client = make_client(url)  # nobody listens there any more
+    with pytest.raises(ConnectionFailed, match="nothing answers") as raised:
+        await asyncio.to_thread(client.eval, **EVAL)
+    assert raised.value.retryable
+
+
+async def test_a_certificate_that_nobody_knows_is_not_tried_again(make_client: MakeClient) -> None:
+    async with MisbehavingServer(GOOD) as server:
+        client = make_client(f"https://127.0.0.1:{server.port}")
+        with pytest.raises(ConnectionFailed, match="certificate") as raised:
+            await asyncio.to_thread(client.eval, **EVAL)
+    assert not raised.value.retryable
+
+
+async def test_a_question_that_only_reads_is_asked_again(make_client: MakeClient) -> None:
+    again = in_turn(breaking, half_an_answer, job_reply("running"))
+    result, server = await asked(make_client, again, lambda client: client.job("abc"))
+    assert isinstance(result, Job)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("call", [Client.health, Client.ready])
+async def test_how_it_is_now_is_asked_once(call: Callable[[Any], object], make_client: MakeClient) -> None:
+    refusal = problem("no-worker", status=503, retry_after=0)
+    name = call.__name__
+    result, server = await asked(make_client, refusal, lambda client: getattr(client, name)())
+    assert isinstance(result, SomaEvalError)
+    assert len(server.requests) == 1
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------
+
+
+def job_json(state: str, batches_done: int | None = None) -> bytes:
+    nothing = dict.fromkeys(("bytes_done", "bytes_total", "bytes_per_second", "num_batches"))
+    model = {**nothing, "phase": "evaluating", "batches_done": batches_done}
+    status = {
+        "id": "abc",
+        "kind": "eval",
+        "state": state,
+        "created_at": "2025-01-01T00:00:00+00:00",
+        "finished_at": None,
+        "progress": {"data": None, "models": [model], "estimated_seconds_left": None},
+        "result": answer() if state == "succeeded" else None,
+        "error": None,
+    }
+    return json.dumps(status).encode()
+
+
+def job_reply(state: str) -> Behaviour:
+    return replying(200, job_json(state))
+
+
+def event(state: str, batches_done: int | None = None) -> bytes:
+    return b"event: progress\ndata: " + job_json(state, batches_done) + b"\n\n"
+
+
+def running_job() -> Job[EvalResponse]:
+    return Job[EvalResponse].model_validate_json(job_json("running"))
+
+
+def follow(client: Client) -> list[tuple[str, int | None]]:
+    return [(job.state, job.progress.models[0].batches_done) for job in client.follow(running_job())]
+
+
+def breaking_after_event(*events: bytes) -> Behaviour:
+    """A stream that breaks off."""
+
+    async def behave(request: Request, reply: Reply) -> None:
+        await reply.head(200, transfer_encoding="chunked")
+        for one in events:
+            await reply.chunk(one)
+        reply.writer.close()
+
+    return behave
+
+
+async def test_a_stream_that_breaks_off_is_taken_up_again(make_client: MakeClient) -> None:
+    """More often than there are tries, for the job advances; what is known already is not told again."""
+    streams = [breaking_after_event(event("running", done), event("running", done + 1)) for done in range(5)]
+    last = closing_after(event("running", 5) + event("succeeded", 6))
+    result, server = await asked(make_client, in_turn(*streams, last), follow)
+    assert result == [*(("running", done) for done in range(6)), ("succeeded", 6)]
+    assert len(server.requests) == 6
+    assert all(request.headers["accept"] == "text/event-stream" for request in server.requests)
+
+
+async def test_a_stream_that_only_breaks_off_is_given_up(make_client: MakeClient) -> None:
+    result, server = await asked(make_client, breaking_after_event(event("running", 1)), follow)
+    assert isinstance(result, ConnectionFailed)
+    assert len(server.requests) == 3  # progress was made by the first alone
+
+
+async def test_the_last_event_is_the_end(make_client: MakeClient) -> None:
+    async def lingering(request: Request, reply: Reply) -> None:
+        await reply.head(200, transfer_encoding="chunked")
+        await reply.chunk(event("succeeded"))
+        await silent(request, reply)
+
+    result, _ = await asked(make_client, lingering, lambda client: client.result(running_job()))
+    assert result == EvalResponse.model_validate(answer())
+
+
+async def test_a_job_that_is_gone_is_an_error(make_client: MakeClient) -> None:
+    gone = in_turn(breaking, problem("job-not-found", status=404, retryable=False))
+    result, server = await asked(make_client, gone, follow)
+    assert isinstance(result, JobNotFound)
+    assert len(server.requests) == 2
+
+
+async def test_a_draining_service_is_asked_for_events_again(make_client: MakeClient) -> None:
+    restarting = in_turn(problem("draining", status=503, retry_after=0), closing_after(event("succeeded", 1)))
+    result, _ = await asked(make_client, restarting, follow)
+    assert result == [("succeeded", 1)]
+
+
+@pytest.mark.parametrize(
+    "stream", [b"event: progress\ndata: {}\n\n", b"data: nothing\n\n", b"data: " + bytes(65 << 20)]
+)
+async def test_events_that_are_none_are_refused(stream: bytes, make_client: MakeClient) -> None:
+    result, server = await asked(make_client, closing_after(stream), follow)
+    assert isinstance(result, UnexpectedResponse)
+    assert len(server.requests) == 1
+
+
+async def test_submitting_is_not_repeated_once_it_may_have_been_accepted(make_client: MakeClient) -> None:
+    result, server = await asked(make_client, breaking, lambda client: client.submit_eval(**EVAL))
+    assert isinstance(result, ConnectionFailed)
+    assert server.requests[0].headers["prefer"] == "respond-async"
+    assert len(server.requests) == 1
+
+
+async def test_a_failed_download_is_tried_again_only_within_the_policy(make_client: MakeClient) -> None:
+    once = RetryPolicy(max_tries=1)
+    result, server = await asked(make_client, problem("model-unavailable", status=502), evaluate, retry=once)
+    assert isinstance(result, ModelUnavailable)
+    assert len(server.requests) == 1

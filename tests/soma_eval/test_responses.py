@@ -1,0 +1,77 @@
+"""The client's answers have the fields of the service's API document."""
+
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from soma_eval import responses
+from soma_eval.responses import EvalResponse, Problem, Response
+
+SCHEMA_OF = {"Job": "JobStatus"}
+"""Where the client's name is not that of the document. `Problem` is the error of one model too."""
+
+
+def answers() -> dict[str, type[Response]]:
+    found = {name: kind for name, kind in vars(responses).items() if isinstance(kind, type)}
+    return {
+        SCHEMA_OF.get(name, name): kind
+        for name, kind in found.items()
+        if issubclass(kind, Response) and kind is not Response
+    }
+
+
+def test_every_field_of_an_answer_is_read(client: httpx.Client) -> None:
+    schemas: dict[str, Any] = client.get("/openapi.json").json()["components"]["schemas"]
+    read = answers()
+    for name, kind in read.items():
+        assert set(kind.model_fields) == set(schemas[name]["properties"]), name
+    assert set(schemas["ModelError"]["properties"]) <= set(Problem.model_fields)
+    asked = {"EvalRequest", "ScoreRequest", "Manifest", "ModelError", "NotReady"}
+    assert set(schemas) - asked - {"HTTPValidationError", "ValidationError"} == set(read)
+
+
+def answer() -> dict[str, Any]:
+    made_of = dict.fromkeys(("weights_checksum", "data_checksum", "architecture_version"), "x")
+    times = ("queue", "download", "load", "eval", "total")
+    return {
+        "loss": 1.5,
+        "embedding": [1, 0.5],
+        "cross_entropy": 1.0,
+        "sig_reg": 25.0,
+        "distance": None,
+        "num_sequences": 1,
+        "num_batches": 1,
+        "attends_to_future": False,
+        "provenance": {
+            **made_of,
+            "seed": 1,
+            "precision": "float32",
+            "device": "cpu",
+            "versions": {"torch": "2"},
+        },
+        "timings": {**{f"{name}_seconds": 0.5 for name in times}, "weights_cached": "no"},
+    }
+
+
+def test_fields_of_a_newer_service_are_ignored() -> None:
+    newer = answer() | {"brand_new": 1}
+    newer["timings"]["result_cached"] = True
+    assert EvalResponse.model_validate(newer) == EvalResponse.model_validate(answer())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": float("nan")},
+        {"loss": "1.5"},
+        {"loss": None},
+        {"embedding": [1.0, float("inf")]},
+        {"attends_to_future": 1},
+        {"timings": []},
+    ],
+)
+def test_odd_fields_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        EvalResponse.model_validate(answer() | change)
