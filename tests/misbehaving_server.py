@@ -1,4 +1,4 @@
-"""A server on loopback, with real sockets and real TLS, that misbehaves as it is told.
+"""A server on loopback, with real sockets and real TLS, that misbehaves as configured.
 
 A behaviour is an async function of one request and its reply; the ones below are named for what they do wrong.
 """
@@ -28,7 +28,7 @@ def certificate_authority() -> trustme.CA:
 
 
 def client_context() -> ssl.SSLContext:
-    """Trusts the servers of this module, and nobody else."""
+    """Trusts only the servers of this module."""
     context = ssl.create_default_context()
     certificate_authority().configure_trust(context)
     return context

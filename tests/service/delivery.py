@@ -37,7 +37,7 @@ MAX_BYTES = 1 << 20
 
 
 class FakeDns:
-    """Answers as told; the last answer of a name is given for ever. Addresses answer themselves."""
+    """Answers as configured; the last answer of a name is repeated. An address is its own answer."""
 
     def __init__(self, **names: Sequence[Sequence[str]]) -> None:
         self.names = {name.replace("_", "."): list(answers) for name, answers in names.items()}
@@ -52,7 +52,7 @@ class FakeDns:
 
 
 class LoopbackOnly(AsyncioNetwork):
-    """Notes every address that is dialled, and dials it only on loopback."""
+    """Records every address that is dialled, and connects only to loopback."""
 
     def __init__(self) -> None:
         self.dialled: list[str] = []
@@ -96,7 +96,7 @@ class Delivery:
         max_bytes: int = MAX_BYTES,
         on_progress: OnDownloadProgress | None = None,
     ) -> CachedBlob:
-        """Fetch, and see that the file has the checksum that it is named for."""
+        """Fetch, and check that the file has the checksum that is its name."""
         async with self.cache.fetch(
             blob or self.blob(), kind=kind, max_bytes=max_bytes, on_progress=on_progress
         ) as cached:
@@ -104,7 +104,7 @@ class Delivery:
             return cached
 
     async def refused(self, blob: BlobRef | None = None, **options: Any) -> ScoringError:
-        """The failure of a fetch; nothing of it may be left, and nothing may be given away."""
+        """The failure of a fetch; no file may be left, and no secret be in its message."""
         blob = blob or self.blob()
         before = self.files()
         with pytest.raises(ScoringError) as caught:
@@ -115,7 +115,7 @@ class Delivery:
         return caught.value
 
     async def assert_still_works(self) -> None:
-        """The next request, to a server that behaves, is served."""
+        """The next download, from an honest server, succeeds."""
         async with MisbehavingServer(honest(self.content)) as server:
             cached = await self.fetch(BlobRef(server.url(), checksum_of(self.content), len(self.content)))
             assert not cached.was_cached
@@ -129,7 +129,7 @@ class Delivery:
                 yield cached
 
     def files(self) -> list[str]:
-        """Every file of somebody's bytes, and every note on an unfinished one."""
+        """The names of all blobs, partial files and their notes."""
         own = ("lock", "urls", "CACHEDIR.TAG")
         return sorted(
             path.name

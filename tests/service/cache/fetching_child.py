@@ -50,7 +50,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Tell the process id of each job's process, and then what came of it."""
+    """Print the process id of each job's process, and then its outcomes."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         pid = os.fork()

@@ -45,7 +45,7 @@ async def _until_asked(server: MisbehavingServer) -> None:
 # -- hits ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_a_url_has_delivered_is_answered_without_the_network(tmp_path: Path) -> None:
+async def test_what_a_url_has_delivered_is_served_without_the_network(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
         first = await d.fetch()
         num_requests, num_dialled = len(d.server.requests), len(d.network.dialled)
@@ -58,7 +58,7 @@ async def test_what_a_url_has_delivered_is_answered_without_the_network(tmp_path
 async def test_another_url_must_deliver_the_same_bytes_before_the_cache_answers_for_it(
     tmp_path: Path,
 ) -> None:
-    """A verdict must not depend on what the cache happens to hold."""
+    """A result must not depend on what the cache happens to contain."""
 
     async def behave(request: Request, reply: Reply) -> None:
         if request.target == "/absent":
@@ -75,7 +75,7 @@ async def test_another_url_must_deliver_the_same_bytes_before_the_cache_answers_
         assert d.files() == [checksum_of(CONTENT)]
 
 
-async def test_a_cached_blob_gets_the_same_verdicts_as_a_downloaded_one(tmp_path: Path) -> None:
+async def test_a_cached_blob_is_refused_for_the_same_reasons_as_a_downloaded_one(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
         await d.fetch()
         for blob, max_bytes, code in [
@@ -131,7 +131,7 @@ async def test_inline_data_evicts_what_is_not_in_use_and_nothing_else(tmp_path: 
                 assert caught.value.full_code == "insufficient-storage"
 
 
-async def test_a_file_that_somebody_deleted_or_cut_is_downloaded_again(tmp_path: Path) -> None:
+async def test_a_file_that_was_deleted_or_truncated_is_downloaded_again(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
         cached = await d.fetch()
         for size in (10, None):
@@ -161,7 +161,7 @@ async def test_fifty_requests_for_a_blob_are_one_download(tmp_path: Path) -> Non
         assert d.bytes_sent() == len(CONTENT)
 
 
-async def test_a_waiter_that_leaves_does_not_hurt_the_others(tmp_path: Path) -> None:
+async def test_cancelling_one_waiter_does_not_affect_the_others(tmp_path: Path) -> None:
     async with delivery(tmp_path, SLOW) as d:
         tasks = [asyncio.create_task(d.fetch()) for _ in range(50)]
         await _until_asked(d.server)
@@ -172,7 +172,7 @@ async def test_a_waiter_that_leaves_does_not_hurt_the_others(tmp_path: Path) -> 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_when_the_last_waiter_leaves_the_download_ends(tmp_path: Path) -> None:
+async def test_when_the_last_waiter_is_cancelled_so_is_the_download(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.silent) as d:
         tasks = [asyncio.create_task(d.fetch()) for _ in range(5)]
         await _until_asked(d.server)
@@ -184,7 +184,7 @@ async def test_when_the_last_waiter_leaves_the_download_ends(tmp_path: Path) -> 
         await d.assert_still_works()
 
 
-async def test_who_comes_while_an_abandoned_download_ends_gets_one_of_their_own(tmp_path: Path) -> None:
+async def test_a_request_during_the_cancellation_of_a_download_gets_a_new_one(tmp_path: Path) -> None:
     async with delivery(tmp_path, SLOW) as d:
         for _ in range(10):
             task = asyncio.create_task(d.fetch())
@@ -204,7 +204,7 @@ async def test_failures_are_shared_by_those_who_wait_and_then_forgotten(tmp_path
         assert not (await d.fetch()).was_cached
 
 
-async def test_somebody_elses_broken_link_to_the_same_bytes_is_not_my_failure(tmp_path: Path) -> None:
+async def test_another_urls_failure_does_not_affect_a_request_for_the_same_bytes(tmp_path: Path) -> None:
     async def behave(request: Request, reply: Reply) -> None:
         if request.target == "/mine":
             await servers.honest(CONTENT)(request, reply)
@@ -218,14 +218,16 @@ async def test_somebody_elses_broken_link_to_the_same_bytes_is_not_my_failure(tm
         assert isinstance(mine, CachedBlob)
 
 
-async def test_somebody_elses_promise_for_the_same_bytes_is_not_mine(tmp_path: Path) -> None:
+async def test_another_requests_promised_size_does_not_affect_a_request_for_the_same_url(
+    tmp_path: Path,
+) -> None:
     async with delivery(tmp_path) as d:
         results = await _fetch_all(d, d.blob(size=1), d.blob(size=None), d.blob())
         assert getattr(results[0], "full_code", None) == "model-size-mismatch"
         assert [type(result) for result in results[1:]] == [CachedBlob] * 2
 
 
-async def test_somebody_elses_slow_server_does_not_hold_up_mine(tmp_path: Path) -> None:
+async def test_another_urls_slow_server_does_not_delay_a_request_for_the_same_bytes(tmp_path: Path) -> None:
     barely = servers.slow_body(CONTENT, bytes_per_second=1.5 * QUICK.min_bytes_per_second)
     async with delivery(tmp_path) as d, MisbehavingServer(barely) as slow:
         theirs = asyncio.create_task(d.fetch(replace(d.blob(), url=slow.url())))
@@ -310,7 +312,7 @@ async def test_a_length_that_is_only_claimed_evicts_nothing(tmp_path: Path, prom
         assert len(kept) >= len(contents) - 1  # room is taken a few writes ahead
 
 
-async def test_bytes_that_come_evict_as_they_come(tmp_path: Path) -> None:
+async def test_files_are_evicted_as_bytes_are_received(tmp_path: Path) -> None:
     contents = [random_bytes(10_000, seed=i) for i in range(20)]
     async with delivery(tmp_path, max_bytes=310_000) as d:
         for content in contents:
@@ -347,7 +349,7 @@ async def test_after_many_failures_nothing_is_reserved(tmp_path: Path) -> None:
 # -- start and stop --------------------------------------------------------------------------------------------
 
 
-async def test_what_is_there_is_found_again_after_a_restart(tmp_path: Path) -> None:
+async def test_after_a_restart_the_files_are_found_again(tmp_path: Path) -> None:
     async with delivery(tmp_path) as d:
         blob = d.blob()
         await d.fetch(blob)
@@ -416,7 +418,7 @@ async def test_a_directory_serves_one_service(tmp_path: Path) -> None:
         assert (await d.fetch(blob)).was_cached
 
 
-async def test_closing_ends_downloads_and_tells_who_waits(tmp_path: Path) -> None:
+async def test_closing_cancels_downloads_and_their_waiters_get_draining(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.silent) as d:
         task = asyncio.create_task(d.fetch())
         await _until_asked(d.server)
@@ -428,7 +430,7 @@ async def test_closing_ends_downloads_and_tells_who_waits(tmp_path: Path) -> Non
         assert d.files() == []
 
 
-async def test_a_broken_off_download_is_gone_on_with_by_the_next_request(tmp_path: Path) -> None:
+async def test_an_interrupted_download_is_resumed_by_the_next_request(tmp_path: Path) -> None:
     broken = servers.breaking_after(10_000, CONTENT, reset=False)
     limits = replace(ONE_CONNECTION, max_attempts=6, part_bytes=1 << 20)
     async with delivery(tmp_path, broken, limits=limits) as d:
@@ -467,7 +469,7 @@ async def _until_kept(d: Delivery) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
+async def test_after_a_restart_an_interrupted_download_is_resumed(tmp_path: Path) -> None:
     async with MisbehavingServer(SLOW) as server:
         blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
         async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
@@ -475,20 +477,21 @@ async def test_a_closed_service_goes_on_after_a_restart(tmp_path: Path) -> None:
             assert len(d.files()) == 2
         server.requests.clear()
         async with delivery(tmp_path) as d:
-            assert len(CONTENT) // 3 <= d.cache.bytes_used < len(CONTENT)  # what has come, and no more
+            assert len(CONTENT) // 3 <= d.cache.bytes_used < len(CONTENT)  # what was received, and no more
             await d.fetch(blob)
             assert 0 < d.bytes_sent(server) < len(CONTENT) * 0.9
             assert d.files() == [checksum_of(CONTENT)]
 
 
-async def test_a_download_without_a_checksum_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+async def test_a_download_without_a_checksum_leaves_nothing_to_resume(tmp_path: Path) -> None:
     async with delivery(tmp_path, SLOW, limits=ONE_CONNECTION) as d:
         await _close_midway(d, BlobRef(d.server.url()))
         assert d.files() == []
 
 
 async def test_wrong_bytes_of_an_earlier_attempt_do_not_make_the_file_wrong(tmp_path: Path) -> None:
-    """A competitor who promises my checksum and serves half of something else must not poison my download."""
+    """A competitor who promises the checksum of another's file and serves half of something else must not
+    make the other's download fail."""
     other = servers.slow_body(random_bytes(len(CONTENT), seed=1), bytes_per_second=400_000)
     async with delivery(tmp_path, other, limits=ONE_CONNECTION) as d:
         task = await _begin(d, d.blob())
@@ -502,7 +505,7 @@ async def test_wrong_bytes_of_an_earlier_attempt_do_not_make_the_file_wrong(tmp_
 
 
 @pytest.mark.parametrize("note", ["", "{}", "[]", '{"total": 9, "etag": null, "done": [[0, 99]]}'])
-async def test_a_spoilt_note_costs_a_start_from_nothing(tmp_path: Path, note: str) -> None:
+async def test_with_a_damaged_note_the_download_starts_from_the_beginning(tmp_path: Path, note: str) -> None:
     async with MisbehavingServer(SLOW) as server:
         blob = BlobRef(server.url(), checksum_of(CONTENT), len(CONTENT))
         async with delivery(tmp_path, limits=ONE_CONNECTION) as d:
@@ -531,7 +534,7 @@ async def test_leftovers_are_evicted_like_anything_else_and_their_notes_with_the
             assert d.files() == [checksum_of(content)]
 
 
-# -- leaving at any moment -------------------------------------------------------------------------------------
+# -- cancellation at any moment -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -559,7 +562,7 @@ async def _leave_during(begun: threading.Event, work: Coroutine[Any, Any, Any]) 
     begun.clear()
 
 
-async def test_who_leaves_while_the_file_is_opened_leaves_nothing_behind(
+async def test_a_request_that_is_cancelled_while_the_file_is_opened_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with delivery(tmp_path) as d:
@@ -571,7 +574,7 @@ async def test_who_leaves_while_the_file_is_opened_leaves_nothing_behind(
         assert [file.path for file in psutil.Process().open_files() if str(tmp_path) in file.path] == []
 
 
-async def test_who_leaves_while_a_leftover_is_opened_loses_nothing_of_it(
+async def test_a_request_that_is_cancelled_while_a_leftover_is_opened_loses_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = servers.breaking_after(10_000, CONTENT, reset=False)
@@ -587,7 +590,7 @@ async def test_who_leaves_while_a_leftover_is_opened_loses_nothing_of_it(
         assert d.bytes_sent() == len(CONTENT) - 60_000
 
 
-async def test_who_leaves_while_inline_data_is_written_leaves_nothing_behind(
+async def test_a_request_that_is_cancelled_while_inline_data_is_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hold() -> None:
@@ -600,7 +603,7 @@ async def test_who_leaves_while_inline_data_is_written_leaves_nothing_behind(
         assert (d.files(), d.cache.bytes_used) == ([], 0)
 
 
-async def test_an_eviction_goes_to_its_end_when_whoever_needed_the_room_leaves(
+async def test_an_eviction_is_completed_although_the_request_that_needed_space_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hold() -> None:
@@ -682,7 +685,7 @@ async def test_a_disk_that_fills_midway_is_insufficient_storage(
         await d.assert_still_works()
 
 
-async def test_a_disk_that_fills_midway_is_cleared_of_what_nobody_uses(
+async def test_when_the_disk_fills_midway_unused_files_are_evicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with delivery(tmp_path) as d:
@@ -713,10 +716,10 @@ async def test_bytes_that_find_no_room_when_they_are_synced_are_insufficient_sto
 
 @pytest.mark.parametrize("sync", ["fdatasync", "fsync"])
 @pytest.mark.parametrize("sync_bytes", [1 << 15, 200_000, 300_000])
-async def test_bytes_that_the_disk_lost_are_never_published_nor_gone_on_with(
+async def test_bytes_that_the_disk_lost_are_never_published_nor_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, sync_bytes: int
 ) -> None:
-    """Linux tells of them once: the next sync of the same file passes."""
+    """Linux reports them once: the next sync of the same file succeeds."""
     async with delivery(tmp_path, limits=replace(QUICK, sync_bytes=sync_bytes)) as d:
         with _failing_once(sync, errno.EIO, monkeypatch):
             failure = await d.refused()
@@ -741,7 +744,7 @@ KINDS: list[BlobKind] = ["data", "model"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_full_disk_is_nobodys_fault_but_ours(
+async def test_a_full_disk_is_a_service_failure(
     tmp_path: Path, kind: BlobKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fallocate(fd: int, offset: int, size: int) -> None:
@@ -760,7 +763,7 @@ async def test_a_full_disk_is_nobodys_fault_but_ours(
         await d.assert_still_works()
 
 
-# -- leaving a reset -------------------------------------------------------------------------------------------
+# -- cancellation of a reset -------------------------------------------------------------------------------------------
 
 
 async def test_a_download_that_is_cancelled_while_it_starts_over_sends_no_further_request(
@@ -830,7 +833,7 @@ async def test_a_cache_of_an_earlier_version_is_taken_over(tmp_path: Path) -> No
     assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
-async def test_a_file_system_of_its_own_counts_as_empty(tmp_path: Path) -> None:
+async def test_the_root_of_a_new_file_system_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     async with delivery(tmp_path) as d:
         await d.fetch()

@@ -43,7 +43,7 @@ class FetchingProcess:
         return int(await self._line(beginning_with="pid"))
 
     async def outcomes(self) -> Any:
-        """What the latest process has come to: for each blob its checksum or the code of the failure."""
+        """The outcomes of the latest process: for each blob its checksum or the code of the failure."""
         return json.loads(await self._line(beginning_with="outcomes"))
 
     async def _line(self, *, beginning_with: str) -> str:
@@ -186,7 +186,7 @@ async def test_a_full_disk_is_insufficient_storage_and_the_next_request_works(sm
         await d.assert_still_works()
 
 
-async def test_on_a_small_disk_what_nobody_uses_makes_way(small_disk: Path) -> None:
+async def test_on_a_small_disk_unused_files_are_evicted(small_disk: Path) -> None:
     async with delivery(small_disk) as d:
         for seed in range(5):
             content = random_bytes(400_000, seed=seed)
@@ -212,7 +212,7 @@ async def test_a_limit_on_the_size_of_files_is_insufficient_storage(
         assert await fetching.outcomes() == ["insufficient-storage", checksum_of(small)]
 
 
-async def test_without_inodes_small_blobs_make_way_and_large_ones_stay(few_inodes: Path) -> None:
+async def test_without_inodes_small_blobs_are_evicted_and_large_ones_stay(few_inodes: Path) -> None:
     large = random_bytes(2 << 20)
     async with delivery(few_inodes) as d, MisbehavingServer(servers.honest(large)) as server:
         blob = BlobRef(server.url(), checksum_of(large), len(large))
@@ -234,7 +234,7 @@ async def _until_trouble(cache: BlobCache, expected: bool) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_disk_that_takes_nothing_is_told_until_it_works_again(small_disk: Path) -> None:
+async def test_a_read_only_disk_is_reported_until_it_works_again(small_disk: Path) -> None:
     async with delivery(small_disk, retry_seconds=0.05) as d:
         await d.fetch()
         mirror = d.blob(path="/mirror")
@@ -251,7 +251,7 @@ async def test_a_disk_that_takes_nothing_is_told_until_it_works_again(small_disk
         assert not (await d.fetch(mirror)).was_cached
 
 
-async def test_a_folder_that_is_gone_is_nobodys_fault_but_ours(tmp_path: Path) -> None:
+async def test_a_folder_that_was_deleted_is_a_service_failure(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with delivery(folder, retry_seconds=0.05) as d:
         blob = d.blob()
@@ -279,7 +279,7 @@ def _mapping(path: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-async def test_what_a_worker_has_mapped_is_not_deleted_in_vain(small_disk: Path) -> None:
+async def test_a_file_that_a_worker_has_mapped_is_not_deleted_in_vain(small_disk: Path) -> None:
     mapped, idle = random_bytes(400_000), random_bytes(400_000, seed=1)
     with contextlib.ExitStack() as workers:
         async with delivery(small_disk) as d:

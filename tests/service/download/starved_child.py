@@ -1,8 +1,7 @@
-"""A process that fetches a blob and keeps inline data while it really lacks something, and again when it does not.
+"""A process that fetches a blob and stores inline data while it is short of something, and again when it is not.
 
-python -m tests.service.download.starved_child FOLDER LACK PORT CHECKSUM: prints a JSON list of what came of each
-attempt. The
-server is on PORT of this host, or a server of this process's own where that is 0.
+python -m tests.service.download.starved_child FOLDER LACK PORT CHECKSUM: prints a JSON list of the outcomes of
+each attempt. The server is on PORT of this host, or a server of this process's own where that is 0.
 """
 
 import asyncio
@@ -74,7 +73,7 @@ def bring_loopback_up() -> None:
 
 
 async def attempt(d: Delivery, blob: BlobRef) -> list[str]:
-    """What comes of data by URL and of inline data."""
+    """The outcomes of fetching data by URL and of storing inline data."""
     outcomes = []
     for work in (d.fetch(blob, kind="data"), _hold(d)):
         try:

@@ -1,4 +1,4 @@
-"""Each way in which a connection fails has a sentence of its own, and none is blamed on a publisher without need."""
+"""Each way in which a connection fails has a message, and no publisher is at fault for this machine's network."""
 
 import asyncio
 import contextlib
@@ -146,14 +146,14 @@ def _dns(monkeypatch: pytest.MonkeyPatch, answers: Callable[[str], int | None]) 
         number = answers(host)
         if number is None:
             return real("127.0.0.1", *args, **options)
-        raise socket.gaierror(number, "as told")
+        raise socket.gaierror(number, "as configured")
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", getaddrinfo)
         yield asked
 
 
-NOBODY_ANSWERS = {"publisher.test": socket.EAI_AGAIN, "control": socket.EAI_AGAIN}
+NO_ANSWER_AT_ALL = {"publisher.test": socket.EAI_AGAIN, "control": socket.EAI_AGAIN}
 ONLY_THE_PUBLISHER_DOES_NOT = {"publisher.test": socket.EAI_AGAIN, "control": socket.EAI_NONAME}
 NO_SUCH_NAME = {"publisher.test": socket.EAI_NONAME, "control": socket.EAI_AGAIN}
 NO_MEMORY = {"publisher.test": socket.EAI_MEMORY, "control": None}
@@ -168,12 +168,12 @@ NO_MEMORY = {"publisher.test": socket.EAI_MEMORY, "control": None}
             "model-unavailable",
             "the look-up of the host's name got no answer (2 tries)",
         ),
-        (NOBODY_ANSWERS, "out-of-resources", "the name resolver of this machine does not answer"),
+        (NO_ANSWER_AT_ALL, "out-of-resources", "the name resolver of this machine does not answer"),
         (NO_MEMORY, "out-of-resources", "this machine is out of memory"),
     ],
-    ids=["no such name", "only this one", "nobody answers", "no memory"],
+    ids=["no such name", "only this one", "no answer at all", "no memory"],
 )
-async def test_a_name_without_an_answer_is_ours_only_where_no_name_has_one(
+async def test_a_name_without_an_answer_is_a_service_failure_only_if_no_name_has_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, int | None], code: str, words: str
 ) -> None:
     with _dns(monkeypatch, lambda host: answers.get(host, answers["control"])):

@@ -94,7 +94,7 @@ async def test_private_addresses_allowed_still_leaves_these_out(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "127.1", "0x7f000001", "localhost"])
-async def test_another_spelling_of_loopback_is_judged_by_what_it_resolves_to(host: str) -> None:
+async def test_another_spelling_of_loopback_is_checked_by_its_address(host: str) -> None:
     network = LoopbackOnly()
     downloader = Downloader(PUBLIC_ONLY, replace(QUICK, base_timeout_seconds=5.0), network=network)
     with pytest.raises(Exception, match="address that is not public") as caught:
@@ -149,7 +149,7 @@ async def test_plain_http_is_forbidden_unless_allowed(tmp_path: Path) -> None:
         assert not (await d.fetch()).was_cached
 
 
-async def test_a_judged_name_is_dialled_by_address_and_checked_by_name(tmp_path: Path) -> None:
+async def test_a_name_is_dialled_by_address_and_its_certificate_checked_by_name(tmp_path: Path) -> None:
     dns = FakeDns(files_example=[["127.0.0.1"]])
     async with delivery(tmp_path, dns=dns) as d:
         await d.fetch(d.blob(host=NAME))
@@ -184,7 +184,7 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None
 # -- DNS -----------------------------------------------------------------------------------------------------
 
 
-async def test_dns_rebinding_finds_the_second_answer_judged_too(tmp_path: Path) -> None:
+async def test_after_dns_rebinding_the_second_answer_is_checked_too(tmp_path: Path) -> None:
     dns = FakeDns(files_example=[["127.0.0.1"], ["169.254.169.254"]])
     async with delivery(tmp_path, servers.breaking_after(50_000, CONTENT, reset=False), dns=dns) as d:
         failure = await d.refused(d.blob(host=NAME))
@@ -353,9 +353,9 @@ async def test_fast_at_first_and_then_asleep_is_a_timeout_too(tmp_path: Path) ->
         await reply.raw(CONTENT[start : start + 20_000])
         await reply.drip(CONTENT[start + 20_000 : end], bytes_per_second=100)
 
-    # By its size alone it might take 15 seconds; and too little came to be kept for another attempt.
-    patient = replace(QUICK, min_bytes_per_second=20_000.0, sync_bytes=1 << 20)
-    async with delivery(tmp_path, behave, limits=patient) as d:
+    # By its size alone it might take 15 seconds; and too little is received to be kept for another attempt.
+    limits = replace(QUICK, min_bytes_per_second=20_000.0, sync_bytes=1 << 20)
+    async with delivery(tmp_path, behave, limits=limits) as d:
         began = asyncio.get_running_loop().time()
         assert (await d.refused()).full_code == "download-timeout"
         assert asyncio.get_running_loop().time() - began < 3
@@ -433,7 +433,7 @@ async def test_a_body_that_ends_early_by_its_own_word_has_the_wrong_size(tmp_pat
         await d.assert_still_works()
 
 
-async def test_a_body_that_may_have_been_cut_off_is_no_verdict(tmp_path: Path) -> None:
+async def test_a_body_that_may_have_been_cut_off_is_retryable(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.closing_after(CONTENT[:-1])) as d:
         assert (await d.refused()).full_code == "model-unavailable"
         await d.assert_still_works()
@@ -467,7 +467,7 @@ async def test_bytes_that_look_compressed_stay_as_they_are(tmp_path: Path) -> No
 # -- ranges --------------------------------------------------------------------------------------------------
 
 
-async def test_a_large_file_comes_in_parts(tmp_path: Path) -> None:
+async def test_a_large_file_is_requested_in_parts(tmp_path: Path) -> None:
     content = random_bytes(MAX_BYTES)
     async with delivery(tmp_path, content=content) as d:
         await d.fetch()
@@ -475,7 +475,7 @@ async def test_a_large_file_comes_in_parts(tmp_path: Path) -> None:
         assert d.bytes_sent() == MAX_BYTES
 
 
-async def test_slow_connections_are_joined_by_more_of_them(tmp_path: Path) -> None:
+async def test_slow_connections_are_used_in_parallel(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.slow_body(CONTENT, bytes_per_second=200_000)) as d:
         await d.fetch()
         assert 1 < len(d.network.dialled) <= QUICK.num_connections
@@ -604,7 +604,7 @@ def _rewrite_note(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("etag", ['"\u00e9"', 5, [], ""])
-async def test_an_etag_from_an_earlier_attempt_is_judged_again(tmp_path: Path, etag: object) -> None:
+async def test_an_etag_from_an_earlier_attempt_is_checked_again(tmp_path: Path, etag: object) -> None:
     broken = servers.breaking_after(10_000, CONTENT, reset=False)
     limits = replace(QUICK, num_connections=1, max_attempts=6, part_bytes=1 << 20)
     async with delivery(tmp_path, broken, limits=limits) as d:
@@ -647,7 +647,7 @@ async def test_more_bytes_than_the_range_has_never_reach_the_file(tmp_path: Path
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "truncated"])
-async def test_a_broken_connection_is_gone_on_with(tmp_path: Path, reset: bool) -> None:
+async def test_a_download_is_resumed_after_a_broken_connection(tmp_path: Path, reset: bool) -> None:
     behave = servers.breaking_after(40_000, CONTENT, reset=reset, num_times=4)
     async with delivery(tmp_path, behave, limits=replace(QUICK, num_connections=1)) as d:
         await d.fetch()
@@ -710,7 +710,7 @@ async def test_a_server_that_says_no_is_asked_once(tmp_path: Path, status: int) 
         assert len(d.server.requests) == 1
 
 
-async def test_what_is_no_http_is_unavailable(tmp_path: Path) -> None:
+async def test_a_reply_that_is_not_http_is_unavailable(tmp_path: Path) -> None:
     async def behave(request: Request, reply: Reply) -> None:
         await reply.raw(b"SSH-2.0-OpenSSH_9.6\r\n" + bytes(range(256)) * 1000)
 
@@ -721,7 +721,7 @@ async def test_what_is_no_http_is_unavailable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [UnicodeError("?"), ValueError("?"), h11.LocalProtocolError("?")])
 @pytest.mark.parametrize("num_good", [0, 1], ids=["in the head", "in the body"])
-async def test_a_reply_that_the_http_libraries_stumble_over_is_unavailable(
+async def test_an_unexpected_error_of_the_http_libraries_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, num_good: int
 ) -> None:
     real = h11.Connection.next_event
@@ -783,7 +783,7 @@ async def test_proxies_in_the_environment_are_ignored(
         assert not (await d.fetch()).was_cached
 
 
-async def test_nothing_is_sent_that_tells_who_asks(tmp_path: Path) -> None:
+async def test_no_identifying_header_is_sent(tmp_path: Path) -> None:
     async with delivery(tmp_path, servers.honest(CONTENT, set_cookie="a=b")) as d:
         await d.fetch()
         names = {name for request in d.server.requests for name in request.headers}

@@ -51,7 +51,7 @@ def test_an_empty_file_is_requested_once() -> None:
     assert not plan.has_parts
 
 
-def test_the_first_reply_tells_an_unknown_size_and_adds_the_rest() -> None:
+def test_the_first_reply_states_an_unknown_size_and_adds_the_rest() -> None:
     plan = _plan(None)
     part = _next(plan)
     assert plan.headers_for(part) == {"Range": "bytes=0-99"}

@@ -1,4 +1,4 @@
-"""Fetching while this machine really lacks something: nobody else is blamed, and the next attempt works."""
+"""Fetching while this machine is really short of something: no publisher is at fault, and the next attempt works."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ OURS = "out-of-resources service True"
 
 
 async def _outcomes(folder: Path, lack: str, port: int, *before: str) -> list[str]:
-    """What came of data by URL and of inline data, with the lack and without it."""
+    """The outcomes for data by URL and inline data, with the shortage and without it."""
     child = [*before, sys.executable, "-m", "tests.service.download.starved_child"]
     process = await asyncio.create_subprocess_exec(
         *child,
@@ -38,7 +38,7 @@ async def _outcomes(folder: Path, lack: str, port: int, *before: str) -> list[st
         ("threads", [OURS, "good", "good", "good"]),
     ],
 )
-async def test_what_this_machine_lacks_is_no_publishers_fault(
+async def test_a_shortage_of_this_machine_is_no_publishers_fault(
     tmp_path: Path, lack: str, expected: list[str]
 ) -> None:
     async with MisbehavingServer(servers.honest(CONTENT), tls=False) as server:
@@ -46,7 +46,7 @@ async def test_what_this_machine_lacks_is_no_publishers_fault(
 
 
 @pytest.mark.parametrize("num_left", range(2, 8))
-async def test_with_few_descriptors_it_works_or_is_ours(tmp_path: Path, num_left: int) -> None:
+async def test_with_few_descriptors_it_works_or_is_a_service_failure(tmp_path: Path, num_left: int) -> None:
     async with MisbehavingServer(servers.honest(CONTENT), tls=False) as server:
         outcomes = await _outcomes(tmp_path, f"descriptors-{num_left}", server.port)
         assert outcomes[0] in (OURS, "good")

@@ -1,4 +1,4 @@
-"""Heads and bodies: what h11 is shown, what is read past it, and that both agree where a reply ends."""
+"""Heads and bodies: what h11 parses, what is read without it, and that both agree where a reply ends."""
 
 import asyncio
 from dataclasses import replace
@@ -36,7 +36,7 @@ PLAIN = {
     "no reason": b"HTTP/1.1 200\r\nContent-Length: 100000\r\n\r\n",
 }
 THROUGH_H11 = {
-    "a version nobody knows": b"HTTP/9.9 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    "unknown version": b"HTTP/9.9 200 OK\r\nContent-Length: 100000\r\n\r\n",
     "same length twice": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\nContent-Length: 100000\r\n\r\n",
     "no length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
     "old": b"HTTP/1.0 200 OK\r\nContent-Length: 100000\r\n\r\n",
@@ -73,7 +73,7 @@ async def _read(d: Delivery) -> tuple[bytes, bool, str]:
 
 
 @pytest.mark.parametrize("head", PLAIN.values(), ids=PLAIN.keys())
-async def test_a_plain_body_is_read_past_h11_and_the_connection_used_again(
+async def test_a_plain_body_is_read_without_h11_and_the_connection_reused(
     tmp_path: Path, head: bytes
 ) -> None:
     async with delivery(tmp_path, _saying(head)) as d:
@@ -105,7 +105,7 @@ async def test_a_flood_of_interim_heads_ends_a_try_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("num_interim", [16, 17])
-async def test_sixteen_interim_heads_may_come_for_each_request(tmp_path: Path, num_interim: int) -> None:
+async def test_sixteen_interim_heads_are_allowed_for_each_request(tmp_path: Path, num_interim: int) -> None:
     head = b"HTTP/1.1 103 Hints\r\n\r\n" * num_interim + PLAIN["plain"]
     async with delivery(tmp_path, _saying(head)) as d:
         if num_interim == 16:
@@ -116,7 +116,7 @@ async def test_sixteen_interim_heads_may_come_for_each_request(tmp_path: Path, n
                 await _read(d)
 
 
-async def test_a_head_may_come_byte_by_byte(tmp_path: Path) -> None:
+async def test_a_head_may_be_received_byte_by_byte(tmp_path: Path) -> None:
     async def behave(request: Request, reply: Reply) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
         for i in range(len(head)):
@@ -158,8 +158,8 @@ async def test_what_follows_a_body_is_never_the_reply_to_the_next_request(
         assert len(d.network.dialled) == 3
 
 
-async def test_what_comes_on_an_idle_connection_is_noticed_at_the_last_moment(tmp_path: Path) -> None:
-    """The pool has looked, and then it comes, before the request has gone out."""
+async def test_data_on_an_idle_connection_is_noticed_just_before_the_request(tmp_path: Path) -> None:
+    """The pool has found the connection idle; then data is received, before the request is sent."""
     async with delivery(tmp_path, _saying(PLAIN["plain"])) as d:
         dialled = BodyStream(await d.network.connect_tcp("127.0.0.1", d.server.port))
         stream = await dialled.start_tls(client_context(), "localhost")
@@ -179,7 +179,7 @@ async def test_a_connection_with_half_a_body_on_it_is_not_used_again(tmp_path: P
         assert len(d.network.dialled) == 2
 
 
-async def test_what_comes_before_the_handshake_is_never_taken_for_a_reply(tmp_path: Path) -> None:
+async def test_data_before_the_handshake_is_never_taken_for_a_reply(tmp_path: Path) -> None:
     """Somebody in between may write into a connection before it is encrypted."""
 
     async def speak_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -125,7 +125,7 @@ def test_what_is_no_address_is_not_dialled(text: str) -> None:
 
 
 @given(st.text(max_size=40))
-def test_judging_any_text_as_an_address_never_fails(text: str) -> None:
+def test_checking_any_text_as_an_address_never_fails(text: str) -> None:
     if OPEN.may_dial(text):
         ipaddress.ip_address(text)
 
@@ -280,7 +280,7 @@ def test_whatever_is_accepted_is_read_the_same_way_by_httpx(url: str) -> None:
 
 @given(URLS)
 def test_no_accepted_url_leads_to_a_forbidden_address_without_a_look_up(url: str) -> None:
-    """Numeric hosts resolve without DNS: where the system finds an address in one, it is judged."""
+    """Numeric hosts resolve without DNS: if the system finds an address in one, the address is checked."""
     try:
         host = STRICT.parse(url).host
     except (BadUrl, ForbiddenTarget):
