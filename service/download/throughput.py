@@ -27,7 +27,7 @@ class DownloadLimits:
     max_redirects: int = 3
     num_connections: int = 4
     """At most, for one file; more than one only if the server honours range requests."""
-    part_bytes: int = 64 << 20
+    part_bytes: int = 32 << 20
     """What one range request asks for."""
     write_bytes: int = 4 << 20
     """What is gathered in memory before it is written."""
