@@ -86,13 +86,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._timeout is None and self._has_responded():
-            self._abort_after(
-                self._limits.unread_body_timeout_seconds
-                if self._in_body
-                else self._limits.head_timeout_seconds
-            )
         super().data_received(data)
+        if self._timeout is None and self._has_responded():  # they are the beginning of a head, or of no use
+            limits = self._limits
+            self._abort_after(
+                limits.unread_body_timeout_seconds if self._in_body else limits.head_timeout_seconds
+            )
         self._allowance -= len(data)
         if self._allowance < 0:
             self.transport.abort()
