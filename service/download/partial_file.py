@@ -143,6 +143,11 @@ class PartialFile:
         """The number of bytes in the file."""
         return spans.num_bytes(self.written)
 
+    @property
+    def num_unhashed(self) -> int:
+        """Bytes in the unbroken run from the start of the file that are not hashed yet."""
+        return self._hash.num_behind if self._hash is not None else 0
+
     def missing(self, size: int) -> list[Span]:
         """The spans that are not in the file, in order, if it is to have `size` bytes."""
         return spans.missing(self.written, size)

@@ -30,6 +30,9 @@ Get = Callable[[str, dict[str, str]], AbstractAsyncContextManager[httpx.Response
 _UNKNOWN_SIZE_STEP = 64 << 20
 """Disk space is requested so many bytes at a time while the file's size is unknown."""
 
+_MAX_UNHASHED_BYTES = 24 << 20
+"""With more than this still to be hashed, another connection would only leave more to hash at the end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
@@ -104,7 +107,7 @@ class RangedDownload:
                 _raise_first(done)
                 self._check_throughput()
                 self._report()
-                while self._needs_connection():
+                if self._needs_connection():
                     connections.add(self._connect())
         finally:
             for connection in connections:
@@ -117,12 +120,13 @@ class RangedDownload:
         return asyncio.create_task(self._run_connection())
 
     def _needs_connection(self) -> bool:
-        """Whether to open another one: all at once, as soon as the server has sent bytes of a range."""
+        """Whether to open another one: the server has sent bytes of a range, and the checksum keeps up with them."""
         return (
             self._plan.is_confirmed
             and self._plan.has_parts
             and self._monitor.num_received > 0
             and self._num_connections < self._max_connections
+            and self._partial.num_unhashed < _MAX_UNHASHED_BYTES
         )
 
     async def _run_connection(self) -> None:

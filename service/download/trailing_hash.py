@@ -31,6 +31,11 @@ class TrailingHash:
         self._size: int | None = None
         self._has_work = asyncio.Event()
 
+    @property
+    def num_behind(self) -> int:
+        """How many bytes are written in an unbroken run and not hashed yet."""
+        return self._num_written - self._num_hashed
+
     def advance(self, num_written: int) -> None:
         """The unbroken run of bytes from the start of the file now has this length."""
         self._num_written = num_written
