@@ -1,4 +1,7 @@
-"""The settings: the only reader of the environment. Flag over environment over `.env` over default."""
+"""The settings: the only reader of the environment. Flag over environment over `.env` over default.
+
+The text below a field is also the help of its flag, which the command line makes from the field.
+"""
 
 from ipaddress import ip_address
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.environment import API_KEY_NAMES, ENV_FILE, PREFIX
+from service.environment import API_KEY_NAMES, ENV_FILE, PREFIX, variables_of
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -58,62 +61,71 @@ class Settings(BaseSettings):
         frozen=True,
         validate_default=True,
         populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     host: Host = "127.0.0.1"
-    """The address that HTTP listens on; 0.0.0.0 for all of this machine's."""
+    """Address that HTTP listens on; 0.0.0.0 for all addresses of this machine."""
     port: Port = 8000
-    """0 picks a free one."""
+    """HTTP port; 0 picks a free one."""
     grpc_port: Port | Literal["off"] = 9124
-    """The port of the network's own scoring service; "off" for none, 0 for a free one."""
+    """Port of the network's own gRPC service, scoring.Scoring; "off" for none, 0 for a free one."""
     grpc_host: Host | None = None
-    """Where gRPC listens, which knows no API keys; None: 127.0.0.1 when there are any, else `host`."""
+    """Address that gRPC listens on, which asks for no API key; by default 127.0.0.1 if API keys are set, else
+    the address of HTTP."""
 
     device: Annotated[tuple[Device, ...], NoDecode] = ("auto",)
-    """auto | cpu | cuda | cuda:N, or a comma list of them: one worker process each."""
+    """auto, cpu, cuda, cuda:N, or a comma list of them: one worker process each."""
     small_model: bool = False
-    """The network's own small architecture in place of full V1."""
+    """Use the network's small architecture."""
     precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
+    """float32, as the network computes; on a GPU also tf32, bf16 or float32-split."""
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
-    """What resident weights may take per device; None: all but what an evaluation needs."""
+    """Bytes on each device for weights that stay loaded; by default all but what an evaluation needs."""
 
     data_dir: Annotated[Path, AfterValidator(_in_home)] = Path("~/.cache/soma-eval")
-    """Holds the blobs, as published. Nothing decrypted ever lies here."""
+    """Folder of the download cache; files lie there as published, never decrypted."""
     cache_max_bytes: Annotated[int, _within(MIB, 1024 * TIB)] = 100 * GIB
-    """What lies in the cache unused is evicted, oldest use first, above this."""
+    """Size limit of the download cache in bytes; least recently used files go first."""
 
     queue_size: Annotated[int, _within(1, 10_000)] = 64
-    """Requests that may wait or run at once; one more is told queue-full."""
+    """Requests that may run or wait at once; one more is refused as queue-full (HTTP 429)."""
     max_weights_at_once: Annotated[int, _within(1, 1_000)] = 16
     """Weights files that are downloaded at once."""
     request_timeout_seconds: Seconds = 3600.0
-    """How long one request may take, its waiting and its downloads included."""
+    """Time limit of one request in seconds, its waiting and its downloads included."""
     drain_timeout_seconds: Annotated[float, _within(0.0, 86_400.0)] = 60.0
-    """How long running work may go on after SIGTERM."""
+    """Seconds that running requests may go on after SIGTERM."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), validation_alias=AliasChoices(*API_KEY_NAMES)
     )
-    """With any, HTTP needs `Authorization: Bearer`; gRPC asks for none. In the environment a comma list."""
+    """API key that HTTP clients must send, as `Authorization: Bearer KEY` (repeatable); gRPC asks for none. It
+    lands in the shell's history: prefer SOMA_EVAL_API_KEYS, a comma list."""
     max_data_bytes: Annotated[int, _within(KIB, GIB)] = 1 * MIB
-    """Data of one evaluation; 1 MiB on the network."""
+    """Largest data of one evaluation in bytes; the network takes up to 1 MiB."""
     max_model_bytes: Annotated[int, _within(KIB, TIB)] = 16 * GIB
-    """One weights file: full V1 is 4.84 GB in float32, twice that in float64."""
+    """Largest weights file in bytes; full V1 has 4.84 GB in float32, twice that in float64."""
     max_models: Annotated[int, _within(1, 4096)] = 64
-    """Models of one competition."""
+    """Most models of one competition."""
 
     allow_http: bool = False
-    """Plain http URLs, for tests and closed networks."""
+    """Fetch plain http URLs too, for tests and closed networks."""
     allow_private_addresses: bool = False
-    """Addresses that are not public, for tests and closed networks."""
-    download_base_timeout_seconds: Seconds = 30.0
-    """A download may take this long, and size / min_download_rate on top."""
+    """Fetch from private addresses too, for tests and closed networks."""
+    download_base_timeout_seconds: Seconds = Field(
+        default=30.0, validation_alias=AliasChoices(*variables_of("download_base_timeout_seconds"))
+    )
+    """Seconds that every download may take, on top of its size / the minimum rate."""
     min_download_rate: Annotated[float, _within(1.0, float(TIB))] = float(MIB)
-    """Bytes per second below which a download is given up."""
+    """Minimum rate of a download in bytes per second; a slower one is given up."""
     max_download_attempts: Annotated[int, _within(1, 100)] = 5
+    """Attempts per file."""
 
     log_format: Literal["console", "json"] = "console"
+    """console for people, json for a log collector."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged: debug, info, warning or error."""
 
     @property
     def grpc_listen_host(self) -> str:

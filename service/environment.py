@@ -1,4 +1,4 @@
-"""What is wrong with the environment and the `.env` file before any setting is read from them."""
+"""The names that settings have in the environment, and what is wrong there before any setting is read."""
 
 import difflib
 import io
@@ -14,28 +14,41 @@ ENV_FILE = Path(".env")
 API_KEY_NAMES = ("SOMA_EVAL_API_KEYS", "SOMA_EVAL_API_KEY")
 OTHER_NAMES = frozenset({"SOMA_EVAL_KEY", "SOMA_EVAL_DEBUG"})
 """Read by the command line itself; none is a setting."""
+RENAMED_SETTINGS = {"download_floor_seconds": "download_base_timeout_seconds"}
+"""Old name -> new name. The old variable and the old flag are deprecated and still work for one release."""
 
 
 class BadEnvironment(Exception):
     """Settings cannot be read from what is there, or would be other than they look."""
 
 
+def variables_of(setting: str) -> tuple[str, ...]:
+    """The variables of a setting, in the order in which they count: its own name, then its old names."""
+    old_names = [old for old, new in RENAMED_SETTINGS.items() if new == setting]
+    return tuple(PREFIX + name.upper() for name in (setting, *old_names))
+
+
 def check_environment(setting_names: Iterable[str]) -> list[str]:
-    """Return a warning for each variable with our prefix that no setting stands for. No value is ever told.
+    """Return a warning for each variable with our prefix that is deprecated or no setting. None quotes a value.
 
     Raises BadEnvironment where `.env` cannot be read, or API keys are set to nothing.
     """
-    places: dict[str, Mapping[str, str | None]] = {"the environment": os.environ, ".env": _read_env_file()}
+    sources: dict[str, Mapping[str, str | None]] = {"the environment": os.environ, ".env": _read_env_file()}
     known = {PREFIX + name.upper() for name in setting_names} | OTHER_NAMES | set(API_KEY_NAMES)
+    renamed = {variables_of(old)[0]: variables_of(new)[0] for old, new in RENAMED_SETTINGS.items()}
     warnings = []
-    for place, variables in places.items():
+    for source, variables in sources.items():
         for name, value in _ours(variables):
             if name in API_KEY_NAMES and not (value or "").strip():
                 raise BadEnvironment(
-                    f"{name} in {place} is empty, which would serve everybody: give a key, or leave the variable out"
+                    f"{name} in {source} is empty, which would let everybody in: give a key, or leave it out"
                 )
-            if name not in known:
-                warnings.append(f"{name} in {place} is no setting and changes nothing{_nearest(name, known)}")
+            if name in renamed:
+                warnings.append(f"{name} in {source} is deprecated: use {renamed[name]}")
+            elif name not in known:
+                warnings.append(
+                    f"{name} in {source} is no setting and changes nothing{_nearest(name, known)}"
+                )
     return warnings
 
 

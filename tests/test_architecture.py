@@ -75,9 +75,9 @@ ONLY_IN = {
     "sqlalchemy": {"service.jobs"},
     "httpx": {"service.egress", "service.download", "service.cli"},
     "httpcore": {"service.egress", "service.download"},
-    "pydantic": {"service.http_api", "service.config", "service.cli.main"},
+    "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
-    "typer": {"service.cli.main"},
+    "typer": {"service.cli"},
 }
 """A library that has one place: the folders and modules that may import it."""
 
@@ -150,6 +150,16 @@ def test_only_the_factory_imports_the_pool_of_processes() -> None:
     for name, imported in modules("workers").items():
         if name.count(".") == 1 and name != "workers.pool":
             assert not [module for module in imported if within(module, {"workers.processes"})], name
+
+
+def test_commands_share_only_what_lies_beside_their_folders() -> None:
+    commands = {f"service.cli.{name}" for name in ("score", "encrypt", "check", "demo", "serve")}
+    may_import = {"service.cli.encrypt": {"service.cli.check"}}  # it refuses what `check` would
+    for name, imported in modules("service").items():
+        own = next((command for command in commands if within(name, {command})), None)
+        others = commands - {own} - may_import.get(own or "", set())
+        if own or within(name, {"service.cli"}):
+            assert not [module for module in imported if within(module, others)], name
 
 
 def test_service_never_imports_torch() -> None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from service.checksum import is_checksum
 from service.cli.output_file import write_whole
-from service.cli.question import NUM_SEEDS
 from service.cli.usage import BadUsage
 
 FORMAT = "soma-eval embedding 1"
+NUM_SEEDS = 1 << 64
+"""Seeds are 0 .. NUM_SEEDS - 1."""
 _MAX_FILE_BYTES = 16 << 20
 
 

@@ -1,4 +1,4 @@
-"""Reading what a command line names: regular files, and pipes up to a size; nothing that never ends."""
+"""Reading files that a command line names: regular ones, and pipes up to a size; nothing that never ends."""
 
 import itertools
 import os
@@ -40,6 +40,21 @@ def kind_of(path: Path) -> str:
     return "fifo" if stat.S_ISFIFO(mode) else "device"
 
 
+def require_regular_file(path: Path, *, or_url: bool = False) -> None:
+    """Raises BadUsage, which says what the path is instead. Opens nothing: reading a pipe might never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        url = ", and it is not an http(s) URL" if or_url else ""
+        raise BadUsage(f"{path}: there is no such file{url}") from None
+    except OSError as error:
+        raise BadUsage(f"{path}: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise BadUsage(f"{path}: this is a folder, not a weights file")
+    if not stat.S_ISREG(mode):
+        raise BadUsage(f"{path}: this is not a regular file: weights are read more than once")
+
+
 def read_small_file(path: Path, max_bytes: int, limits: PipeLimits | None = None) -> bytes:
     """All of a regular file or a FIFO, such as a key. Raises BadUsage without the file's name, or OSError."""
     kind = kind_of(path)
@@ -78,6 +93,13 @@ def read_stdin(limits: PipeLimits) -> Iterator[bytes]:
     if sys.stdin.isatty():
         raise BadUsage("standard input is the keyboard: pipe a file into it")
     yield from _bounded(_chunks(sys.stdin.buffer), limits.max_bytes)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in words that follow its name; the file's content is never quoted."""
+    if isinstance(error, BadUsage):
+        return str(error)
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not text"
 
 
 def _chunks(source: _Readable) -> Iterator[bytes]:

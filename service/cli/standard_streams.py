@@ -1,17 +1,20 @@
-"""Standard streams that are closed, or that cannot encode what commands print: no reason to fail.
+"""Writing to standard output and standard error, also where they are closed or cannot encode what is written.
 
-`sys.stdout` stays None where it was closed, so that a command may refuse to work for nobody.
+`sys.stdout` stays None where it was closed, so that a command can refuse to work when nobody would see the result.
 """
 
 import codecs
 import os
 import sys
 
+from service.cli.printable import printable
+from service.cli.usage import CommandFailed
+
 _PLAIN = {"✗": "x", "→": "->", "±": "+-", "…": "...", "·": "-", "–": "-", "●": "*"}
 
 
 def prepare_standard_streams() -> None:
-    """Called once, before anything is opened or printed."""
+    """To be called once, before anything is opened or printed."""
     for descriptor in (0, 1, 2):
         _open_if_closed(descriptor)
     if sys.stderr is None:
@@ -23,8 +26,27 @@ def prepare_standard_streams() -> None:
             reconfigure(errors="plain")
 
 
+def complain(message: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"soma-eval: {printable(' '.join(message.split()))}\n")
+    sys.stderr.flush()
+
+
+def write_out(text: str) -> None:
+    """Write to standard output and flush it. Raises CommandFailed where that is closed, full or a broken pipe."""
+    if sys.stdout is None:
+        raise CommandFailed("standard output cannot be written (it is closed)")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer goes nowhere: writing it at exit would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise CommandFailed(f"standard output cannot be written ({error.strerror})") from error
+
+
 def _open_if_closed(descriptor: int) -> None:
-    """Else the next file that is opened would get this number, and what is printed would land in it."""
+    """Open the null device in its place: else the next file opened would get this number, and what is printed."""
     try:
         os.fstat(descriptor)
     except OSError:

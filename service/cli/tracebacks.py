@@ -3,7 +3,7 @@
 import traceback
 
 
-def tell_traceback(error: BaseException) -> str:
+def traceback_of(error: BaseException) -> str:
     """The traceback of an error and of all it came from: places and types.
 
     Neither local variables nor what the errors say: either may hold a key or the query of a URL.
@@ -11,9 +11,9 @@ def tell_traceback(error: BaseException) -> str:
     lines = []
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if before is not None:
-        lines += [tell_traceback(before), "which led to:"]
+        lines += [traceback_of(before), "which led to:"]
     if isinstance(error, BaseExceptionGroup):
         for member in error.exceptions:
-            lines += [tell_traceback(member), "which is one of:"]
+            lines += [traceback_of(member), "which is one of:"]
     lines += ["".join(traceback.format_tb(error.__traceback__)).rstrip(), type(error).__qualname__]
     return "\n".join(lines)

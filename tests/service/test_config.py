@@ -1,13 +1,11 @@
 """Settings: the order of their sources, and contradictions."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.cli import main as cli
 from service.config import ExplicitSettings, Settings
 from service.scoring.competition import MAX_MANIFESTS
 
@@ -140,6 +138,26 @@ def test_explicit_settings_do_not_look_around(tmp_path: Path, monkeypatch: pytes
     assert ExplicitSettings(port=0) == ExplicitSettings(port=0, queue_size=64, max_models=64)
 
 
-def test_every_setting_has_its_flag() -> None:
-    flags = set(inspect.signature(cli.serve).parameters)
-    assert flags - {"api_key"} == set(Settings.model_fields) - {"api_keys"}
+OLD_NAME, NEW_NAME = "SOMA_EVAL_DOWNLOAD_FLOOR_SECONDS", "SOMA_EVAL_DOWNLOAD_BASE_TIMEOUT_SECONDS"
+
+
+def test_the_old_variable_of_a_renamed_setting_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(f"{OLD_NAME}=3\n")
+    assert Settings().download_base_timeout_seconds == 3
+    monkeypatch.setenv(OLD_NAME, "4")
+    assert Settings().download_base_timeout_seconds == 4
+    monkeypatch.setenv(NEW_NAME, "5")
+    assert Settings().download_base_timeout_seconds == 5
+    assert Settings(download_base_timeout_seconds=6).download_base_timeout_seconds == 6
+
+
+def test_a_flag_counts_more_than_the_variable_of_the_api_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMA_EVAL_API_KEYS", "of-the-environment")
+    settings = Settings(api_keys=(SecretStr("of-the-flag"),))
+    assert [key.get_secret_value() for key in settings.api_keys] == ["of-the-flag"]
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -1,14 +1,15 @@
-"""Mistakes in the environment and in `.env` are told before anything is started; what they hold is not."""
+"""Mistakes in the environment and in `.env` are reported before anything is started, without what they hold."""
 
 import os
 import re
 from pathlib import Path
 
 import pytest
-import typer
 
-from service.cli import main as cli
+import service.cli
 from service.cli.exit_codes import ExitCode
+from service.cli.main import run
+from service.cli.setting_flags import settings_from
 from service.config import Settings
 from service.environment import OTHER_NAMES
 
@@ -24,9 +25,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(capfd: pytest.CaptureFixture[str]) -> str:
     """The one line with which a command ends that cannot take its settings."""
-    with pytest.raises(typer.Exit) as ended:
-        cli.settings_from({})
-    assert ended.value.exit_code == ExitCode.USAGE
+    assert run(["check", "nowhere"]) == ExitCode.USAGE
     said = capfd.readouterr().err
     assert said.startswith("soma-eval: ")
     assert len(said.splitlines()) == 1
@@ -50,13 +49,13 @@ def test_api_keys_that_are_set_to_nothing_in_the_file(
     assert "SOMA_EVAL_API_KEYS in .env is empty" in refusal(capfd)
 
 
-def test_a_misspelled_name_is_told_with_the_right_one(
+def test_a_misspelled_name_is_reported_with_the_right_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SOMA_EVAL_HOTS", SECRET)
     monkeypatch.setenv("SOMA_EVAL_QUEUE_SIZE", "3")
     (tmp_path / ".env").write_text(f"OTHER={SECRET}\nSOMA_EVAL_PROT={SECRET}\nSOMA_EVAL_XXXXXXXX=1\n")
-    assert cli.settings_from({}).queue_size == 3
+    assert settings_from({}).queue_size == 3
     assert capfd.readouterr().err.splitlines() == [
         "soma-eval: SOMA_EVAL_HOTS in the environment is no setting and changes nothing; SOMA_EVAL_HOST is.",
         "soma-eval: SOMA_EVAL_PROT in .env is no setting and changes nothing; SOMA_EVAL_PORT is.",
@@ -64,8 +63,21 @@ def test_a_misspelled_name_is_told_with_the_right_one(
     ]
 
 
+def test_an_old_name_is_reported_with_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOMA_EVAL_DOWNLOAD_FLOOR_SECONDS", "7")
+    assert settings_from({}).download_base_timeout_seconds == 7
+    assert capfd.readouterr().err == (
+        "soma-eval: SOMA_EVAL_DOWNLOAD_FLOOR_SECONDS in the environment is deprecated: "
+        "use SOMA_EVAL_DOWNLOAD_BASE_TIMEOUT_SECONDS.\n"
+    )
+
+
 def test_the_names_that_commands_read_are_known() -> None:
-    read = set(re.findall(r'envvar="(\w+)"', Path(cli.__file__).read_text()))
+    files = Path(service.cli.__file__).parent.rglob("*.py")
+    read = {name for file in files for name in re.findall(r'envvar="(\w+)"', file.read_text())}
+    assert read
     assert read <= OTHER_NAMES | {"SOMA_EVAL_API_KEY"}
 
 
@@ -81,11 +93,11 @@ def test_a_file_that_would_never_end(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 def test_a_folder_of_that_name_is_somebody_elses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / ".env").mkdir()
-    assert cli.settings_from({}) == Settings()
+    assert settings_from({}) == Settings()
     assert capfd.readouterr().err == ""
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where nothing names a home
     assert "--data-dir (SOMA_EVAL_DATA_DIR): there is no home directory" in refusal(capfd)
-    assert cli.settings_from({"data_dir": Path("here")}).data_dir == Path("here")
+    assert settings_from({"data_dir": Path("here")}).data_dir == Path("here")

@@ -1,68 +1,56 @@
-"""`soma-eval check`: from the flags to a line for each finding, and an exit code."""
+"""`soma-eval check`: its flags."""
 
-import asyncio
-import json as json_format
 from pathlib import Path
+from typing import Annotated, Any
 
-from service.cli.check.diagnosis import Expected
-from service.cli.check.header_check import Checked, check, parse_expected
-from service.cli.exit_codes import ExitCode
-from service.cli.local_file import require_regular_file
-from service.cli.question import is_url, parse_keys
-from service.cli.terminal import byte_bar, finding_lines, write_out
-from service.config import Settings
+from typer import Argument, Option
+
+from service.cli.setting_flags import setting_flags, settings_from
+from service.cli.shared_flags import JsonFlag, NonFiniteFlag
 
 
-def run_check(
-    place: str,
-    key: str | None,
-    key_file: Path | None,
-    checksum: str | None,
-    size: int | None,
+@setting_flags(
+    *("small_model", "data_dir", "allow_http", "allow_private_addresses"), ignored=("device", "precision")
+)
+def check(
+    location: Annotated[str, Argument(metavar="URL|FILE", help="What was uploaded, or will be.")],
+    key: Annotated[
+        str | None,
+        Option(envvar="SOMA_EVAL_KEY", help="In Base58. It lands in the shell's history: prefer --key-file."),
+    ] = None,
+    key_file: Annotated[
+        Path | None, Option(help="The key in a file: keeps it out of the shell's history.")
+    ] = None,
+    checksum: Annotated[str | None, Option(help="Checksum to expect, as `encrypt` printed it.")] = None,
+    size: Annotated[
+        int | None, Option(min=0, help="Size to expect in bytes, as `encrypt` printed it.")
+    ] = None,
+    full: Annotated[
+        bool, Option("--full", help="Read every byte: verify the checksum and find NaN and infinity.")
+    ] = False,
+    allow_non_finite: NonFiniteFlag = False,
+    json: JsonFlag = False,
     *,
-    full: bool,
-    allow_non_finite: bool,
-    json: bool,
-    settings: Settings,
+    flags: dict[str, Any],
 ) -> int:
-    """Returns the exit code: 0 when nothing was found. Raises BadUsage, ScoringError or OSError."""
-    if not is_url(place):
-        require_regular_file(Path(place), or_url=True)
-    keys = parse_keys([] if key is None else [key], [] if key_file is None else [key_file])
-    expected = parse_expected(keys[0] if keys else None, checksum, size)
-    with byte_bar("downloading" if is_url(place) else "reading") as on_bytes:
-        checked = asyncio.run(
-            check(
-                *(place, expected, settings), full=full, allow_non_finite=allow_non_finite, on_bytes=on_bytes
-            )
-        )
-    write_out(json_format.dumps(checked.to_json()) + "\n" if json else _account(checked, expected))
-    return ExitCode.AT_FAULT if checked.findings else ExitCode.GOOD
+    """Downloads the header alone, which shows whether the upload is whole and has the right tensors and key.
+    Before you commit, add --full: only that verifies the checksum and looks at the values.
 
+    \b
+      soma-eval check https://host/best.enc --key-file best.key \\
+        --checksum 9VzTjpe... --size 4838783240
+    """
+    settings = settings_from(flags)
+    from service.cli.check.run import run_check
 
-def _account(checked: Checked, expected: Expected) -> str:
-    """A line for each finding and remark, and last what is proven."""
-    lines = [*finding_lines(checked.findings), *(f"· {remark}" for remark in checked.remarks)]
-    if checked.checksum is not None:
-        lines.append(f"· checksum {checked.checksum}")
-    if checked.size is not None:
-        lines.append(f"· size {checked.size}")
-    return "\n".join([*lines, _conclusion(checked, expected)]) + "\n"
-
-
-def _conclusion(checked: Checked, expected: Expected) -> str:
-    if checked.findings:
-        count = len(checked.findings)
-        return f"Refused: {count} finding{'s' * (count > 1)}. Do not commit this."
-    tensors = f"{checked.num_tensors} tensors in order"
-    if not checked.is_whole:
-        return (
-            f"The header is in order: {tensors}. The checksum and the values have not been looked at: "
-            "add --full before you commit."
-        )
-    if expected.checksum is None:
-        return (
-            f"Accepted: {tensors}, every byte read. No --checksum was given: compare the one above with that "
-            "which `encrypt` printed."
-        )
-    return f"Accepted: {tensors}, every byte read, the checksum is the one promised."
+    return run_check(
+        location,
+        key,
+        key_file,
+        checksum,
+        size,
+        full=full,
+        allow_non_finite=allow_non_finite,
+        json=json,
+        settings=settings,
+    )

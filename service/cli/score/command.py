@@ -1,215 +1,104 @@
-"""`soma-eval score`: from the flags to a table, JSON or a page, and an exit code."""
+"""`soma-eval score`: its flags."""
 
-import asyncio
-import json as json_format
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+from typer import Argument, Option
 
-from service.cli.embedding_file import EmbeddingFile, is_embedding_file, write_embedding_file
-from service.cli.exit_codes import ExitCode
-from service.cli.held_out import FoundData, find_data
-from service.cli.output_file import refuse_unsafe_output
-from service.cli.printable import printable
-from service.cli.question import (
-    Question,
-    is_url,
-    parse_candidates,
-    parse_keys,
-    parse_seeds,
-    read_target,
-    without_secrets,
-)
-from service.cli.score.local import score_locally
-from service.cli.score.score_sheet import OnProgress, ScoreSheet
-from service.cli.terminal import candidate_bars, print_sheet, write_out
+from service.cli.setting_flags import setting_flags, settings_from
+from service.cli.shared_flags import JsonFlag
 from service.cli.usage import BadUsage
-from service.config import Settings
-from service.errors import ZeroEmbedding
-from workers.architectures import CURRENT_VERSION, load_architecture
 
 
-def run_score(
+@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+def score(
+    data: Annotated[str, Option(help="A held-out file, a folder of them, a FIFO, or - for standard input.")],
+    files: Annotated[
+        list[str] | None,
+        Argument(metavar="WEIGHTS...", help="Candidates: files or URLs.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        Option(help="The same as an option, repeatable; also a glob in quotes. They come after WEIGHTS."),
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
+    seeds: Annotated[
+        int,
+        Option(
+            min=1,
+            max=1 << 16,
+            help="Repeat with this many seeds, counting from --seed: does the ranking hold?",
+        ),
+    ] = 1,
+    target: Annotated[
+        Path | None, Option(help="A target embedding: a JSON list of numbers, or .npy.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        Option(
+            envvar="SOMA_EVAL_KEY",
+            help="In Base58: one for all weights, or one for each in order, none for unencrypted ones. "
+            "It lands in the shell's history: prefer --key-file.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        list[Path] | None, Option(help="The same, from files, as `encrypt` writes them.")
+    ] = None,
+    json: JsonFlag = False,
+    report: Annotated[
+        Path | None, Option(help="Write an HTML page that shows where the candidates differ.")
+    ] = None,
+    embedding_out: Annotated[
+        Path | None,
+        Option(
+            help="Write the embedding, with the checksum of its weights: for one file, one seed. `encrypt` takes it."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        Option(help="URL of a running service that does the work; local files are served to it from here."),
+    ] = None,
+    api_key: Annotated[
+        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
+    ] = None,
     *,
-    weights: list[str],
-    data: str,
-    seed: int,
-    seeds: int,
-    target: Path | None,
-    key: list[str] | None,
-    key_file: list[Path] | None,
-    json: bool,
-    report: Path | None,
-    embedding_out: Path | None,
-    url: str | None,
-    api_key: str | None,
-    settings: Settings,
+    flags: dict[str, Any],
 ) -> int:
-    """Returns the exit code, see `exit_code`. Raises BadUsage, ScoringError, WorkerError or OSError."""
-    outputs = {"--report": report, "--embedding-out": embedding_out}
-    _refuse_impossible_outputs(outputs, url)
-    with find_data(data) as found:
-        question = Question(
-            candidates=parse_candidates(weights, parse_keys(key or [], key_file or [])),
-            data=found.files,
-            seeds=parse_seeds(seed, seeds),
-            target=None if target is None else read_target(target, _embedding_dim(settings, url)),
-            detail=report is not None,
-            checksums=any(outputs.values()),
-            num_skipped=found.num_skipped,
-        )
-        inputs = _inputs(question, found, [target, *(key_file or [])])
-        if report is not None:
-            from service.cli.score.report import is_report
+    """One candidate that fails costs the others nothing. Several files or seeds: every number is the mean over them.
+    Exit code: 0 good, 1 no weights have a loss, 2 usage, 3 a candidate could not be evaluated (machine or network).
 
-            refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `score --report`")
-        if embedding_out is not None:
-            _refuse_several_runs(question)
-            kind = "a file of `score --embedding-out`"
-            refuse_unsafe_output(embedding_out, "--embedding-out", inputs, is_embedding_file, kind)
-        with candidate_bars(question) as on_progress:
-            sheet = asyncio.run(_answer(question, settings, url, api_key, on_progress))
-        now = datetime.now(UTC)
-        page = None
-        if report is not None:
-            from service.cli.score.report import Origin, render_report
+    \b
+    Two checkpoints on one file:
+      soma-eval score a.safetensors b.safetensors --data held-out.txt
+    All checkpoints, every file of a folder, five seeds, and a page to look at:
+      soma-eval score checkpoints/*.safetensors --data held-out/ \\
+        --seeds 5 --report score.html
+    The embedding to commit with exactly this file:
+      soma-eval score best.safetensors --data held-out.txt \\
+        --embedding-out best.embedding.json
+    The encrypted file, as it will be published, for a script:
+      soma-eval score best.enc --key-file best.key --data held-out.txt --json
+    """
+    names = [*(files or []), *(weights or [])]
+    if not names:
+        raise BadUsage("no weights are given: name them, as in `soma-eval score FILE --data FILE`.")
+    if url is not None and flags:
+        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    settings = settings_from(flags)
+    from service.cli.score.run import run_score
 
-            command = command_line(weights, data, seed, seeds, target, key_file, settings)
-            page = render_report(sheet, Origin(now, command, CURRENT_VERSION, settings.small_model))
-    _print(sheet, json)
-    if report is not None and page is not None:
-        from service.cli.score.report import write_report
-
-        write_report(page, report)
-    if embedding_out is not None and sheet.winner is not None:
-        write_embedding_file(embedding_out, embedding_of(sheet, settings.small_model, now))
-    _say_what_was_written(outputs, sheet, json)
-    return exit_code(sheet)
-
-
-def exit_code(sheet: ScoreSheet) -> ExitCode:
-    """Good only where every candidate has a number or deserves none: trouble leaves the comparison incomplete."""
-    if sheet.is_incomplete:
-        return ExitCode.MACHINE
-    return ExitCode.AT_FAULT if sheet.winner is None else ExitCode.GOOD
-
-
-def command_line(
-    weights: Sequence[str],
-    data: str,
-    seed: int,
-    seeds: int,
-    target: Path | None,
-    key_files: Sequence[Path] | None,
-    settings: Settings,
-) -> str:
-    """A command that gives these numbers again, made of what may be shown: no key, and no query of a URL."""
-    parts = ["soma-eval", "score"]
-    parts += [without_secrets(name) if is_url(name) else name for name in weights]
-    parts += ["--data", data, "--seed", str(seed), "--seeds", str(seeds)]
-    parts += [] if target is None else ["--target", str(target)]
-    parts += [part for path in key_files or [] for part in ("--key-file", str(path))]
-    parts += ["--small-model" if settings.small_model else "--full-model"]
-    parts += ["--device", ",".join(settings.device), "--precision", settings.precision]
-    return shlex.join(parts)
-
-
-def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> EmbeddingFile:
-    """What `--embedding-out` keeps of the one run of the one candidate. Raises ZeroEmbedding."""
-    (outcome,) = sheet.outcomes
-    (run,) = outcome.runs
-    assert outcome.checksums is not None
-    if not run.embedding.any():
-        raise ZeroEmbedding("the model's embedding is the zero vector, which no target can be near")
-    return EmbeddingFile(
-        weights=outcome.candidate.name,
-        checksum=outcome.checksums.plain,
-        embedding=np.asarray(run.embedding, dtype=np.float32),
-        data_checksum=sheet.data_checksums[0],
-        data_size=sheet.question.data[0].size,
-        seed=run.seed,
-        loss=run.loss,
-        architecture_version=CURRENT_VERSION,
-        small_model=small_model,
-        precision=run.precision,
-        device=run.device,
-        versions={"soma-eval": version("soma-eval"), **run.versions},
-        computed_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+    return run_score(
+        weights=names,
+        data=data,
+        seed=seed,
+        seeds=seeds,
+        target=target,
+        key=key,
+        key_file=key_file,
+        json=json,
+        report=report,
+        embedding_out=embedding_out,
+        url=url,
+        api_key=api_key,
+        settings=settings,
     )
-
-
-def _refuse_impossible_outputs(outputs: dict[str, Path | None], url: str | None) -> None:
-    given = {flag: path for flag, path in outputs.items() if path is not None}
-    if sys.stdout is None and not given:
-        raise BadUsage("standard output is closed, so nobody would see a result: open it, or give --report")
-    for flag in given if url is not None else ():
-        raise BadUsage(f"{flag} needs the weights evaluated here: leave out --url")
-    if len({path.absolute() for path in given.values()}) < len(given):
-        raise BadUsage("--report and --embedding-out cannot go to one file")
-
-
-def _refuse_several_runs(question: Question) -> None:
-    """The mean of several embeddings is one that no evaluation gives."""
-    counts = {
-        "weights files": len(question.candidates),
-        "files of data": len(question.data),
-        "seeds": len(question.seeds),
-    }
-    for what, count in counts.items():
-        if count > 1:
-            raise BadUsage(
-                f"--embedding-out is the embedding of one weights file on one file of data with one seed, "
-                f"and there are {count} {what}: score the one you will commit by itself"
-            )
-
-
-def _inputs(question: Question, found: FoundData, others: Sequence[Path | None]) -> list[Path]:
-    weights = [Path(candidate.weights) for candidate in question.candidates if not candidate.is_url]
-    return [*weights, *(data.path for data in found.files), *(path for path in others if path is not None)]
-
-
-async def _answer(
-    question: Question, settings: Settings, url: str | None, api_key: str | None, on_progress: OnProgress
-) -> ScoreSheet:
-    if url is None:
-        return await score_locally(question, settings, on_progress)
-    from service.cli.score.remote import score_remotely
-
-    return await score_remotely(question, url, api_key, on_progress)
-
-
-def _print(sheet: ScoreSheet, json: bool) -> None:
-    if sys.stdout is None:
-        return
-    if json:
-        write_out(json_format.dumps(sheet.to_json(), allow_nan=False) + "\n")
-    else:
-        print_sheet(sheet)
-
-
-def _say_what_was_written(outputs: dict[str, Path | None], sheet: ScoreSheet, json: bool) -> None:
-    if json or sys.stdout is None:
-        return
-    report, embedding = (outputs[flag] for flag in ("--report", "--embedding-out"))
-    if report is not None:
-        write_out(f"The report is in {printable(str(report))}.\n")
-    if embedding is not None and sheet.winner is not None:
-        write_out(f"The embedding is in {printable(str(embedding))}, for `soma-eval encrypt --embedding`.\n")
-    elif embedding is not None:
-        write_out(f"There is no embedding: {printable(str(embedding))} was not written.\n")
-
-
-def _embedding_dim(settings: Settings, url: str | None) -> int | None:
-    """None where the service at the URL decides which model it is."""
-    if url is not None:
-        return None
-    config = load_architecture(CURRENT_VERSION).ModelConfig
-    dim: Any = asdict(config.small() if settings.small_model else config())["embedding_dim"]
-    return int(dim)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache
-from service.cli.check.diagnosis import Finding
-from service.cli.check.header_check import diagnose
+from service.cli.diagnosis import Expected, Finding
 from service.cli.encryption import commitment_of, commitment_of_plain
-from service.cli.file_state import FileChanged, FileState, FileUnreadable, state_of
-from service.cli.held_out import HeldOut
-from service.cli.question import Candidate, Question
+from service.cli.header_check import FileHead, check_header
+from service.cli.score.file_state import FileChanged, FileState, FileUnreadable, state_of
+from service.cli.score.held_out import HeldOut
+from service.cli.score.question import Candidate, Question
 from service.cli.score.score_sheet import (
     CandidateProgress,
     OnProgress,
@@ -64,7 +64,7 @@ async def score_all(question: Question, score: Callable[[int], Coroutine[None, N
     data_checksums = await asyncio.to_thread(_data_checksums, question)
     for data in question.data:
         data.check_unchanged()
-    outcomes = (_unless_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
+    outcomes = (_error_if_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
     return ScoreSheet(question, tuple(outcomes), data_checksums)
 
 
@@ -76,7 +76,7 @@ def _state_of_weights(candidate: Candidate) -> FileState | None:
     return None if candidate.is_url else state_of(Path(candidate.weights))
 
 
-def _unless_changed(outcome: Outcome, before: FileState | None) -> Outcome:
+def _error_if_changed(outcome: Outcome, before: FileState | None) -> Outcome:
     if _state_of_weights(outcome.candidate) == before:
         return outcome
     error = FileChanged(
@@ -86,7 +86,7 @@ def _unless_changed(outcome: Outcome, before: FileState | None) -> Outcome:
 
 
 class _Scoring:
-    """One question on its way through one pool."""
+    """The scoring of one question by one pool."""
 
     def __init__(
         self,
@@ -103,16 +103,16 @@ class _Scoring:
         self._on_progress = on_progress
         self._architecture = load_architecture(CURRENT_VERSION)
         # With one run each, the next candidate loads while another is evaluated; with more, two candidates
-        # in turn on one device would push each other's weights out of its memory.
+        # that alternate on one device would evict each other's weights from its memory.
         spare = 1 if question.num_runs == 1 else 0
-        self._turns = asyncio.Semaphore(len(pool.status()) + spare)
+        self._slots = asyncio.Semaphore(len(pool.status()) + spare)
 
     async def score(self, index: int) -> Outcome:
-        """All runs of one candidate, or the error that is its own."""
+        """All runs of one candidate, or why there is none."""
         candidate = self._question.candidates[index]
         self._on_progress(CandidateProgress(index, "waiting"))
         try:
-            async with self._weights(index) as (path, identity), self._turns:
+            async with self._weights(index) as (path, identity), self._slots:
                 outcome = await self._evaluate_runs(index, candidate, path, identity)
         except ScoringError as error:
             outcome = Outcome(candidate, error=error)
@@ -130,10 +130,12 @@ class _Scoring:
 
     async def _why_refused(self, candidate: Candidate, path: Path) -> tuple[Finding, ...]:
         """What `check` finds in the same file; nothing where it can no longer be read."""
+        expected, is_upload = Expected(candidate.key), candidate.is_url
         try:
-            return tuple(await diagnose(path, candidate.key, self._settings, is_upload=candidate.is_url))
+            checked = await check_header(FileHead(path), expected, self._settings, is_upload=is_upload)
         except OSError:
             return ()
+        return tuple(checked.findings)
 
     async def _checksums(self, path: Path, key: bytes | None) -> WeightsChecksums | None:
         if not self._question.checksums:
@@ -170,9 +172,7 @@ class _Scoring:
     async def _evaluate(self, job: EvalJob, on_progress: Callable[[EvalProgress], None]) -> EvalResult:
         try:
             return await self._pool.evaluate(job, on_progress)
-        except (
-            errors.FileUnreadable
-        ) as error:  # its file was named: a worker's death has nothing to do with it
+        except errors.FileUnreadable as error:
             raise FileUnreadable(error.detail) from error
         except errors.WorkerError as error:
             raise to_scoring_error(error, "client") from error
@@ -231,10 +231,10 @@ class _Scoring:
 
 
 def _identity(path: Path) -> str:
-    """Tells a worker whether it holds this file already, without reading it. Raises FileUnreadable."""
+    """A key by which a worker knows whether it holds this file already. Raises FileUnreadable."""
     state = state_of(path)
     if state is None:
-        raise FileUnreadable("the file could not be read: it is no longer there, or not yours to see")
+        raise FileUnreadable("the file could not be read: it is no longer there, or you may not read it")
     return hashlib.blake2b(repr((str(path.resolve()), state)).encode(), digest_size=16).hexdigest()
 
 

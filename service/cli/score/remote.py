@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import base58
 import httpx
 
-from service.cli.held_out import HeldOut
-from service.cli.question import Question, is_url
-from service.cli.remedies import remedy
+from service.cli.score.held_out import HeldOut
 from service.cli.score.local import score_all
+from service.cli.score.question import Question
 from service.cli.score.remote_answer import NotOurs, parse_json_object, parse_run
-from service.cli.score.remote_error import RemoteError, RemoteTrouble
+from service.cli.score.remote_error import RemoteError, RemoteTrouble, remedy_for
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
+from service.cli.urls import is_url
 from service.cli.usage import BadUsage
 from workers.architectures import CURRENT_VERSION, load_architecture
 
@@ -55,7 +55,7 @@ async def score_remotely(
 
 
 class _Scoring:
-    """One question on its way through one service."""
+    """The scoring of one question by one service."""
 
     def __init__(
         self, question: Question, client: httpx.AsyncClient, urls: Mapping[str, str], on_progress: OnProgress
@@ -65,26 +65,24 @@ class _Scoring:
         self._urls = urls
         self._on_progress = on_progress
         self._architecture = load_architecture(CURRENT_VERSION)
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def score(self, index: int) -> Outcome:
-        """All runs of one candidate, or the error that is its own."""
+        """All runs of one candidate, or why there is none."""
         candidate = self._question.candidates[index]
         body: dict[str, Any] = {
             "weights_url": self._urls.get(candidate.weights, candidate.weights),
             "decryption_key": None if candidate.key is None else base58.b58encode(candidate.key).decode(),
             "target_embedding": None if self._question.target is None else list(self._question.target),
         }
-        async with self._turns:
+        async with self._slots:
             started = time.monotonic()
             try:
                 runs = tuple([run async for run in self._runs(index, body)])
             except RemoteError as error:
                 if error.fault == "client":
-                    advice = remedy(error)
-                    raise BadUsage(
-                        f"the service says: {error.detail} ({error.full_code}). {advice}"
-                    ) from None
+                    reason = f"the service says: {error.detail} ({error.full_code})"
+                    raise BadUsage(f"{reason}. {remedy_for(error)}") from None
                 self._on_progress(CandidateProgress(index, "failed"))
                 return Outcome(candidate, error=error)
         self._on_progress(CandidateProgress(index, "done"))
@@ -173,7 +171,7 @@ def _files_served(paths: list[str]) -> Iterator[dict[str, str]]:
     """These files by http on a free loopback port, while inside: path -> URL."""
     files = {f"/{secrets.token_urlsafe(24)}": path for path in paths}
 
-    class Handler(_OneOfTheFiles):
+    class Handler(_FilesHandler):
         names = files
 
     with _QuietServer(("127.0.0.1", 0), Handler) as server:
@@ -189,10 +187,10 @@ def _files_served(paths: list[str]) -> Iterator[dict[str, str]]:
 
 class _QuietServer(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """A service that hangs up is no news: it says itself why."""
+        """Log nothing where the service disconnects: its own answer says why."""
 
 
-class _OneOfTheFiles(BaseHTTPRequestHandler):
+class _FilesHandler(BaseHTTPRequestHandler):
     names: Mapping[str, str] = {}
 
     def do_GET(self) -> None:
@@ -207,4 +205,4 @@ class _OneOfTheFiles(BaseHTTPRequestHandler):
             shutil.copyfileobj(file, self.wfile, 1 << 20)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: stderr is for people."""
+        """Log nothing: stderr is for people."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from service.cli.remedies import remedy
 from service.errors import ScoringError
 
 _MAX_SHOWN = 400
@@ -30,6 +31,28 @@ class RemoteTrouble(RemoteError):
     """The same, where another try may succeed."""
 
     retryable = True
+
+
+_REMEDIES_AT_A_SERVICE = {
+    "no-worker": "Look at the service's log: its workers cannot start.",
+    "worker-crashed": "Try again; the service's log says more.",
+    "out-of-memory": "Try again when less runs there, or give the service another --device.",
+    "out-of-resources": "Try again; the service's log says what it lacks.",
+    "insufficient-storage": "Make room on the service's disk, or give its --data-dir another place.",
+    "internal-error": "Look at the service's log, and report what it says.",
+    "model-too-large": "Raise the service's --max-model-bytes if it is meant to be so large.",
+    "data-too-large": "The network evaluates at most 1 MiB at once: cut the data.",
+    "body-too-large": "The network evaluates at most 1 MiB at once: cut the data.",
+    "download-timeout": "Try again, or allow slower downloads with the service's --min-download-rate.",
+    "url-forbidden": "Files of this machine need a service with --allow-http and --allow-private-addresses.",
+}
+"""What differs where a service elsewhere had the trouble."""
+
+
+def remedy_for(error: ScoringError) -> str:
+    """What to do about the error of a candidate, wherever it was evaluated."""
+    at_a_service = _REMEDIES_AT_A_SERVICE if isinstance(error, RemoteError) else {}
+    return at_a_service.get(error.full_code) or remedy(error)
 
 
 def shortened(text: str) -> str:

@@ -22,8 +22,8 @@ from service.cli.output_file import write_whole
 from service.cli.printable import printable
 from service.cli.score.charts import NUM_COLOURS, Line, gap_chart, line_chart
 from service.cli.score.names import distinct_names
+from service.cli.score.remarks import remarks, title_of
 from service.cli.score.score_sheet import Outcome, ScoreSheet
-from service.cli.terminal import remarks, title_of
 from service.errors import ZeroEmbedding
 from service.scoring.competition import cosine_distance
 

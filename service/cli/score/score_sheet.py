@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cli.check.diagnosis import Finding
+from service.cli.diagnosis import Finding
 from service.cli.embedding_file import float32_numbers
-from service.cli.question import Candidate, Question
+from service.cli.score.question import Candidate, Question
 from service.errors import ScoringError
 from service.scoring.competition import is_near_tie, margin, pick_winner
 

@@ -1,29 +1,13 @@
 """`soma-eval demo` as a command in somebody's folder: it runs its own code alone, and leaves nothing behind."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[3]
-DEMO = (sys.executable, "-P", "-m", "service.cli.main", "demo", "--seconds", "60")
-
-
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
-    (folder / "tmp").mkdir()
-    return subprocess.Popen(
-        DEMO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=folder,
-        env=kept | {"PYTHONPATH": str(ROOT), "TERM": "dumb", "TMPDIR": str(folder / "tmp")},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+from tests.service.cli.command import SMALL, run_command, start_command
 
 
 def child_of(process: subprocess.Popen[bytes]) -> psutil.Process:
@@ -44,7 +28,8 @@ def test_code_of_the_current_folder_is_not_run_and_nothing_is_left(tmp_path: Pat
         (tmp_path / f"{name}.py").write_text(trap)
     (tmp_path / "workers").mkdir()
     (tmp_path / "workers" / "__init__.py").write_text(trap)
-    process = start(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    process = start_command(tmp_path, "demo", "--seconds", "60", variables={"TMPDIR": str(tmp_path / "tmp")})
     try:
         training = child_of(process)
         process.send_signal(signal.SIGINT)
@@ -55,3 +40,10 @@ def test_code_of_the_current_folder_is_not_run_and_nothing_is_left(tmp_path: Pat
     assert not training.is_running()
     assert not (tmp_path / "sprung").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_demo_works(tmp_path: Path) -> None:
+    flags = ("--seconds", "0.5", "--precision", "float32", "--data-dir", "of-the-demo")
+    ran = run_command(tmp_path, "demo", *SMALL, *flags)
+    assert (ran.code, ran.err) == (0, "")
+    assert "The winner is trained" in ran.out

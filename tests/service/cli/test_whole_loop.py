@@ -1,9 +1,7 @@
-"""From training to a commit, as a trainer goes: the same loss at every station, and the network's client agrees."""
+"""From training to a commit, as a trainer does it: the same loss at every step, and the network's client agrees."""
 
 import base64
 import json
-import subprocess
-import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -19,6 +17,7 @@ from soma_sdk import SomaClient
 from tests.file_server import FileServer
 from tests.live_service import LiveService
 from tests.recipe import SMALL_CONFIG
+from tests.service.cli.command import run_command
 from workers.v1 import ModelConfig, ModelRunner
 
 SEED = 42
@@ -47,15 +46,9 @@ def train(path: Path, text: bytes) -> None:
 
 
 def soma_eval(folder: Path, *arguments: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "service.cli.main", *arguments, "--small-model", "--json"],
-        capture_output=True,
-        cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "HOME": str(folder)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
+    ran = run_command(folder, *arguments, "--small-model", "--json")
+    assert ran.code == 0, ran.err
+    return ran.json
 
 
 def test_the_same_loss_from_training_to_commit(

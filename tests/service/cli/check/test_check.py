@@ -13,9 +13,10 @@ import pytest
 
 from service.cache.folder import lock, make_private_folder
 from service.checksum import checksum_of
-from service.cli.check.diagnosis import Expected
-from service.cli.check.header_check import Checked, check, parse_expected
-from service.cli.question import BadUsage
+from service.cli.check.check_weights import check_weights, parse_expected
+from service.cli.diagnosis import Expected
+from service.cli.header_check import Checked
+from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import BlobUnavailable, ForbiddenUrl
 from service.lifespan import open_cache
@@ -34,8 +35,10 @@ from tests.recipe import (
     safetensors_parts,
     small_weights_bytes,
 )
+from tests.service.cli.command import SMALL, InProcess
 from tests.workers.v1.test_weights_files import FILES as ODD_FILES
 
+KEY = base58.b58encode(TEST_KEY).decode()
 PLAIN = small_weights_bytes()
 SEALED = encrypt(PLAIN)
 HTML = b"<!DOCTYPE html>\n<html><body>Sign in to see this file</body></html>\n"
@@ -43,7 +46,7 @@ S3_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</
 QUERY = "encoder.layers.0.attention.query.weight"
 
 Look = Callable[..., Awaitable[Checked]]
-SEALED_PROMISE = Expected(TEST_KEY, checksum_of(SEALED), len(SEALED))
+SEALED_EXPECTED = Expected(TEST_KEY, checksum_of(SEALED), len(SEALED))
 
 
 @pytest.fixture
@@ -60,9 +63,9 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def look(tmp_path: Path, settings: Settings) -> Look:
-    async def look(content: bytes, promise: Expected = SEALED_PROMISE, full: bool = False) -> Checked:
+    async def look(content: bytes, expected: Expected = SEALED_EXPECTED, full: bool = False) -> Checked:
         (tmp_path / "file").write_bytes(content)
-        return await check(str(tmp_path / "file"), promise, settings, full=full)
+        return await check_weights(str(tmp_path / "file"), expected, settings, full=full)
 
     return look
 
@@ -85,18 +88,18 @@ def drop_two(tensors: Tensors) -> None:
 BROKEN: dict[str, tuple[bytes, Expected, list[str], str]] = {
     "truncated": (SEALED[:-1000], Expected(TEST_KEY), ["truncated"], "cut off: it has"),
     "truncated-in-header": (SEALED[:900], Expected(TEST_KEY), ["truncated"], "within its header"),
-    "truncated-and-promised": (
+    "truncated-and-expected": (
         SEALED[:-1000],
         Expected(TEST_KEY, size=len(SEALED)),
         ["size-mismatch", "truncated"],
-        "are promised",
+        "were expected",
     ),
     "empty": (b"", Expected(TEST_KEY), ["truncated"], "nothing is in it"),
     "trailing": (encrypt(PLAIN + b"more"), Expected(TEST_KEY), ["trailing-bytes"], "4 bytes follow"),
     "wrong-key": (SEALED, Expected(bytes(32)), ["wrong-key"], "key does not fit"),
     "no-key": (SEALED, Expected(), ["no-header"], "encrypted"),
     "key-for-plain": (PLAIN, Expected(TEST_KEY), ["not-encrypted"], "not encrypted"),
-    "html": (HTML, SEALED_PROMISE, ["size-mismatch", "not-weights", "checksum-mismatch"], "are promised"),
+    "html": (HTML, SEALED_EXPECTED, ["size-mismatch", "not-weights", "checksum-mismatch"], "were expected"),
     "html-alone": (HTML, Expected(TEST_KEY), ["not-weights"], "an HTML page"),
     "storage-error": (S3_ERROR, Expected(TEST_KEY), ["not-weights"], "an XML answer"),
     "torch-save": (b"PK\x03\x04" + bytes(200), Expected(), ["not-weights"], "torch.save"),
@@ -150,8 +153,8 @@ BROKEN: dict[str, tuple[bytes, Expected, list[str], str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 async def test_a_broken_file_is_named_for_what_it_is(look: Look, name: str) -> None:
-    content, promise, codes, words = BROKEN[name]
-    checked = await look(content, promise)
+    content, expected, codes, words = BROKEN[name]
+    checked = await look(content, expected)
     assert [finding.code for finding in checked.findings] == codes
     assert words in checked.findings[0].detail
     assert all(finding.remedy for finding in checked.findings)
@@ -160,22 +163,22 @@ async def test_a_broken_file_is_named_for_what_it_is(look: Look, name: str) -> N
 
 @pytest.mark.parametrize("name", BROKEN)
 async def test_the_same_over_the_network(files: FileServer, settings: Settings, name: str) -> None:
-    content, promise, codes, words = BROKEN[name]
-    checked = await check(files.publish("broken", content), promise, settings)
-    expected = [code for code in codes if code != "checksum-mismatch"]
-    assert [finding.code for finding in checked.findings] == expected
-    if expected:
+    content, expected, codes, words = BROKEN[name]
+    checked = await check_weights(files.publish("broken", content), expected, settings)
+    found = [code for code in codes if code != "checksum-mismatch"]
+    assert [finding.code for finding in checked.findings] == found
+    if found:
         assert words in checked.findings[0].detail
-    if {"truncated", "size-mismatch", "not-encrypted"} & set(expected):
+    if {"truncated", "size-mismatch", "not-encrypted"} & set(found):
         assert "upload" in checked.findings[0].remedy
-    assert any("--full" in remark for remark in checked.remarks) == (promise.checksum is not None)
+    assert any("--full" in remark for remark in checked.remarks) == (expected.checksum is not None)
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-async def test_the_verdict_is_the_network_s(look: Look, name: str) -> None:
+async def test_what_is_accepted_is_what_the_network_accepts(look: Look, name: str) -> None:
     content = ODD_FILES[name]()
-    for published, promise in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
-        checked = await look(published, promise)
+    for published, expected in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
+        checked = await look(published, expected)
         assert (not checked.findings) == golden_weights_files()[name]["accepted"], checked.findings
 
 
@@ -183,16 +186,16 @@ async def test_what_is_right_is_accepted(look: Look) -> None:
     checked = await look(SEALED)
     assert checked.findings == []
     assert [remark.partition(":")[0] for remark in checked.remarks] == [
-        "judged as the small model, for trying things"
+        "checked as the small model, for trying things"
     ]
-    assert (checked.checksum, checked.size) == (SEALED_PROMISE.checksum, SEALED_PROMISE.size)
+    assert (checked.checksum, checked.size) == (SEALED_EXPECTED.checksum, SEALED_EXPECTED.size)
 
 
 async def test_the_header_alone_moves(tmp_path: Path, settings: Settings, files: FileServer) -> None:
     large = safetensors_bytes(
         {**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), "extra": RawTensor("U8", (1 << 24,), bytes(1 << 24))}
     )
-    checked = await check(files.publish("large", encrypt(large)), Expected(TEST_KEY), settings)
+    checked = await check_weights(files.publish("large", encrypt(large)), Expected(TEST_KEY), settings)
     assert not checked.findings
     assert checked.checksum is None
     assert not settings.data_dir.exists()
@@ -200,10 +203,10 @@ async def test_the_header_alone_moves(tmp_path: Path, settings: Settings, files:
 
 async def test_full_downloads_and_verifies(files: FileServer, settings: Settings) -> None:
     url = files.publish("sealed", SEALED)
-    checked = await check(url, SEALED_PROMISE, settings, full=True)
+    checked = await check_weights(url, SEALED_EXPECTED, settings, full=True)
     assert (checked.findings, checked.is_whole) == ([], True)
     swapped = Expected(TEST_KEY, checksum_of(PLAIN), len(SEALED))
-    checked = await check(url, swapped, settings, full=True)
+    checked = await check_weights(url, swapped, settings, full=True)
     assert [finding.code for finding in checked.findings] == ["checksum-mismatch"]
 
 
@@ -213,7 +216,7 @@ async def test_full_works_beside_a_running_service_and_leaves_nothing(
     url = files.publish("sealed.enc", SEALED)
     async with open_cache(settings):
         before = sorted(settings.data_dir.rglob("*"))
-        checked = await check(url, SEALED_PROMISE, settings, full=True)
+        checked = await check_weights(url, SEALED_EXPECTED, settings, full=True)
         assert (checked.findings, checked.is_whole) == ([], True)
         assert list((settings.data_dir / "commands").iterdir()) == []
         assert sorted(settings.data_dir.rglob("*")) == sorted([*before, settings.data_dir / "commands"])
@@ -229,7 +232,7 @@ async def test_what_a_killed_command_left_is_deleted_by_the_next(
     assert not left.exists()
     fd = lock(in_use)
     os.utime(in_use, (0, 0))
-    await check(files.publish("sealed.enc", SEALED), SEALED_PROMISE, settings, full=True)
+    await check_weights(files.publish("sealed.enc", SEALED), SEALED_EXPECTED, settings, full=True)
     assert in_use.exists()
     os.close(fd)
 
@@ -240,7 +243,7 @@ async def test_a_long_header_is_fetched_whole(files: FileServer, settings: Setti
     long = safetensors_file(start + json.dumps(header), b"".join(bodies))
     files.requests.clear()
     url = files.publish("long", encrypt(long))
-    assert not (await check(url, Expected(TEST_KEY), settings)).findings
+    assert not (await check_weights(url, Expected(TEST_KEY), settings)).findings
     assert files.requests.count("/long") == 2
 
 
@@ -249,19 +252,21 @@ async def test_values_that_are_not_finite_are_named(look: Look) -> None:
     tensors[QUERY][0, :3] = np.nan
     tensors["final_norm.beta"][1] = -np.inf
     content = safetensors_bytes(tensors)
-    for published, promise in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
-        checked = await look(published, promise, full=True)
+    for published, expected in ((content, Expected()), (encrypt(content), Expected(TEST_KEY))):
+        checked = await look(published, expected, full=True)
         details = [finding.detail for finding in checked.findings]
         assert details == [f"{QUERY}: 3 NaN of 256 values", "final_norm.beta: 1 infinite of 16 values"]
         assert {finding.code for finding in checked.findings} == {"non-finite-weights"}
-        assert not (await look(published, promise, full=False)).findings  # the header alone cannot tell
+        assert not (await look(published, expected, full=False)).findings  # the header alone cannot tell
 
 
 async def test_values_that_are_not_finite_may_be_allowed(tmp_path: Path, settings: Settings) -> None:
     tensors = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
     tensors["predictor.bias"][0] = np.nan
     (tmp_path / "file").write_bytes(safetensors_bytes(tensors))
-    checked = await check(str(tmp_path / "file"), Expected(), settings, full=True, allow_non_finite=True)
+    checked = await check_weights(
+        str(tmp_path / "file"), Expected(), settings, full=True, allow_non_finite=True
+    )
     assert not checked.findings
     assert "predictor.bias: 1 NaN of 264 values, as you allow" in checked.remarks
 
@@ -279,7 +284,7 @@ async def test_reading_ends_when_it_is_cancelled(tmp_path: Path, settings: Setti
         time.sleep(0.05)  # in the thread that reads: slower than the cancel
 
     checking = asyncio.create_task(
-        check(str(tmp_path / "file"), Expected(), settings, full=True, on_bytes=cancel)
+        check_weights(str(tmp_path / "file"), Expected(), settings, full=True, on_bytes=cancel)
     )
     with pytest.raises(asyncio.CancelledError):
         await checking
@@ -292,7 +297,7 @@ async def test_the_other_size_of_model_is_named(look: Look, settings: Settings) 
     full = settings.model_copy(update={"small_model": False})
     path = settings.data_dir.parent / "small"
     path.write_bytes(safetensors_bytes(make_weights(tiny, SMALL_WEIGHTS)))
-    checked = await check(str(path), Expected(), full)
+    checked = await check_weights(str(path), Expected(), full)
     assert [finding.code for finding in checked.findings] == ["other-model"]
 
 
@@ -305,11 +310,25 @@ async def test_names_out_of_the_file_are_escaped(look: Look) -> None:
 
 async def test_trouble_on_the_way_is_no_finding(files: FileServer, settings: Settings) -> None:
     with pytest.raises(BlobUnavailable):
-        await check(f"{files.base_url}/nothing-here", Expected(), settings)
+        await check_weights(f"{files.base_url}/nothing-here", Expected(), settings)
     with pytest.raises(ForbiddenUrl):
-        await check(f"{files.base_url}/x", Expected(), settings.model_copy(update={"allow_http": False}))
+        await check_weights(
+            f"{files.base_url}/x", Expected(), settings.model_copy(update={"allow_http": False})
+        )
 
 
 def test_a_checksum_that_can_be_none_is_refused() -> None:
     with pytest.raises(BadUsage):
         parse_expected(None, "0OIl", None)
+
+
+def test_check_says_what_to_do(in_process: InProcess) -> None:
+    ran = in_process.run("check", "sealed.enc", *SMALL, "--key", base58.b58encode(bytes(32)).decode())
+    assert ran.code == 1
+    assert ran.out.startswith("✗ the key does not fit: decrypting gives no safetensors header → give the key")
+    assert ran.out.endswith("Refused: 1 finding. Do not commit this.\n")
+    ran = in_process.run("check", "sealed.enc", "--small-model", "--json", SOMA_EVAL_KEY=KEY)
+    assert (ran.code, ran.json["accepted"], ran.json["findings"]) == (0, True, [])
+    ran = in_process.run("check", "sealed.enc", "--small-model", "--key-file", "key")
+    assert "Accepted" not in ran.out  # by the header alone
+    assert "add --full before you commit" in ran.out

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from service.cli.exit_codes import ExitCode
-from service.cli.file_state import FileChanged
-from service.cli.held_out import find_data
-from service.cli.question import Question, parse_candidates
-from service.cli.score.command import exit_code
+from service.cli.score.file_state import FileChanged
+from service.cli.score.held_out import find_data
 from service.cli.score.local import score_locally
+from service.cli.score.question import Question, parse_candidates
+from service.cli.score.run import exit_code
 from service.cli.score.score_sheet import CandidateProgress, ScoreSheet
 from service.config import ExplicitSettings
 from tests.recipe import SMALL_CONFIG, golden_cases, golden_competitions, make_data, write_weights
 
 RECIPES = golden_competitions()["competition-three"].models
+pytestmark = pytest.mark.usefixtures("no_processes")
 SETTINGS = ExplicitSettings(small_model=True, device=("cpu",))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli.file_state import FileChanged, state_of
-from service.cli.held_out import HeldOut
-from service.cli.question import Candidate, Question
 from service.cli.score.charts import nice_ticks
+from service.cli.score.file_state import FileChanged, state_of
+from service.cli.score.held_out import HeldOut
+from service.cli.score.question import Candidate, Question
 from service.cli.score.report import (
     Origin,
     bits_of_bytes,

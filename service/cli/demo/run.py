@@ -20,17 +20,17 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.encryption import Commitment, commitment_of, encrypt_file, new_key
-from service.config import ExplicitSettings
+from service.cli.exit_codes import ExitCode
+from service.cli.setting_flags import bad_settings_are_usage
+from service.cli.usage import CommandFailed
+from service.config import ExplicitSettings, Settings
+from service.log import configure_log
 from service.server import run_service
 
 _HELD_OUT_BYTES = 20_000
 _SEED = 42
 _TARGET = [1.0 if i % 2 else -1.0 for i in range(16)]
 """A direction to be near to: any of the small model's 16 dimensions will do."""
-
-
-class DemoFailed(Exception):
-    """A step of the demo did not work; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +49,36 @@ class _Candidate:
         }
 
 
-async def run_demo(seconds: float, device: str, precision: str, data_dir: Path | None) -> None:
-    """Train, encrypt, publish, serve, post, and tell what came back.
+def run_demo(seconds: float, flags: dict[str, Any]) -> ExitCode:
+    """Run every step. `flags` are settings, over the demo's own. Raises BadUsage or CommandFailed."""
+    configure_log("console", "warning")
+    with tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder:
+        own: dict[str, Any] = {"data_dir": Path(folder) / "data", "port": 0, "grpc_port": 0}
+        closed_network = {"allow_http": True, "allow_private_addresses": True}
+        with bad_settings_are_usage(has_variables=False):
+            settings = ExplicitSettings(**(own | closed_network | flags))
+        asyncio.run(_run_steps(seconds, settings, Path(folder)))
+    return ExitCode.GOOD
 
-    Raises DemoFailed, and pydantic's ValidationError for a device or a precision that there is not.
-    """
+
+async def _run_steps(seconds: float, settings: Settings, folder: Path) -> None:
+    """Train, encrypt, publish, serve, evaluate and compete."""
     console = Console(highlight=False)
-    with (
-        tempfile.TemporaryDirectory(prefix="soma-eval-demo-") as folder,
-        _file_server(Path(folder)) as base_url,
-    ):
-        asked: dict[str, Any] = {"device": device, "precision": precision}
-        settings = ExplicitSettings(
-            **asked,
-            port=0,
-            grpc_port=0,
-            small_model=True,
-            data_dir=data_dir or Path(folder) / "data",
-            allow_http=True,
-            allow_private_addresses=True,
-        )
-        text = _real_text()
-        console.print(f"[bold]1.[/] Training one of two candidates of the small model for {seconds:g} s ...")
-        steps = await _make_candidates(Path(folder), seconds, text[:-_HELD_OUT_BYTES])
-        console.print(f"   {steps} steps on {len(text) - _HELD_OUT_BYTES:,} bytes of Python's documentation.")
-        console.print(
-            "[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server."
-        )
-        candidates = [_publish(Path(folder), base_url, name) for name in ("random", "trained")]
+    text = _real_text()
+    held_out = text[-_HELD_OUT_BYTES:]
+    console.print(f"[bold]1.[/] Training one of two candidates of the small model for {seconds:g} s ...")
+    steps = await _make_candidates(folder, seconds, text[:-_HELD_OUT_BYTES])
+    console.print(f"   {steps} steps on {len(text) - _HELD_OUT_BYTES:,} bytes of Python's documentation.")
+    console.print("[bold]2.[/] Encrypting both with AES-256-CTR and publishing them on a local file server.")
+    with _file_server(folder) as base_url:
+        candidates = [_publish(folder, base_url, name) for name in ("random", "trained")]
         console.print("[bold]3.[/] Starting the service and a worker process ...")
-        async with run_service(settings) as (_parts, addresses):
+        async with run_service(settings) as (_components, addresses):
             async with httpx.AsyncClient(base_url=addresses.http, trust_env=False, timeout=60.0) as client:
-                await _evaluate(console, client, candidates, text[-_HELD_OUT_BYTES:])
-                await _compete(console, client, candidates, base_url, Path(folder), text[-_HELD_OUT_BYTES:])
+                await _evaluate(console, client, candidates, held_out)
+                await _compete(console, client, candidates, base_url, folder, held_out)
             console.print(f"   The API's documentation was at {addresses.http}/docs while this ran.")
-        console.print("Everything is cleaned up. Next: [bold]soma-eval serve --help[/]")
+    console.print("Everything is cleaned up. Next: [bold]soma-eval serve --help[/]")
 
 
 def _real_text() -> bytes:
@@ -109,7 +104,7 @@ async def _make_candidates(folder: Path, seconds: float, text: bytes) -> int:
             training.kill()
             await training.wait()
     if training.returncode != 0:
-        raise DemoFailed("training a candidate failed; its process said why above")
+        raise CommandFailed("a candidate could not be trained; the reason is above")
     return int(output)
 
 
@@ -149,7 +144,7 @@ async def _evaluate(
         losses.append(answer["loss"])
     console.print(table)
     if not losses[1] < losses[0]:
-        raise DemoFailed("the trained candidate is not better than the random one")
+        raise CommandFailed("the trained candidate is not better than the random one")
     console.print(f"   Training is worth {losses[0] - losses[1]:.4f}: the lower loss is the better one.")
 
 
@@ -182,13 +177,13 @@ async def _compete(
         f"distance to the target {answer['distance'][0]:.4f}."
     )
     if winner != "trained":
-        raise DemoFailed("the random candidate has won")
+        raise CommandFailed("the random candidate has won")
 
 
 async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
     response = await client.post(path, json=body)
     if response.status_code != httpx.codes.OK:
-        raise DemoFailed(f"POST {path} answered {response.status_code}: {response.json().get('detail')}")
+        raise CommandFailed(f"POST {path} answered {response.status_code}: {response.json().get('detail')}")
     return response.json()
 
 
@@ -208,4 +203,4 @@ def _file_server(folder: Path) -> Iterator[str]:
 
 class _QuietFiles(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the demo's own account is on the screen."""
+        """Log nothing: the demo prints its own steps."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.cli.file_state import FileChanged, FileState, state_of
 from service.cli.input_file import PipeLimits, kind_of, read_fifo, read_stdin
+from service.cli.score.file_state import FileChanged, FileState, state_of
 from service.cli.usage import BadUsage
 from service.errors import EmptyData
 
@@ -98,7 +98,7 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 def _held_out(name: str, path: Path) -> HeldOut:
     with path.open("rb"):
-        pass  # one that is not to be read is told now, before anything is evaluated
+        pass  # a file that cannot be read is reported now, before anything is evaluated
     state = state_of(path)
     if state is None:
         raise BadUsage(f"--data {name}: there is no such file")

@@ -7,7 +7,7 @@ from service.errors import ScoringError
 
 
 class FileChanged(ScoringError):
-    """A file on this machine was changed while it was evaluated; neither its old nor its new bytes were judged."""
+    """A file on this machine was changed while it was evaluated; no number belongs to its old or its new bytes."""
 
     title = "A file changed while it was evaluated"
     retryable = True
@@ -18,7 +18,7 @@ class FileChanged(ScoringError):
 
 
 class FileUnreadable(ScoringError):
-    """A file on this machine cannot be read: nothing is known of what is in it."""
+    """A file on this machine cannot be read; that says nothing of its content."""
 
     title = "A file cannot be read"
 
@@ -42,7 +42,7 @@ class FileState:
 
 
 def state_of(path: Path) -> FileState | None:
-    """The state of a file now; None where there is none to be seen."""
+    """The state of a file now; None where there is none, or none that may be seen."""
     try:
         found = path.stat()
     except OSError:

@@ -4,21 +4,16 @@ import glob
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.cli.held_out import HeldOut
-from service.cli.input_file import kind_of, read_small_file
-from service.cli.usage import BadUsage as BadUsage
-from service.errors import InvalidKey
-from service.scoring.competition import parse_decryption_key
+from service.cli.embedding_file import NUM_SEEDS
+from service.cli.input_file import kind_of, read_small_file, reason_of
+from service.cli.score.held_out import HeldOut
+from service.cli.urls import is_url, without_secrets
+from service.cli.usage import BadUsage
 
-NUM_SEEDS = 1 << 64
-NO_KEY = "none"
-"""In a list of keys: these weights are not encrypted."""
-_MAX_KEY_FILE_BYTES = 4096
 _MAX_TARGET_BYTES = 16 << 20
 
 
@@ -62,19 +57,6 @@ class Question:
         return len(self.data) * len(self.seeds)
 
 
-def is_url(text: str) -> bool:
-    """Whether weights are to be fetched, rather than read from a file."""
-    return text.partition("://")[0].lower() in ("http", "https")
-
-
-def without_secrets(url: str) -> str:
-    """A URL without user, password and query, which may let others in."""
-    scheme, _, rest = url.partition("://")
-    place = re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, path = place.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
 def parse_candidates(weights: Sequence[str], keys: Sequence[bytes | None]) -> tuple[Candidate, ...]:
     """Files, globs and URLs, with no key, one for all, or one for each in this order. Raises BadUsage."""
     names = [name for given in weights for name in _expand(given)]
@@ -82,27 +64,6 @@ def parse_candidates(weights: Sequence[str], keys: Sequence[bytes | None]) -> tu
         raise BadUsage(f"{len(keys)} keys for {len(names)} weights files: give one key, or one for each")
     one_each = list(keys) * len(names) if len(keys) == 1 else keys or [None] * len(names)
     return tuple(Candidate(name, key) for name, key in zip(names, one_each, strict=True))
-
-
-def parse_keys(keys: Sequence[str], key_files: Sequence[Path]) -> list[bytes | None]:
-    """Keys in Base58 (or "none"), from flags or from files. Raises BadUsage, which does not say what they were."""
-    if keys and key_files:
-        raise BadUsage("--key and --key-file exclude each other: put every key into a file of its own")
-    try:
-        texts = list(keys) or [
-            read_small_file(path, _MAX_KEY_FILE_BYTES).decode().strip() for path in key_files
-        ]
-    except (OSError, UnicodeDecodeError, BadUsage) as error:
-        raise BadUsage(f"a key file cannot be read: {_reason(error)}") from None
-    return [None if text == NO_KEY else parse_key(text) for text in texts]
-
-
-def parse_key(text: str) -> bytes:
-    """The 32 bytes of a key in Base58. Raises BadUsage."""
-    try:
-        return parse_decryption_key(text)
-    except InvalidKey as error:
-        raise BadUsage(f"{error.detail}: copy it once more, all 43 or 44 characters of it") from None
 
 
 def parse_seeds(first: int, count: int) -> tuple[int, ...]:
@@ -120,7 +81,7 @@ def read_target(path: Path, embedding_dim: int | None) -> tuple[float, ...]:
     try:
         numbers = _read_numbers(path)
     except (OSError, BadUsage) as error:
-        raise BadUsage(f"--target {path}: {_reason(error)}") from None
+        raise BadUsage(f"--target {path}: {reason_of(error)}") from None
     except (ValueError, TypeError, OverflowError, RecursionError, EOFError):
         raise BadUsage(f"--target {path}: it is neither a JSON list of numbers nor a .npy file") from None
     if embedding_dim is not None and len(numbers) != embedding_dim:
@@ -160,9 +121,3 @@ def _not_weights(given: str, kind: str) -> str:
     if kind != "missing":
         return f"this is a {kind}: weights are read more than once, so save them as a file first"
     return "no file has such a name" if glob.has_magic(given) else "there is no such file"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, BadUsage):
-        return str(error)
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not text"

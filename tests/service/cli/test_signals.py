@@ -1,6 +1,5 @@
-"""SIGTERM to a command: it cleans up after itself, as on Ctrl-C; and what nobody may look into or dump."""
+"""Ctrl-C and SIGTERM: a command cleans up after itself; and its memory is private."""
 
-import os
 import resource
 import signal
 import subprocess
@@ -10,15 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import psutil
 import pytest
 
 from tests.live_service import LiveService
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, make_data, write_weights
+from tests.service.cli.command import ROOT, SMALL, start_command
 
-ROOT = Path(__file__).parents[3]
 SECONDS = 60.0
 
 
@@ -44,34 +42,19 @@ def scoring_piped_data(folder: Path, ctrl_c_is_ignored: bool) -> Iterator["subpr
     (folder / "temporary").mkdir()
     (folder / "data").write_bytes(make_data({"pattern": "text", "size": 4 << 20}))
     write_weights(folder / "plain.safetensors", SMALL_CONFIG, SMALL_WEIGHTS)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
-    flags = ("--small-model", "--device", "cpu", "--weights", "plain.safetensors", "--data", "-")
+    on_ctrl_c = signal.SIG_IGN if ctrl_c_is_ignored else signal.SIG_DFL
     with (folder / "data").open("rb") as piped:
-        command = _start(folder, flags, piped, kept, ctrl_c_is_ignored)
+        command = start_command(
+            *(folder, "score", *SMALL, "--weights", "plain.safetensors", "--data", "-"),
+            stdin=piped,
+            preexec=partial(signal.signal, signal.SIGINT, on_ctrl_c),
+            variables={"TMPDIR": str(folder / "temporary")},
+        )
     with command:
         try:
             yield command
         finally:
             command.kill()
-
-
-def _start(
-    folder: Path,
-    flags: tuple[str, ...],
-    piped: IO[bytes],
-    environment: dict[str, str],
-    ctrl_c_is_ignored: bool,
-) -> "subprocess.Popen[bytes]":
-    on_ctrl_c = signal.SIG_IGN if ctrl_c_is_ignored else signal.SIG_DFL
-    return subprocess.Popen(
-        [sys.executable, "-m", "service.cli.main", "score", *flags],
-        stdin=piped,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "temporary")},
-        preexec_fn=partial(signal.signal, signal.SIGINT, on_ctrl_c),
-    )
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -103,3 +86,15 @@ def test_a_command_writes_no_core_file_and_lets_nobody_look_into_it() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_the_service_writes_no_core_file(service: LiveService) -> None:
     assert psutil.Process(service.process.pid).rlimit(resource.RLIMIT_CORE) == (0, 0)
+
+
+def test_ctrl_c_ends_a_command_and_its_workers(tmp_path: Path) -> None:
+    with scoring_piped_data(tmp_path, ctrl_c_is_ignored=False) as command:
+        wait_until(lambda: bool(psutil.Process(command.pid).children()))
+        workers = psutil.Process(command.pid).children(recursive=True)
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=SECONDS)
+        assert command.returncode == 130
+        assert (out, err) == (b"", b"soma-eval: interrupted; nothing is left running.\n")
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive

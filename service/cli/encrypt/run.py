@@ -1,11 +1,11 @@
-"""`soma-eval encrypt`: judge, encrypt, and say what a commit needs."""
+"""What `soma-eval encrypt` does: check the weights, encrypt them, and print what a commit needs."""
 
 import asyncio
 import errno
 import json as json_format
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +13,19 @@ from typing import Any
 
 import base58
 
-from service.cli.check.diagnosis import Expected, Finding
-from service.cli.check.header_check import NON_FINITE, check, model_config
-from service.cli.commit_steps import Sealed, commit_steps, embedding_command
+from service.cli.check.check_weights import NON_FINITE, check_weights
+from service.cli.diagnosis import Expected, Finding, finding_lines
 from service.cli.embedding_file import EmbeddingFile, read_embedding_file
+from service.cli.encrypt.commit_steps import Sealed, commit_steps, embedding_command
+from service.cli.encrypt.new_file import named_when_done
 from service.cli.encryption import encrypt_file, new_key
 from service.cli.exit_codes import ExitCode
-from service.cli.local_file import require_regular_file
-from service.cli.new_file import named_when_done
-from service.cli.printable import printable
-from service.cli.question import BadUsage, parse_key
-from service.cli.terminal import byte_bar, finding_lines, write_out
+from service.cli.header_check import Checked, model_config
+from service.cli.input_file import require_regular_file
+from service.cli.keys import parse_key
+from service.cli.progress_bars import byte_bar
+from service.cli.standard_streams import complain, write_out
+from service.cli.usage import BadUsage, CommandFailed
 from service.config import Settings
 from service.download.partial_file import sync_folder
 from workers.architectures import CURRENT_VERSION
@@ -42,26 +44,14 @@ def run_encrypt(
 ) -> int:
     """Returns the exit code. Raises BadUsage, or OSError; nothing is left behind then.
 
-    The ciphertext gets its name last, when its key has been told.
+    The ciphertext gets its name last, when its key has been printed or is in its file.
     """
     _refuse_impossible(weights, output, key, key_file)
     secret = new_key() if key is None else parse_key(key)
     committed = None if embedding is None else _read_embedding(embedding, settings)
-    with byte_bar("reading") as report:
-        checked = asyncio.run(
-            check(
-                *(str(weights), Expected(), settings),
-                full=True,
-                allow_non_finite=allow_non_finite,
-                on_bytes=report,
-            )
-        )
+    checked = _check(weights, settings, allow_non_finite=allow_non_finite)
     if checked.findings:
-        for line in finding_lines([_before_encryption(finding) for finding in checked.findings]):
-            sys.stderr.write(f"{line}\n")
-        sys.stderr.write(f"soma-eval: {printable(str(weights))} is not fit to commit: nothing was written.\n")
-        if any(finding.code == NON_FINITE for finding in checked.findings):
-            sys.stderr.write("soma-eval: --allow-non-finite encrypts it all the same.\n")
+        _print_refusal(weights, checked.findings)
         return ExitCode.AT_FAULT
     if embedding is not None and committed is not None and committed.checksum != checked.checksum:
         raise BadUsage(
@@ -88,17 +78,29 @@ def run_encrypt(
             size=encrypted.size,
             allow_non_finite=allow_non_finite,
         )
-        _tell(output, json_format.dumps(_to_json(sealed)) + "\n" if json else commit_steps(sealed, settings))
+        _print(output, json_format.dumps(_to_json(sealed)) + "\n" if json else commit_steps(sealed, settings))
     return ExitCode.GOOD
 
 
-def _before_encryption(finding: Finding) -> Finding:
-    """What there is to do when there is nothing encrypted yet."""
-    return (
-        replace(finding, remedy="give the file that Model.save wrote")
-        if finding.code == "no-header"
-        else finding
-    )
+def _check(weights: Path, settings: Settings, *, allow_non_finite: bool) -> Checked:
+    with byte_bar("reading") as report:
+        return asyncio.run(
+            check_weights(
+                *(str(weights), Expected(), settings),
+                full=True,
+                allow_non_finite=allow_non_finite,
+                on_bytes=report,
+            )
+        )
+
+
+def _print_refusal(weights: Path, findings: Sequence[Finding]) -> None:
+    not_encrypted_yet = "give the file that Model.save wrote"
+    own = [replace(f, remedy=not_encrypted_yet) if f.code == "no-header" else f for f in findings]
+    sys.stderr.writelines(f"{line}\n" for line in finding_lines(own))
+    complain(f"{weights} is not fit to commit: nothing was written.")
+    if any(finding.code == NON_FINITE for finding in findings):
+        complain("--allow-non-finite encrypts it all the same.")
 
 
 def _refuse_impossible(weights: Path, output: Path, key: str | None, key_file: Path | None) -> None:
@@ -150,12 +152,12 @@ def _written_for_owner(path: Path | None, text: str) -> Iterator[None]:
         raise
 
 
-def _tell(output: Path, text: str) -> None:
-    """Print it. Raises OSError, which says what became of the output."""
+def _print(output: Path, text: str) -> None:
+    """Raises CommandFailed, which says that there is no output either."""
     try:
         write_out(text)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: {output} was not written") from error
+    except CommandFailed as error:
+        raise CommandFailed(f"{error}: {output} was not written") from error
 
 
 def _to_json(sealed: Sealed) -> dict[str, Any]:

@@ -1,20 +1,21 @@
-"""Why the network would not accept a file as weights, and what to do: from its first bytes and what is promised of it.
+"""Why the network would not accept a file as weights, and what to do: from its first bytes and what is known of it.
 
-Only explanations: the verdict itself is the architecture's own, see `check`.
+Only explanations: what is refused is decided by the architecture's own rules, see `header_check`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from service.cli.encryption import decrypt_start
+from service.cli.printable import printable
 from service.errors import InvalidKey
 from service.scoring.competition import parse_decryption_key
 
 _PAGE = ("give the file's own address, not that of the page that shows it", "download the file, not the page")
-_ANSWER = ("open the URL, and read what it says", "open it, and read what it says")
+_ANSWER = ("open the URL in a browser: it says what is wrong", "open it in an editor: it says what is wrong")
 _AGAIN = ("upload it again, and compare the sizes", "take the whole file: save it or copy it again")
 _SAVE = ("save the weights with Model.save, as safetensors",) * 2
 _DISGUISES = (
@@ -31,7 +32,7 @@ _DISGUISES = (
     (b"\x80\x02", "a Python pickle", _SAVE),
     (b"\x1f\x8b", "a gzip file", ("upload it uncompressed, and without Content-Encoding", "uncompress it")),
     (b"{", "a JSON text", _ANSWER),
-    (bytes(16), "zeros", ("upload the file again: nothing has been written", _AGAIN[1])),
+    (bytes(16), "zeros", ("upload the file again: none of its bytes arrived", _AGAIN[1])),
 )
 """What is stored as weights by mistake: how it begins, in lower case; what it is; what to do with an upload, and
 with a local file."""
@@ -39,7 +40,7 @@ with a local file."""
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of the file, as far as it is."""
+    """What the file is expected to be; None where nothing is known."""
 
     key: bytes | None = field(default=None, repr=False)
     checksum: str | None = None
@@ -48,20 +49,30 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason why the network would not accept the file as it is promised."""
+    """One reason why the network would not accept the file."""
 
     code: str
     detail: str
     remedy: str
 
 
+def finding_lines(findings: Sequence[Finding], *, name: str = "", limit: int = 12) -> Iterator[str]:
+    """A line for each: what is wrong, and what to do. `name` is that of the file; after `limit` lines, a count."""
+    subject = f"✗ {printable(name)}: " if name else "✗ "
+    for finding in findings[:limit]:
+        yield f"{subject}{printable(finding.detail)} → {printable(finding.remedy)}"
+    if len(findings) > limit:
+        yield f"{subject}and {len(findings) - limit} more: `soma-eval check --json` lists them all."
+
+
 class Diagnosis:
-    """Looks at one file that was refused. `judge` is the architecture's judge of headers, `refusals` its verdicts."""
+    """Explains why one file was refused. `rules` is the architecture's module of header rules, `refusals` what it
+    raises."""
 
     def __init__(
         self,
         expected: Expected,
-        judge: ModuleType,
+        rules: ModuleType,
         refusals: tuple[type[Exception], ...],
         config: object,
         other_config: object,
@@ -70,7 +81,7 @@ class Diagnosis:
         is_upload: bool,
     ) -> None:
         self._expected = expected
-        self._judge = judge
+        self._rules = rules
         self._refusals = refusals
         self._config = config
         self._other_config = other_config
@@ -79,8 +90,8 @@ class Diagnosis:
         self._findings: list[Finding] = []
 
     def explain(self, published: bytes, clear: bytes, file_size: int) -> list[Finding]:
-        """Every reason that can be told; none where only the verdict is known."""
-        end = header_end(self._judge, clear)
+        """Every reason that is found; none where it is only known that the rules refuse the file."""
+        end = header_end(self._rules, clear)
         if end is None or clear[8:end].lstrip()[:1] != b"{":
             self._explain_no_header(published, file_size)
         elif end > file_size:
@@ -115,17 +126,21 @@ class Diagnosis:
                 "there is no unencrypted safetensors header: the file is encrypted, or not a weights file",
                 "give its key with --key-file",
             )
-        elif header_end(self._judge, published) is not None:
+        elif header_end(self._rules, published) is not None:
             add(
                 "not-encrypted",
-                "the file is not encrypted, and a key is promised: decrypting it gives noise",
+                "the file is not encrypted, and a key is given: decrypting it gives noise",
                 self._remedy(
                     "upload the file that `soma-eval encrypt` wrote, or give no key",
                     "give the file that `soma-eval encrypt` wrote, or no key",
                 ),
             )
         elif checksum is not None and self._fits(published, checksum):
-            add("swapped", "the checksum is the key, and the key the checksum", "swap the two")
+            add(
+                "swapped",
+                "the checksum is the key, and the key the checksum",
+                "swap the two",
+            )
         else:
             add(
                 "wrong-key",
@@ -136,7 +151,7 @@ class Diagnosis:
     def _fits(self, published: bytes, checksum: str) -> bool:
         try:
             return (
-                header_end(self._judge, decrypt_start(published, parse_decryption_key(checksum))) is not None
+                header_end(self._rules, decrypt_start(published, parse_decryption_key(checksum))) is not None
             )
         except InvalidKey:
             return False
@@ -163,12 +178,12 @@ class Diagnosis:
 
     def _explain_tensors(self, text: bytes, described: int) -> None:
         try:
-            header = self._judge.parse_header(text, described)
-        except (self._judge.NoHeader, *self._refusals) as refusal:
+            header = self._rules.parse_header(text, described)
+        except (self._rules.NoHeader, *self._refusals) as refusal:
             self._add("header-invalid", str(refusal), "save the weights again with Model.save")
             return
         found = list(self._tensor_findings(header))
-        if found and not self._judge.findings(header, self._other_config):
+        if found and not self._rules.findings(header, self._other_config):
             found = [self._other_model()]
         self._findings.extend(found)
 
@@ -180,29 +195,29 @@ class Diagnosis:
         return Finding("other-model", detail, "to try things with them, add --small-model; never commit them")
 
     def _tensor_findings(self, header: Any) -> Iterator[Finding]:
-        needed = self._judge.expected_shapes(self._config)
+        needed = self._rules.expected_shapes(self._config)
         prefix = _common_prefix(header.tensors, needed)
         if prefix:
             yield Finding(
                 "prefixed-names",
-                f"every tensor's name begins with {self._judge.quoted(prefix)}",
+                f"every tensor's name begins with {self._rules.quoted(prefix)}",
                 "save the bare model, without its wrapper",
             )
             return
         for name, shape in needed.items():
-            place = header.tensors.get(name)
-            if place is None:
+            tensor = header.tensors.get(name)
+            if tensor is None:
                 yield Finding("missing-tensor", f"{name} is missing", f"save it with shape {list(shape)}")
-            elif place.shape != shape:
-                yield _other_shape(name, place.shape, shape)
-            elif place.dtype not in self._judge.CONVERTIBLE_DTYPES:
-                yield Finding("wrong-dtype", f"{name} has dtype {place.dtype}", "save it as float32 (F32)")
+            elif tensor.shape != shape:
+                yield _other_shape(name, tensor.shape, shape)
+            elif tensor.dtype not in self._rules.CONVERTIBLE_DTYPES:
+                yield Finding("wrong-dtype", f"{name} has dtype {tensor.dtype}", "save it as float32 (F32)")
 
 
-def header_end(judge: Any, clear: bytes) -> int | None:
+def header_end(rules: Any, clear: bytes) -> int | None:
     """Where the header ends, if the bytes can be the start of a safetensors file at all."""
     length = int.from_bytes(clear[:8], "little")
-    if len(clear) <= 8 or not 2 <= length <= judge.MAX_HEADER_BYTES:
+    if len(clear) <= 8 or not 2 <= length <= rules.MAX_HEADER_BYTES:
         return None
     return 8 + length
 

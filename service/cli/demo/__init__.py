@@ -1,0 +1,1 @@
+"""`soma-eval demo`: start with command.py."""

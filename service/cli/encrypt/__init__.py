@@ -1,0 +1,1 @@
+"""`soma-eval encrypt`: start with command.py."""

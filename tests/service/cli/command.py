@@ -1,0 +1,100 @@
+"""Commands as tests run them: in this process where that is enough, as a process where a process is the point."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli.main import run
+from service.cli.standard_streams import prepare_standard_streams
+
+ROOT = Path(__file__).parents[3]
+SMALL = ("--small-model", "--device", "cpu")
+SECONDS = 120.0
+"""After which a command that does not end fails its test."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind on the screen."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class InProcess:
+    """Runs command lines in a folder, within the test's own process."""
+
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._capfd = capfd
+
+    def run(self, *arguments: str, stdin: bytes = b"", **variables: str) -> Ran:
+        """`variables` are added to the environment, out of which those of soma-eval are taken."""
+        with self._monkeypatch.context() as patch:
+            patch.chdir(self.folder)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            for name in [name for name in os.environ if name.startswith("SOMA_EVAL_")]:
+                patch.delenv(name)
+            for name, value in ({"TERM": "dumb", "COLUMNS": "100"} | variables).items():
+                patch.setenv(name, value)
+            self._capfd.readouterr()
+            prepare_standard_streams()
+            code = run(arguments)
+            out, err = self._capfd.readouterr()
+        return Ran(code, out, err)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment without the variables of soma-eval, and with these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
+    return kept | {"PYTHONPATH": str(ROOT), "TERM": "dumb"} | variables
+
+
+def start_command(
+    folder: Path,
+    *arguments: str | bytes,
+    preexec: Callable[[], object] | None = None,
+    variables: dict[str, str] | None = None,
+    **options: Any,
+) -> "subprocess.Popen[bytes]":
+    """`soma-eval` as a process that hears Ctrl-C; a test run in the background of a shell would ignore it."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if preexec is not None:
+            preexec()
+
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "service.cli.main", *arguments],
+        cwd=folder,
+        env=environment(**(variables or {})),
+        preexec_fn=prepare,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
+def run_command(folder: Path, *arguments: str | bytes, **options: Any) -> Ran:
+    """`soma-eval` as a process, to its end."""
+    with start_command(folder, *arguments, **options) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    return Ran(process.returncode, *((text or b"").decode(errors="surrogateescape") for text in (out, err)))
