@@ -76,7 +76,7 @@ def test_every_message_has_its_example() -> None:
     assert examples == {*typing.get_args(ToWorker), *typing.get_args(FromWorker)}
 
 
-@pytest.mark.parametrize("message", FROM_WORKER, ids=repr)
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
 def test_the_parent_receives_what_the_worker_sends(message: FromWorker) -> None:
     assert sent(message) == message
 
