@@ -1,15 +1,12 @@
 """The arrows of the architecture, proven by walking every import."""
 
-import ast
 import re
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.imports import ROOT, modules, within
 
 ROOT_FILES = "service"
 """The files beside the folders of `service` that every folder may use: errors, settings, log, checksums."""
@@ -83,32 +80,6 @@ ONLY_IN = {
 """A library that has one place: the folders and modules that may import it."""
 
 V1_MAY_IMPORT = {"numpy", "torch", "safetensors", "cryptography", "arrgen", "workers.v1"}
-
-
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            module = ".".join([*package, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def modules(package: str) -> dict[str, set[str]]:
-    """Dotted name -> imported modules, for every file of a package."""
-    found = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): set(imports_of(path))
-        for path in (ROOT / package).rglob("*.py")
-    }
-    assert found, f"{package} has no files"
-    return found
-
-
-def within(module: str, packages: set[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def unit_of(module: str, units: dict[str, set[str]]) -> str:
@@ -195,10 +166,11 @@ def test_a_library_has_its_place(library: str) -> None:
             assert not [module for module in imported if within(module, {library})], name
 
 
-def test_nothing_that_is_installed_imports_tests_or_benchmarks() -> None:
-    for package in ("service", "workers"):
-        for name, imported in modules(package).items():
-            assert not [module for module in imported if within(module, {"tests", "benchmarks"})], name
+@pytest.mark.parametrize("package", ["service", "workers", "soma_eval"])
+def test_nothing_that_is_installed_imports_what_stands_above_it(package: str) -> None:
+    above = {"tests", "benchmarks", "soma_eval"} - {package}
+    for name, imported in modules(package).items():
+        assert not [module for module in imported if within(module, above)], name
 
 
 def test_no_test_module_is_imported() -> None:

@@ -1,6 +1,9 @@
 """What README and docs/ say is what the code does."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +81,7 @@ def test_commands_and_variables_exist(page: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, arguments in _commands(page.read_text()):
         assert name in commands, name
-        known = {option for parameter in commands[name].params for option in _options(parameter)}
+        known = _options_of(name)
         assert set(re.findall(r"(?<!\S)--[a-z-]+", arguments)) <= known | {"--help"}, arguments
     known_variables = {f"SOMA_EVAL_{name.upper()}" for name in Settings.model_fields}
     known_variables |= {*API_KEY_NAMES, *OTHER_NAMES, *NOT_SETTINGS}
@@ -89,16 +92,21 @@ def test_the_first_page_needs_nothing_of_the_tests() -> None:
     assert not re.search(r"\btests[./]|import tests", (ROOT / "README.md").read_text())
 
 
+def _options_of(name: str) -> set[str]:
+    """Every option that the command's own help names."""
+    command = [sys.executable, "-m", "service.cli.main", name, "--help"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", ran.stdout))
+
+
 def _commands(text: str) -> Iterator[tuple[str, str]]:
     """Each `soma-eval COMMAND ...` of the blocks of code, continued lines joined."""
     for block in re.findall(r"^ *```\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
         for name, arguments in re.findall(r"soma-eval ([a-z]+)([^\n'&]*)", block.replace("\\\n", " ")):
             if arguments.startswith(" ") or not arguments:
                 yield name, arguments
-
-
-def _options(parameter: object) -> list[str]:
-    return [*getattr(parameter, "opts", []), *getattr(parameter, "secondary_opts", [])]
 
 
 def _anchor(heading: str) -> str:

@@ -25,10 +25,11 @@ from soma_eval.errors import (
 )
 from soma_eval.responses import ScoreResponse
 from tests.file_server import FileServer
+from tests.golden_requests import GOLDEN_EVALUATION as GOLDEN
 from tests.live_service import LiveService, live_service
 from tests.misbehaving_server import MisbehavingServer, slow_body
 from tests.recipe import TEST_KEY, encrypt, make_data, small_weights_bytes
-from tests.soma_eval.conftest import GOLDEN, MakeClient
+from tests.soma_eval.clients import MakeClient
 
 TARGET = [1.0 if i % 2 else -1.0 for i in range(16)]
 API_KEY = "canary-api-key"
@@ -183,6 +184,7 @@ async def test_a_full_queue_is_refused_in_the_end(
         await asyncio.to_thread(fill_and_ask)
 
 
+@pytest.mark.slow
 async def test_cancelling_a_call_ends_its_work(service: LiveService, evaluation: dict[str, Any]) -> None:
     slow = slow_body(small_weights_bytes(), bytes_per_second=1000)
     async with MisbehavingServer(slow, tls=False) as publisher, AsyncClient(service.http_url) as client:

@@ -28,8 +28,8 @@ from tests.misbehaving_server import (
     replying,
     silent,
 )
-from tests.soma_eval.conftest import MakeClient
-from tests.soma_eval.test_responses import answer
+from tests.soma_eval.answers import answer
+from tests.soma_eval.clients import MakeClient
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What the package exports, what it imports, and who may import it."""
+"""What the package exports, and what it imports."""
 
 import importlib.metadata
 import subprocess
@@ -7,7 +7,6 @@ import sys
 import pytest
 
 import soma_eval
-from tests.test_architecture import modules, within
 from workers import v1
 
 PUBLISHED = [
@@ -58,8 +57,3 @@ def test_only_what_is_used_is_imported(code: str, absent: list[str]) -> None:
     report = f"import sys; {code}; print([name for name in {absent} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-
-
-def test_service_and_workers_import_nothing_of_it() -> None:
-    for name, imported in {**modules("service"), **modules("workers")}.items():
-        assert not [module for module in imported if within(module, {"soma_eval"})], name

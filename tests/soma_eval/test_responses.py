@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from soma_eval import responses
 from soma_eval.responses import EvalResponse, Problem, Response
+from tests.soma_eval.answers import answer
 
 SCHEMA_OF = {"Job": "JobStatus"}
 """Where the client's name is not that of the document. `Problem` is the error of one model too."""
@@ -30,29 +31,6 @@ def test_every_field_of_an_answer_is_read(client: httpx.Client) -> None:
     assert set(schemas["ModelError"]["properties"]) <= set(Problem.model_fields)
     asked = {"EvalRequest", "ScoreRequest", "Manifest", "ModelError", "NotReady"}
     assert set(schemas) - asked - {"HTTPValidationError", "ValidationError"} == set(read)
-
-
-def answer() -> dict[str, Any]:
-    made_of = dict.fromkeys(("weights_checksum", "data_checksum", "architecture_version"), "x")
-    times = ("queue", "download", "load", "eval", "total")
-    return {
-        "loss": 1.5,
-        "embedding": [1, 0.5],
-        "cross_entropy": 1.0,
-        "sig_reg": 25.0,
-        "distance": None,
-        "num_sequences": 1,
-        "num_batches": 1,
-        "attends_to_future": False,
-        "provenance": {
-            **made_of,
-            "seed": 1,
-            "precision": "float32",
-            "device": "cpu",
-            "versions": {"torch": "2"},
-        },
-        "timings": {**{f"{name}_seconds": 0.5 for name in times}, "weights_cached": "no"},
-    }
 
 
 def test_fields_of_a_newer_service_are_ignored() -> None:

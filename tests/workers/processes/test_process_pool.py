@@ -354,7 +354,7 @@ async def test_one_that_begins_to_compute_wrongly_is_taken_out(tmp_path: Path) -
 # -- the parent ends
 
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from tests.workers.processes.pools import cpus, job, misbehaving_pool, pids
 from pathlib import Path
 
@@ -363,6 +363,7 @@ async def main():
         print(*pids(pool), flush=True)
         await pool.evaluate(job(sys.argv[1], Path(sys.argv[2]), 10_000))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
 asyncio.run(main())
 """
 
