@@ -1,7 +1,7 @@
 """A network backend for httpcore on asyncio itself: received bytes go straight into the caller's buffer.
 
 httpcore's own backend reads a TLS connection record by record through anyio, for more than twice the processor time
-per byte: see docs/decisions/0010-http-client.md.
+per byte: see docs/decisions/0010-bodies-past-h11.md.
 """
 
 # ruff: noqa: ASYNC109  (the signatures are httpcore's)

@@ -1,7 +1,7 @@
 """Bodies of known length are read from the connection directly, not through h11.
 
 httpcore passes every byte through h11, which copies it three more times: on a fast link that costs as much as hashing
-the file (see docs/decisions/0010-http-client.md). So h11 parses the head of a reply as usual, cut off exactly where
+the file (see docs/decisions/0010-bodies-past-h11.md). So h11 parses the head of a reply as usual, cut off exactly where
 the head ends. If the head announces a plain body of N bytes, h11 is given a Content-Length of 0 instead, and the N
 bytes are read from the connection below. Both then agree on where the reply ends. Every other body (chunked,
 contradicting lengths, no length) goes through h11 unchanged.
