@@ -56,7 +56,7 @@ class Exchange(Generic[R]):
         self._call = call
         self._timeouts = timeouts
         self._retries = Retries(policy, time.monotonic())
-        self._failure: SomaEvalError | None = None
+        self._next_wait: float | None = 0.0
         self._status = 0
         self._headers = httpx.Headers()
         self._content = bytearray()
@@ -79,32 +79,38 @@ class Exchange(Generic[R]):
         return self._timeouts.response_seconds
 
     def tries(self) -> Iterator[float]:
-        """Before each try the seconds to wait. Raises the last failure where no other try is allowed."""
-        yield 0.0
-        while self._failure is not None:
-            failure, self._failure = self._failure, None
-            if not self._call.is_retried:
-                raise failure
-            yield self._retries.seconds_to_wait(failure, time.monotonic())
+        """Before each try the seconds to wait; none follows a try that succeeded."""
+        while self._next_wait is not None:
+            seconds, self._next_wait = self._next_wait, None
+            yield seconds
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """One try: a failure within is kept for `tries` to judge."""
-        self._deadline = time.monotonic() + self._timeouts.response_seconds
+        """One try. A failure within is raised only where no other try is allowed."""
+        self._start()
         try:
             yield
         except _Finished:
-            return
+            pass
         except httpx.HTTPError as error:
-            self._failure = self._connection_failed(error)
-            self._failure.__cause__ = error
+            failure = self._connection_failed(error)
+            failure.__cause__ = error
+            self._next_wait = self._seconds_to_wait(failure)
         except SomaEvalError as error:
-            self._failure = error
+            self._next_wait = self._seconds_to_wait(error)
+
+    def _start(self) -> None:
+        self._deadline = time.monotonic() + self._timeouts.response_seconds
+        self._content.clear()
+
+    def _seconds_to_wait(self, failure: SomaEvalError) -> float:
+        if not self._call.is_retried:
+            raise failure
+        return self._retries.seconds_to_wait(failure, time.monotonic())
 
     def begin(self, response: httpx.Response) -> None:
         """The head of an answer is here."""
         self._status, self._headers = response.status_code, response.headers
-        self._content.clear()
 
     def feed(self, chunk: bytes) -> Iterable[R]:
         """More of its body; the values that are complete."""
@@ -170,9 +176,8 @@ class Following(Exchange[Job[Result]], Generic[Result]):
     def _read_seconds(self) -> float:
         return self._timeouts.silence_seconds
 
-    def begin(self, response: httpx.Response) -> None:
-        """The head of an answer is here."""
-        super().begin(response)
+    def _start(self) -> None:
+        super()._start()
         self._events = EventStream(MAX_RESPONSE_BYTES)
         self._has_event = False
 
@@ -197,9 +202,12 @@ class Following(Exchange[Job[Result]], Generic[Result]):
             raise self._problem()
         raise ConnectionFailed("the stream of events ended before the job did", retryable=True)
 
+    def _seconds_to_wait(self, failure: SomaEvalError) -> float:
+        if isinstance(failure, TimedOut) and self._has_event:  # nothing happened for a while: no failed try
+            return 0.0
+        return super()._seconds_to_wait(failure)
+
     def _timed_out(self) -> TimedOut:
-        if self._has_event:  # nothing happened for a while: that is no failed try
-            self._retries.restart(time.monotonic())
         return TimedOut(f"there was no event within {self._timeouts.silence_seconds:g} s", retryable=True)
 
 

@@ -173,6 +173,12 @@ def test_nothing_that_is_installed_imports_what_stands_above_it(package: str) ->
         assert not [module for module in imported if within(module, above)], name
 
 
+def test_the_package_for_users_needs_only_v1_of_all_others() -> None:
+    for name, imported in modules("soma_eval").items():
+        of_ours = {module for module in imported if within(module, {"service", "workers"})}
+        assert not [module for module in of_ours if not within(module, {"workers.v1"})], name
+
+
 def test_no_test_module_is_imported() -> None:
     for name, imported in {**modules("tests"), **modules("benchmarks"), **modules("docker")}.items():
         assert not [module for module in imported if re.search(r"\.test_|conftest", module)], name

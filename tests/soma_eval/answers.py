@@ -1,6 +1,9 @@
 """Answers of a service, as a server of the tests sends them."""
 
+import json
 from typing import Any
+
+from soma_eval.responses import EvalResponse, Job
 
 
 def answer() -> dict[str, Any]:
@@ -25,3 +28,30 @@ def answer() -> dict[str, Any]:
         },
         "timings": {**{f"{name}_seconds": 0.5 for name in times}, "weights_cached": "no"},
     }
+
+
+def job_json(state: str, batches_done: int | None = None) -> bytes:
+    """A job with one model, as GET /jobs/{id} has it."""
+    nothing = dict.fromkeys(("bytes_done", "bytes_total", "bytes_per_second", "num_batches"))
+    model = {**nothing, "phase": "evaluating", "batches_done": batches_done}
+    status = {
+        "id": "abc",
+        "kind": "eval",
+        "state": state,
+        "created_at": "2025-01-01T00:00:00+00:00",
+        "finished_at": None,
+        "progress": {"data": None, "models": [model], "estimated_seconds_left": None},
+        "result": answer() if state == "succeeded" else None,
+        "error": None,
+    }
+    return json.dumps(status).encode()
+
+
+def event(state: str, batches_done: int | None = None) -> bytes:
+    """The same as a server-sent event."""
+    return b"event: progress\ndata: " + job_json(state, batches_done) + b"\n\n"
+
+
+def running_job() -> Job[EvalResponse]:
+    """A job to follow."""
+    return Job[EvalResponse].model_validate_json(job_json("running"))

@@ -28,7 +28,7 @@ from tests.misbehaving_server import (
     replying,
     silent,
 )
-from tests.soma_eval.answers import answer
+from tests.soma_eval.answers import answer, event, job_json, running_job
 from tests.soma_eval.clients import MakeClient
 
 T = TypeVar("T")
@@ -199,32 +199,8 @@ async def test_how_it_is_now_is_asked_once(call: Callable[[Any], object], make_c
 # -- jobs ----------------------------------------------------------------------------------------------------
 
 
-def job_json(state: str, batches_done: int | None = None) -> bytes:
-    nothing = dict.fromkeys(("bytes_done", "bytes_total", "bytes_per_second", "num_batches"))
-    model = {**nothing, "phase": "evaluating", "batches_done": batches_done}
-    status = {
-        "id": "abc",
-        "kind": "eval",
-        "state": state,
-        "created_at": "2025-01-01T00:00:00+00:00",
-        "finished_at": None,
-        "progress": {"data": None, "models": [model], "estimated_seconds_left": None},
-        "result": answer() if state == "succeeded" else None,
-        "error": None,
-    }
-    return json.dumps(status).encode()
-
-
 def job_reply(state: str) -> Behaviour:
     return replying(200, job_json(state))
-
-
-def event(state: str, batches_done: int | None = None) -> bytes:
-    return b"event: progress\ndata: " + job_json(state, batches_done) + b"\n\n"
-
-
-def running_job() -> Job[EvalResponse]:
-    return Job[EvalResponse].model_validate_json(job_json("running"))
 
 
 def follow(client: Client) -> list[tuple[str, int | None]]:
