@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
 from .cancellation import CancelCheck, never_cancelled
-from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, ModelConfig, SIGRegConfig
+from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
 from .errors import EmptyData
 from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
 from .loss import token_cross_entropy
@@ -22,6 +22,7 @@ from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
 from .split_matmul import stack_parts
+from .tokenizer import TokenizedBatch, joined
 from .weights import load_tensors
 from .weights_source import Weights, check_key
 
@@ -84,15 +85,18 @@ class ModelRunner:
         max_seq_len: int = V1_MAX_SEQ_LEN,
         batch_size: int = V1_BATCH_SIZE,
         micro_batch_size: int | None = None,
+        sig_reg: SIGRegConfig | None = None,
     ) -> None:
         """`device` is one of torch's, or "auto": a GPU if there is one, else the CPU.
 
         `micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
         half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
-        config and the kind of device alone.
+        config and the kind of device alone. `sig_reg` is the network's by default, and its coefficient always.
 
-        Raises ValueError for a precision the device does not have, or sizes below 1.
+        Raises ValueError for a precision the device does not have, sizes below 1, or another coefficient.
         """
+        if sig_reg is not None and sig_reg.coefficient != V1_SIG_REG_COEFFICIENT:
+            raise ValueError(f"the coefficient of SIGReg is {V1_SIG_REG_COEFFICIENT} in every evaluation")
         if min(max_seq_len, batch_size, micro_batch_size or 1) < 1:
             raise ValueError("max_seq_len, batch_size and micro_batch_size must be at least 1")
         if precision not in get_args(Precision):
@@ -107,7 +111,7 @@ class ModelRunner:
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
         self.micro_batch_size = min(micro_batch_size or self._default_micro_batch_size(), batch_size)
-        self._sig_reg = SIGReg(SIGRegConfig()).to(self.device)
+        self._sig_reg = SIGReg(sig_reg).to(self.device)
         self._last_loaded: tuple[tuple[object, ...], LoadedModel] | None = None
         self._set_matmul_precision()
 
@@ -182,71 +186,132 @@ class ModelRunner:
         """
         if not data:
             raise EmptyData("the data is empty: there is nothing to evaluate on")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"the seed must lie in 0 .. 2**64 - 1, not {seed}")
+        _check_seed(seed)
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
             yield self._score_batch(model.model, data, seed, index, check_cancelled, detail)
 
+    def eval_pieces(
+        self,
+        model: LoadedModel,
+        pieces: Sequence[bytes],
+        seed: int,
+        check_cancelled: CancelCheck = never_cancelled,
+    ) -> Iterator[BatchScore]:
+        """Score several small data sets, as many in one forward pass as the device holds at once.
+
+        Yields one score for each, in order; its `index` is that of the piece. A piece is data of its own, of at
+        most one batch: its noise, that of batch 0, is the same for all, and every mean is taken over its own
+        sequences. Up to rounding, for products of another shape add in another order, a score is that of
+        `eval_batches` on this piece alone; where a piece fills its pass by itself, it is so to the bit.
+        Raises EmptyData for a piece without bytes, ValueError for one of several batches or a seed out of range.
+        """
+        _check_seed(seed)
+        sizes = [self._num_sequences_of_piece(piece) for piece in pieces]
+        directions = self._directions(seed, 0)
+        for which in _passes(sizes, self.micro_batch_size):
+            scores = self._score_pieces(
+                model.model,
+                [tokenizer.tokenize_range(pieces[i], range(sizes[i]), self.max_seq_len) for i in which],
+                directions,
+                check_cancelled,
+            )
+            for i, score in zip(which, scores, strict=True):
+                yield replace(score, index=i)
+
     @torch.inference_mode()
     def _score_batch(
         self, model: Model, data: bytes, seed: int, index: int, check_cancelled: CancelCheck, detail: bool
     ) -> BatchScore:
-        """One batch: on the fast path, and once more on the reference path if the guard does not hold."""
+        first = index * self.batch_size
+        last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
+        batch = tokenizer.tokenize_range(data, range(first, last), self.max_seq_len)
+        directions = self._directions(seed, index)
+        (score,) = self._score_pieces(model, [batch], directions, check_cancelled, detail=detail)
+        return replace(score, index=index)
+
+    @torch.inference_mode()
+    def _score_pieces(
+        self,
+        model: Model,
+        pieces: Sequence[TokenizedBatch],
+        directions: Tensor,
+        check_cancelled: CancelCheck,
+        *,
+        detail: bool = False,
+    ) -> list[BatchScore]:
+        """A score for each batch of sequences, which share forward passes: on the fast path, all at once.
+
+        If the guard does not hold, or a number is not finite, each is scored by itself, and on the reference path
+        where its own guard does not hold either: what one piece needs costs no other its result.
+        """
         self._set_matmul_precision()
-        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
-        directions = unit_columns(torch.from_numpy(noise).to(self.device))  # (D, S)
-        score, is_proven = self._run(model, data, index, directions, check_cancelled, detail, reference=False)
-        if is_proven and _is_finite(score):
-            return score
-        score, _ = self._run(model, data, index, directions, check_cancelled, detail, reference=True)
-        return score
+        scores, is_proven = self._run(model, pieces, directions, check_cancelled, detail, reference=False)
+        if is_proven and all(map(_is_finite, scores)):
+            return scores
+        if len(pieces) == 1:
+            return self._run(model, pieces, directions, check_cancelled, detail, reference=True)[0]
+        return [
+            score
+            for piece in pieces
+            for score in self._score_pieces(model, [piece], directions, check_cancelled, detail=detail)
+        ]
 
     def _run(
         self,
         model: Model,
-        data: bytes,
-        index: int,
+        pieces: Sequence[TokenizedBatch],
         directions: Tensor,
         check_cancelled: CancelCheck,
         detail: bool,
         *,
         reference: bool,
-    ) -> tuple[BatchScore, bool]:
-        """One batch by one path: its score, and whether the guard proves it (always so on the reference path).
+    ) -> tuple[list[BatchScore], bool]:
+        """By one path the score of each piece, and whether the guard proves them (always so on the reference path).
 
         What the means are taken of stays on the device until all micro-batches are through: one transfer.
         """
-        first = index * self.batch_size
-        last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
+        batch = joined(pieces)
+        num_sequences, T = batch.token_ids.shape
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         guard = torch.zeros(3, device=self.device)
-        for start in range(first, last, self.micro_batch_size):
-            sequences = range(start, min(start + self.micro_batch_size, last))
+        for start in range(0, num_sequences, self.micro_batch_size):
             forward = ForwardPass(model, reference=reference, check_cancelled=check_cancelled)
-            parts.append(self._score_sequences(forward, data, sequences, directions))
+            sequences = batch.part(slice(start, start + self.micro_batch_size))
+            parts.append(self._score_sequences(forward, sequences, directions))
             guard = torch.maximum(guard, forward.guard())
-        B, T = last - first, self.max_seq_len
         numbers = torch.cat([*(part.flatten() for kind in zip(*parts, strict=True) for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
-            numbers.cpu().numpy(), np.cumsum([B * T, B * T, B * self.config.embedding_dim])
+            numbers.cpu().numpy(),
+            np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
         )
-        score = BatchScore(
-            index=index,
-            cross_entropy=runner_order.mean(cross_entropy),
-            sig_reg=runner_order.mean(sig_reg),
-            embedding=runner_order.mean_over_sequences(embeddings.reshape(B, -1)),
-            attends_to_future=bool(leaks),
-            token_cross_entropy=cross_entropy.reshape(B, T) if detail else None,
-        )
-        return score, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
+        ends = np.cumsum([len(piece.token_ids) for piece in pieces])[:-1]
+        scores = [
+            BatchScore(
+                index=i,
+                cross_entropy=runner_order.mean(cross_entropies.ravel()),
+                sig_reg=runner_order.mean(sig_regs.ravel()),
+                embedding=runner_order.mean_over_sequences(representations),
+                attends_to_future=bool(leaks),  # on the reference path, which takes one piece at a time
+                token_cross_entropy=cross_entropies if detail else None,
+            )
+            for i, (cross_entropies, sig_regs, representations) in enumerate(
+                zip(
+                    *(
+                        np.split(each.reshape(num_sequences, -1), ends)
+                        for each in (cross_entropy, sig_reg, embeddings)
+                    ),
+                    strict=True,
+                )
+            )
+        ]
+        return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, forward: ForwardPass, data: bytes, sequences: range, directions: Tensor
+        self, forward: ForwardPass, batch: TokenizedBatch, directions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
-        batch = tokenizer.tokenize_range(data, sequences, self.max_seq_len)
         token_ids, targets, positions = (
             torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
@@ -257,6 +322,20 @@ class ModelRunner:
         sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
+
+    @torch.inference_mode()
+    def _directions(self, seed: int, index: int) -> Tensor:
+        """What the representations of batch `index` are projected on: [D, S]."""
+        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+        return unit_columns(torch.from_numpy(noise).to(self.device))
+
+    def _num_sequences_of_piece(self, piece: bytes) -> int:
+        if not piece:
+            raise EmptyData("the data is empty: there is nothing to evaluate on")
+        num_sequences = tokenizer.num_sequences(len(piece), self.max_seq_len)
+        if num_sequences > self.batch_size:
+            raise ValueError(f"a piece is one batch at most, and this one has {num_sequences} sequences")
+        return num_sequences
 
     def _token_sig_reg(self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
@@ -312,6 +391,23 @@ def hold_linear_weights_in_parts(model: Model) -> None:
     for part in model.modules():
         if isinstance(part, Linear):
             part.weight = torch.nn.Parameter(stack_parts(part.weight), requires_grad=False)
+
+
+def _passes(sizes: Sequence[int], most: int) -> Iterator[range]:
+    """Consecutive pieces of these numbers of sequences, as many together as have at most `most`, or one alone."""
+    start = num_sequences = 0
+    for i, size in enumerate(sizes):
+        if i > start and num_sequences + size > most:
+            yield range(start, i)
+            start, num_sequences = i, 0
+        num_sequences += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"the seed must lie in 0 .. 2**64 - 1, not {seed}")
 
 
 def _is_finite(score: BatchScore) -> bool:

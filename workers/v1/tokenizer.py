@@ -6,6 +6,7 @@
 4. A byte's position is its offset in the whole data; EOS and PAD all stand at the chunk's start + length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
@@ -38,6 +39,21 @@ class TokenizedBatch:
     token_ids: NDArray[np.int64]
     targets: NDArray[np.int64]
     pos_ids: NDArray[np.int64]
+
+    def part(self, sequences: slice) -> "TokenizedBatch":
+        """Some of the sequences."""
+        return TokenizedBatch(self.token_ids[sequences], self.targets[sequences], self.pos_ids[sequences])
+
+
+def joined(batches: Sequence[TokenizedBatch]) -> TokenizedBatch:
+    """The sequences of at least one batch, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    return TokenizedBatch(
+        np.concatenate([batch.token_ids for batch in batches]),
+        np.concatenate([batch.targets for batch in batches]),
+        np.concatenate([batch.pos_ids for batch in batches]),
+    )
 
 
 def num_sequences(data_size: int, max_seq_len: int = V1_MAX_SEQ_LEN) -> int:

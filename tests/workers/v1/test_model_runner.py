@@ -29,6 +29,7 @@ from workers.v1 import (
     running_mean,
 )
 from workers.v1 import forward as v1_forward
+from workers.v1 import tokenizer
 from workers.v1.model_runner import hold_linear_weights_in_bf16
 
 WEIGHTS = small_weights_bytes()
@@ -329,7 +330,14 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
         model = Model(runner.config)
         directions = torch.empty(runner.config.embedding_dim, SIGRegConfig().slices)
     with pytest.raises(NotImplementedError, match="no data") as refusal:
-        runner._run(model, DATA, 0, directions, lambda: None, False, reference=reference)
+        runner._run(
+            model,
+            [tokenizer.tokenize_range(DATA, range(16))],
+            directions,
+            lambda: None,
+            False,
+            reference=reference,
+        )
     frames = [frame.name for frame in refusal.traceback]
     assert frames[-1] == "_run"  # where the sums of all micro-batches are fetched, at once
 
