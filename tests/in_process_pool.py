@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from workers.errors import EvaluationRefused
 from workers.pool import WorkerPool
 from workers.types import DeviceStatus, EvalJob, EvalProgress, EvalResult, OnEvalProgress
 
@@ -57,6 +58,13 @@ class InProcessPool:
             raise answer
         report(EvalProgress("evaluating", num_batches, num_batches))
         return answer
+
+    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+        """The answer for these weights, for every piece; what is no refusal is raised."""
+        try:
+            return [await self.evaluate(job)] * len(job.pieces)
+        except EvaluationRefused as refusal:
+            return [refusal] * len(job.pieces)
 
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""

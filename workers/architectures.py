@@ -43,6 +43,9 @@ class Architecture(Protocol):
     def num_sequences(self, data_size: int) -> int:
         """Sequences that so many bytes make."""
 
+    BATCH_BYTES: int
+    """Bytes of data that one batch has at most."""
+
     def num_batches(self, data_size: int) -> int:
         """Batches that so many bytes make: the units in which an evaluation is handed out."""
 

@@ -22,7 +22,7 @@ from workers import errors
 from workers.messages import FromWorker, ToWorker
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Ten times the scores of a batch in every detail, the largest message there is."""
+"""More than the largest messages: the scores of a batch in every detail, and the pieces of a job in Base64."""
 
 _LENGTH = struct.Struct("!I")
 _Array = NDArray[np.float32]
@@ -158,6 +158,8 @@ def _read_generic(origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
         return None if value is None else _read(arguments[0], value)
     if origin is frozenset:
         return frozenset(_read(arguments[0], member) for member in _of_type(list, value))
+    if origin is tuple and arguments[-1] is ...:
+        return tuple(_read(arguments[0], member) for member in _of_type(list, value))
     if origin is tuple:
         members = zip(arguments, _of_type(list, value), strict=True)
         return tuple(_read(kind, member) for kind, member in members)

@@ -23,7 +23,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate the batches [start, stop) of a job."""
+    """Evaluate the batches [start, stop) of a job, or the pieces [start, stop) of a job that has pieces."""
 
     task_id: int
     job: EvalJob
@@ -96,7 +96,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """The numbers of one batch of a task."""
+    """The numbers of one batch, or of one piece, of a task."""
 
     task_id: int
     score: BatchScore

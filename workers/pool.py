@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from workers.errors import EvaluationRefused
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, Precision, WorkerConfig
 
 
@@ -18,6 +19,14 @@ class WorkerPool(Protocol):
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
         device too. `on_progress` is called on the event loop, after each batch.
         Raises a `workers.errors.WorkerError`, never anything else.
+        """
+
+    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+        """Evaluate one model on several small data sets (`EvalJob.of_pieces`), which share forward passes.
+
+        Where `evaluate` spreads one data set over devices, this brings many to one device together. Returns for
+        each piece, in order, its own result, or why it has none. Cancelling and errors are those of `evaluate`:
+        what is raised, such as WeightsInvalid or WorkerCrashed, may be the fault of any piece, or of none.
         """
 
     def status(self) -> list[DeviceStatus]:

@@ -13,6 +13,8 @@ from workers.architectures import CURRENT_VERSION
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 CancelCheck = Callable[[], None]
 """Called each time the work advances, from the thread that works; it may raise to stop the work."""
+MAX_PIECES_BYTES = 512 << 10
+"""Of all pieces of one job together: they travel in its message."""
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
@@ -63,6 +65,40 @@ class EvalJob:
     """Bytes of the file as published, if known: a file of another size here is this machine's trouble."""
     detail: bool = False
     """Whether the cross-entropy of every token is wanted too."""
+    pieces: tuple[bytes, ...] = field(default=(), repr=False)
+    """Several small data sets, each with a result of its own, in place of the one at `data_path`."""
+
+    @classmethod
+    def of_pieces(
+        cls,
+        pieces: tuple[bytes, ...],
+        *,
+        weights_path: str,
+        weights_checksum: str,
+        seed: int,
+        weights_size: int | None = None,
+        decryption_key: bytes | None = None,
+        architecture_version: str = CURRENT_VERSION,
+    ) -> "EvalJob":
+        """One model on several small data sets, for `WorkerPool.evaluate_pieces`.
+
+        Each piece has 1 byte at least and makes one batch at most; together they have MAX_PIECES_BYTES at most.
+        """
+        digest = hashlib.blake2b(digest_size=32)
+        for piece in pieces:
+            digest.update(hashlib.blake2b(piece, digest_size=32).digest())
+        return cls(
+            weights_path=weights_path,
+            weights_checksum=weights_checksum,
+            weights_size=weights_size,
+            data_path="",
+            data_size=sum(map(len, pieces)),
+            data_checksum=digest.hexdigest(),
+            seed=seed,
+            decryption_key=decryption_key,
+            architecture_version=architecture_version,
+            pieces=pieces,
+        )
 
     @property
     def weights_id(self) -> WeightsId:

@@ -37,10 +37,14 @@ from workers.types import BatchScore, EvalJob, WorkerConfig
 KEY = b"\0canary-canary-canary-canary-can\xff"
 JOB = EvalJob("weights \udcff", "checksum", "data", 1, 2**64 - 1, KEY, weights_size=7, detail=True)
 PLAIN_JOB = EvalJob("weights", "checksum", "data", 1, 0)
+PIECES_JOB = EvalJob.of_pieces(
+    (b"one", b"\0\xff"), weights_path="weights", weights_checksum="checksum", seed=0
+)
 TO_WORKER: list[ToWorker] = [
     Configure(WorkerConfig("cuda:0", precision="float32-split", num_threads=2), 0.5),
     Evaluate(1, JOB, 0, 4),
     Evaluate(2, PLAIN_JOB, 3, 4),
+    Evaluate(3, PIECES_JOB, 0, 2),
     Stop(1),
     Prefetch(JOB),
     SelfTest(),

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.architectures import Architecture, refusals_translated
-from workers.errors import WorkerError
+from workers.errors import EvaluationRefused, WorkerError
 from workers.types import (
     BatchScore,
     DeviceKind,
@@ -33,7 +34,8 @@ class PendingEvaluation:
         self, job: EvalJob, architecture: Architecture, on_progress: OnEvalProgress | None = None
     ) -> None:
         self.job = job
-        self.num_batches = architecture.num_batches(job.data_size)
+        self.num_batches = len(job.pieces) or architecture.num_batches(job.data_size)
+        """Or pieces, which are handed out and gathered as batches are."""
         self.kind: DeviceKind | None = None
         """What all its batches are evaluated on; None until the first is handed out."""
         self._architecture = architecture
@@ -94,10 +96,11 @@ class PendingEvaluation:
     def take(self, task_id: int, kind: DeviceKind, num_workers: int) -> range:
         """Hand out the next range to a worker of that kind, of which there are so many.
 
-        Half of an even share of what is left, so that all end together.
+        Half of an even share of what is left, so that all end together; pieces stay together.
         """
         self.kind = kind
-        size = max(1, self.num_free // (2 * num_workers)) if num_workers > 1 else len(self._free[0])
+        is_shared = num_workers > 1 and not self.job.pieces
+        size = max(1, self.num_free // (2 * num_workers)) if is_shared else len(self._free[0])
         first = self._free.pop(0)
         taken, rest = first[:size], first[size:]
         if rest:
@@ -157,6 +160,19 @@ class PendingEvaluation:
     async def result(self, precision: Precision) -> EvalResult:
         """The scores of all batches folded in their order. Raises what it failed with, and NonFiniteResult."""
         scores = await self._outcome
+        return self._result_of(scores, self.job.data_size, precision)
+
+    async def piece_results(self, precision: Precision) -> list[EvalResult | EvaluationRefused]:
+        """Of each piece the result, or why it has none. Raises what the evaluation failed with."""
+        results: list[EvalResult | EvaluationRefused] = []
+        for score, piece in zip(await self._outcome, self.job.pieces, strict=True):
+            try:
+                results.append(self._result_of([replace(score, index=0)], len(piece), precision))
+            except EvaluationRefused as refusal:
+                results.append(refusal)
+        return results
+
+    def _result_of(self, scores: list[BatchScore], data_size: int, precision: Precision) -> EvalResult:
         with refusals_translated(self._architecture):
             mean = self._architecture.running_mean(scores)
         return EvalResult(
@@ -165,8 +181,8 @@ class PendingEvaluation:
             sig_reg=mean.sig_reg,
             embedding=mean.embedding,
             attends_to_future=mean.attends_to_future,
-            num_sequences=self._architecture.num_sequences(self.job.data_size),
-            num_batches=self.num_batches,
+            num_sequences=self._architecture.num_sequences(data_size),
+            num_batches=len(scores),
             precision=precision,
             device=",".join(sorted(self._devices)),
             load_seconds=self._load_seconds,

@@ -6,11 +6,19 @@ order, so that the result is the same to the bit however it was cut. The parent 
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from workers.architectures import UnknownArchitecture, load_architecture
-from workers.errors import EmptyData, NoWorker, OutOfMemory, WeightsInvalid, WorkerCrashed
+from workers.errors import (
+    EmptyData,
+    EvaluationRefused,
+    NoWorker,
+    OutOfMemory,
+    WeightsInvalid,
+    WorkerCrashed,
+)
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
@@ -20,7 +28,15 @@ from workers.processes.supervisor import Supervisor
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Death
 from workers.processes.worker_process import ENTRY_MODULE
-from workers.types import DeviceKind, DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
+from workers.types import (
+    MAX_PIECES_BYTES,
+    DeviceKind,
+    DeviceStatus,
+    EvalJob,
+    EvalResult,
+    OnEvalProgress,
+    WorkerConfig,
+)
 
 
 class ProcessPool:
@@ -61,13 +77,31 @@ class ProcessPool:
         device too. `on_progress` is called on the event loop, after each batch.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
+        async with self._running(job, on_progress) as evaluation:
+            return await evaluation.result(self._precision)
+
+    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+        """Evaluate one model on several small data sets (`EvalJob.of_pieces`), which share forward passes.
+
+        Returns for each piece, in order, its own result, or why it has none. Cancelling and errors are those of
+        `evaluate`.
+        """
+        if job.data_size > MAX_PIECES_BYTES:
+            raise ValueError(f"the pieces of a job have at most {MAX_PIECES_BYTES} bytes")
+        async with self._running(job, None) as evaluation:
+            return await evaluation.piece_results(self._precision)
+
+    @asynccontextmanager
+    async def _running(
+        self, job: EvalJob, on_progress: OnEvalProgress | None
+    ) -> AsyncIterator[PendingEvaluation]:
+        """An evaluation that is given to workers; the block awaits its outcome, and stops it where it ends early."""
         evaluation = self._admit(job, on_progress)
         self._evaluations.append(evaluation)
         try:
             self._dispatch()
-            result = await evaluation.result(self._precision)
+            yield evaluation
             self._quarantine.clear(evaluation.job)
-            return result
         except MemoryError:
             raise OutOfMemory("this service has too little memory for the evaluation") from None
         finally:
@@ -90,12 +124,14 @@ class ProcessPool:
 
     def _admit(self, job: EvalJob, on_progress: OnEvalProgress | None) -> PendingEvaluation:
         """The job as an evaluation, if it may have a worker."""
-        if job.data_size < 1:
+        if job.data_size < 1 or not all(job.pieces):
             raise EmptyData("there are no bytes to evaluate on")
         try:
             architecture = load_architecture(job.architecture_version)
         except UnknownArchitecture as error:
             raise WeightsInvalid(str(error)) from None
+        if any(len(piece) > architecture.BATCH_BYTES for piece in job.pieces):
+            raise ValueError(f"a piece has at most {architecture.BATCH_BYTES} bytes")
         job = replace(
             job, weights_path=absolute_path(job.weights_path), data_path=absolute_path(job.data_path)
         )
@@ -123,7 +159,7 @@ class ProcessPool:
             asked = (evaluation.job.weights_id, worker.task and worker.task.task_id, worker.resident)
             if asked != self._last_prefetch:
                 self._last_prefetch = asked
-                worker.prefetch(evaluation.job)
+                worker.prefetch(replace(evaluation.job, pieces=()))
 
     def _retire(self, evaluation: PendingEvaluation) -> None:
         """It has its outcome, or its caller has left: stop the workers that still have some of it."""

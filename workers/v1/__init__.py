@@ -43,6 +43,9 @@ from .tokenizer import (
     tokenize,
 )
 
+BATCH_BYTES = V1_BATCH_SIZE * V1_MAX_SEQ_LEN
+"""Bytes of data that one batch has at most."""
+
 if TYPE_CHECKING:
     from .loss import compute_loss
     from .model import Model
@@ -62,6 +65,7 @@ _NEED_TORCH = {
 
 __all__ = [
     "ARCHITECTURE_VERSION",
+    "BATCH_BYTES",
     "V1_BATCH_SIZE",
     "V1_EMBEDDING_DIM",
     "V1_EOS_TOKEN_ID",

@@ -150,11 +150,14 @@ class Worker:
             load_seconds = runner.load(task.job, check_cancelled)
             self._report_resident(runner)
             self._send(Loaded(task.task_id, load_seconds))
+            is_tested = False
             for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
-                if not score.is_finite:
+                if not score.is_finite and not is_tested:
                     if wrong := runner.self_test(with_large=False):  # the device is broken, not the weights
                         self._send(SelfTestFailed(wrong))
                         return
+                    is_tested = True
+                if not score.is_finite and not task.job.pieces:
                     # One such batch makes the mean so: the rest is not worth computing.
                     raise NonFiniteResult("the loss or the embedding of a batch is NaN or infinite")
                 self._send(BatchDone(task.task_id, score))

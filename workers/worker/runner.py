@@ -117,12 +117,12 @@ class Runner:
             logger.debug("prefetch gave up: %s", error)
 
     def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
-        """The scores of those batches, in order, with the weights of the last `load`, which was of this job.
+        """The scores of those batches (or pieces), in order, with the weights of the last `load`, of this job.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
         smaller pieces, once; then OutOfMemory.
         """
-        data = _read_data(job)
+        data = b"" if job.pieces else _read_data(job)
         done = batches.start
         try:
             for score in self._scores(job, data, batches, check_cancelled, shrink=False):
@@ -153,11 +153,9 @@ class Runner:
         if shrink:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
         with refusals_translated(architecture):
-            for score in runner.eval_batches(
-                self._current, data, job.seed, batches, check_cancelled, detail=job.detail
-            ):
+            for first, score in _scores_of(runner, self._current, job, data, batches, check_cancelled):
                 yield BatchScore(  # every architecture has its own class, and this is the pool's
-                    score.index,
+                    first + score.index,
                     score.cross_entropy,
                     score.sig_reg,
                     score.embedding,
@@ -227,6 +225,24 @@ class Runner:
         self._weights.evict_all()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _scores_of(
+    runner: Any,
+    model: LoadedModel | None,
+    job: EvalJob,
+    data: bytes,
+    which: range,
+    check_cancelled: CancelCheck,
+) -> Iterator[tuple[int, Any]]:
+    """Scores of an architecture's own kind, each with the number that its index counts from."""
+    if job.pieces:
+        pieces = job.pieces[which.start : which.stop]
+        for score in runner.eval_pieces(model, pieces, job.seed, check_cancelled):
+            yield which.start, score
+    else:
+        for score in runner.eval_batches(model, data, job.seed, which, check_cancelled, detail=job.detail):
+            yield 0, score
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,13 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from service.config import Settings
 from workers.architectures import load_architecture
-from workers.errors import NonFiniteResult
+from workers.errors import EvaluationRefused, NonFiniteResult
 from workers.pool import WorkerPool, create_pool
 from workers.types import (
     BatchScore,
@@ -54,6 +55,24 @@ class ComputingPool:
             load_seconds, scores = await asyncio.to_thread(compute)
             await asyncio.sleep(0)  # the last progress is reported before the result
         return self._result(job, scores, load_seconds, time.monotonic() - started)
+
+    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+        """Raises a WorkerError."""
+
+        def compute() -> list[BatchScore]:
+            self._runner.load(job, lambda: None)
+            return list(self._runner.evaluate(job, range(len(job.pieces)), lambda: None))
+
+        async with self._lock:
+            scores = await asyncio.to_thread(compute)
+        results: list[EvalResult | EvaluationRefused] = []
+        for score, piece in zip(scores, job.pieces, strict=True):
+            of_piece = replace(job, data_size=len(piece))
+            try:
+                results.append(self._result(of_piece, [replace(score, index=0)], 0.0, 0.0))
+            except NonFiniteResult as refusal:
+                results.append(refusal)
+        return results
 
     def _result(
         self, job: EvalJob, scores: list[BatchScore], load_seconds: float, eval_seconds: float

@@ -54,6 +54,14 @@ def job(kind: str, folder: Path, num_batches: int = 10, seed: int = 0, key: byte
     return EvalJob(str(mark), kind, "/dev/null", num_batches * BYTES_PER_BATCH, seed, decryption_key=key)
 
 
+def job_of_pieces(kind: str, folder: Path, num_pieces: int = 4, seed: int = 0) -> EvalJob:
+    """The same with so many pieces."""
+    mark = folder / kind
+    mark.mkdir(exist_ok=True)
+    pieces = tuple(f"piece {i}".encode() for i in range(num_pieces))
+    return EvalJob.of_pieces(pieces, weights_path=str(mark), weights_checksum=kind, seed=seed)
+
+
 def right_cross_entropy(num_batches: int = 10, seed: int = 0) -> float:
     """What a worker that does its job gives, however often it was interrupted."""
     return (num_batches - 1) / 2 + seed

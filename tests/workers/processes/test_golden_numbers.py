@@ -132,3 +132,23 @@ async def test_the_parent_never_imports_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, job.weights_path, job.data_path, str(job.data_size)]
     done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "1 False\n"
+
+
+async def test_pieces_have_the_numbers_that_each_has_alone(
+    pools: dict[int, WorkerPool], tmp_path: Path
+) -> None:
+    case = CASES["small-short"]
+    alone = write_job(case, tmp_path)
+    pieces = tuple(make_data({"pattern": "hash", "size": size, "seed": size}) for size in (5, 1024, 3000))
+    of_pieces = EvalJob.of_pieces(
+        (*pieces, make_data(case.data)),
+        weights_path=alone.weights_path,
+        weights_checksum=alone.weights_checksum,
+        seed=case.seed,
+    )
+    results = await pools[2].evaluate_pieces(of_pieces)
+    last = results[-1]
+    assert isinstance(last, EvalResult)
+    assert last.loss == pytest.approx((await pools[1].evaluate(alone)).loss, rel=1e-6)
+    assert last.loss == pytest.approx(case.loss, rel=1e-5)
+    assert [result.num_sequences for result in results if isinstance(result, EvalResult)] == [1, 1, 3, 1]

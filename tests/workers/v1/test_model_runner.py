@@ -27,9 +27,9 @@ from workers.v1 import (
     NonFiniteResult,
     SIGRegConfig,
     running_mean,
+    tokenizer,
 )
 from workers.v1 import forward as v1_forward
-from workers.v1 import tokenizer
 from workers.v1.model_runner import hold_linear_weights_in_bf16
 
 WEIGHTS = small_weights_bytes()
