@@ -107,7 +107,13 @@ class Settings(BaseSettings):
     max_model_bytes: Annotated[int, _within(KIB, TIB)] = 16 * GIB
     """Largest weights file in bytes; full V1 has 4.84 GB in float32, twice that in float64."""
     max_models: Annotated[int, _within(1, 4096)] = 64
-    """Most models of one competition."""
+    """Most models of one competition or screen."""
+    max_pieces: Annotated[int, _within(1, 1_000_000)] = 10_000
+    """Most pieces of data of one screen."""
+    max_targets: Annotated[int, _within(1, 100_000)] = 1_000
+    """Most targets of one screen."""
+    max_screen_body_bytes: Annotated[int, _within(KIB, GIB)] = 32 * MIB
+    """Largest body of POST /screen in bytes: all its pieces in Base64, and its targets."""
 
     allow_http: bool = False
     """Fetch plain http URLs too, for tests and closed networks."""

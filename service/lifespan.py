@@ -18,6 +18,7 @@ from service.jobs.jobs import JobStore
 from service.metrics import Metrics
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
+from service.scoring.screener import Screener
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
 
@@ -29,6 +30,7 @@ class Components:
     settings: Settings
     cache: BlobCache
     scorer: Scorer
+    screener: Screener
     scheduler: Scheduler
     pool: WorkerPool
     jobs: JobStore
@@ -81,6 +83,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             settings=settings,
             cache=cache,
             scorer=Scorer(cache, scheduler, pool, limits, metrics),
+            screener=Screener(cache, scheduler, pool, limits),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,

@@ -30,10 +30,14 @@ from service.http_api.problems import (
 )
 from service.http_api.requests import EvalRequest, ScoreRequest
 from service.http_api.responses import EvalResponse, JobProgress, JobStatus, PhaseProgress, ScoreResponse
+from service.http_api.screen_lines import SCREEN_DOCUMENTED, OnAdmitted, ScreenLines
+from service.http_api.screen_request import ScreenRequest
 from service.jobs.jobs import Job
 from service.lifespan import Components
 from service.metrics import CONTENT_TYPE
 from service.scoring.results import CompetitionResult, Evaluation, OnProgress, Progress, ignore_progress
+from service.scoring.screen import ScreenSummary
+from service.scoring.screener import Emit
 
 OPENAPI_URL = "/openapi.json"
 
@@ -133,6 +137,19 @@ async def score(
     if _wants_async(prefer):
         return _accepted(await components.jobs.submit("score", len(competition.models), work), request)
     return _json(ScoreResponse.of(await _while_connected(request, work(ignore_progress))))
+
+
+@_scoring.post("/screen", response_class=Response, responses={200: SCREEN_DOCUMENTED})
+async def screen(body: ScreenRequest, request: Request, components: ComponentsOfApp) -> Response:
+    """Screen pieces of data: each with every model, against every target; a line for each as soon as it is known."""
+    limits = components.settings
+    screen = body.to_screen(components.architecture["embedding_dim"], limits.max_targets)
+    pieces = body.to_pieces(limits.max_pieces)
+
+    async def work(emit: Emit, on_admitted: OnAdmitted) -> ScreenSummary:
+        return await components.screener.screen(screen, pieces, emit, on_admitted)
+
+    return ScreenLines(screen, work, lambda: _watch_connection(request))
 
 
 @_scoring.get("/jobs/{job_id}")

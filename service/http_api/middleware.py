@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import Settings
 from service.http_api.api_keys import OPEN_PATHS, ApiKeys
-from service.http_api.request_body import BodyReader
+from service.http_api.request_body import MAX_SCREEN_VALUES, BodyReader
 from service.metrics import Metrics
 
-SCORING_PATHS = frozenset({"/eval", "/score"})
+SCREEN_PATH = "/screen"
+SCORING_PATHS = frozenset({"/eval", "/score", SCREEN_PATH})
 _VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class RequestMiddleware:
         self._app = app
         self._routes = routes
         self._bodies = BodyReader(settings.max_body_bytes)
+        self._screen_bodies = BodyReader(settings.max_screen_body_bytes, max_values=MAX_SCREEN_VALUES)
         self._api_keys = ApiKeys(settings.api_keys)
         self._metrics = metrics
         self._check_queue = check_queue
@@ -81,7 +83,8 @@ class RequestMiddleware:
             body = b""  # of every other request the body is not read
             if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
                 self._check_queue()
-                body = await self._bodies.read(scope, receive)
+                bodies = self._screen_bodies if scope["path"] == SCREEN_PATH else self._bodies
+                body = await bodies.read(scope, receive)
                 self._check_queue()  # again, as others may have been admitted meanwhile
             await self._app(scope, _receive_again(body, receive), send_noting_the_start)
         except Exception as error:

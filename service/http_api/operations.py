@@ -56,7 +56,13 @@ class RequestLimits(Schema):
     max_model_bytes: int
     """Length of one weights file."""
     max_models: int
-    """Models of one competition."""
+    """Models of one competition or screen."""
+    max_pieces: int
+    """Pieces of data of one screen."""
+    max_targets: int
+    """Targets of one screen."""
+    max_screen_body_bytes: int
+    """Length of the body of a screen."""
     queue_size: int
     """Requests that may wait or run at once; one more is refused with queue-full."""
     request_timeout_seconds: float

@@ -132,7 +132,7 @@ def error_response(error: Exception, request: Request) -> Response:
     if isinstance(error, ClientDisconnect):
         request.scope["soma_eval.outcome"] = "client-disconnected"
         return Response(status_code=CLIENT_DISCONNECTED_STATUS)
-    failure = _as_scoring_error(error, request)
+    failure = error_of_exception(error, request)
     return problem_response(failure, problem_of_request(failure, request), request)
 
 
@@ -150,7 +150,8 @@ def problem_response(error: ScoringError, problem: Problem, request: Request) ->
     return JSONResponse(problem.model_dump(mode="json"), problem.status, headers, media_type=PROBLEM_JSON)
 
 
-def _as_scoring_error(error: Exception, request: Request) -> ScoringError:
+def error_of_exception(error: Exception, request: Request) -> ScoringError:
+    """The exception as this service's error; an unexpected one is logged."""
     match error:
         case ScoringError():
             return error

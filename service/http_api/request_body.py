@@ -12,7 +12,9 @@ from service.errors import BodyTooLarge, InvalidRequest, QueueFull
 MAX_BODIES_AT_ONCE = 8
 """All bodies being received hold at most as much memory as this many of the largest size."""
 MAX_VALUES = 100_000
-"""Members and items in one body: more than any valid request has."""
+"""Members and items in one body: more than any valid request of one evaluation or competition has."""
+MAX_SCREEN_VALUES = 1_000_000
+"""The same of a screen: a hundred targets of 2,048 numbers, and members of its pieces and models."""
 BASE_TIMEOUT_SECONDS = 15.0
 """A body may take this long, plus the time that its bytes take at MIN_BYTES_PER_SECOND."""
 MIN_BYTES_PER_SECOND = 64 << 10
@@ -35,8 +37,15 @@ class _Incoming:
 class BodyReader:
     """Reads bodies. When all together hold too much memory, the one with the highest cost is dropped."""
 
-    def __init__(self, max_body_bytes: int, *, base_timeout_seconds: float = BASE_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        max_body_bytes: int,
+        *,
+        max_values: int = MAX_VALUES,
+        base_timeout_seconds: float = BASE_TIMEOUT_SECONDS,
+    ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._max_values = max_values
         self._base_timeout_seconds = base_timeout_seconds
         self._incoming: set[_Incoming] = set()
         self._num_bytes = 0
@@ -51,7 +60,7 @@ class BodyReader:
         if _declared_length(headers) > self._max_body_bytes:
             raise self._too_large()
         body = await self._read(receive)
-        _check_num_values(body)
+        _check_num_values(body, self._max_values)
         return body
 
     async def _read(self, receive: Receive) -> bytes:
@@ -127,10 +136,10 @@ def _declared_length(headers: dict[bytes, bytes]) -> int:
     return int(digits[:20]) if digits.isdigit() else 0
 
 
-def _check_num_values(body: bytes) -> None:
+def _check_num_values(body: bytes, max_values: int) -> None:
     """Refuse a body with more values than any valid request has: parsing it would delay every other request.
 
     Each value but the first follows a comma or an opening bracket, so these bytes are counted.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+    if sum(map(body.count, (b",", b"[", b"{"))) > max_values:
         raise InvalidRequest("the body has too many members and items")

@@ -28,7 +28,9 @@ Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Embedding = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
 
 
-class _Request(Schema):
+class RequestSchema(Schema):
+    """A JSON object of a request."""
+
     @model_validator(mode="before")
     @classmethod
     def _limit_members(cls, body: object) -> object:
@@ -38,7 +40,7 @@ class _Request(Schema):
         return body
 
 
-class EvalRequest(_Request):
+class EvalRequest(RequestSchema):
     """One model on one data set. The data comes inline or by URL."""
 
     model_config = ConfigDict(
@@ -78,8 +80,8 @@ class EvalRequest(_Request):
 
     def to_competition(self) -> Competition:
         """Raises InvalidRequest, or InvalidKey."""
-        weights = _blob_ref("weights", self.weights_url, self.weights_checksum, self.weights_size)
-        key = _text(self.decryption_key)
+        weights = blob_ref("weights", self.weights_url, self.weights_checksum, self.weights_size)
+        key = text_of(self.decryption_key)
         return Competition(
             data=self._data(),
             models=(ModelManifest(weights, None if key is None else parse_decryption_key(key)),),
@@ -91,7 +93,7 @@ class EvalRequest(_Request):
         if (self.data is None) == (self.data_url is None):
             raise InvalidRequest("give either data or data_url")
         if self.data_url is not None:
-            return _blob_ref("data", self.data_url, self.data_checksum, self.data_size)
+            return blob_ref("data", self.data_url, self.data_checksum, self.data_size)
         if self.data_checksum is not None or self.data_size is not None:
             raise InvalidRequest("data_checksum and data_size go with data_url")
         try:
@@ -100,7 +102,7 @@ class EvalRequest(_Request):
             raise InvalidRequest("data is not Base64") from None
 
 
-class Manifest(_Request):
+class Manifest(RequestSchema):
     """One model of a competition, as the network describes it. What is not valid is an error of this model alone."""
 
     url: str
@@ -113,7 +115,7 @@ class Manifest(_Request):
     """AES-256-CTR key of the weights, 32 bytes in Base58; null: not encrypted."""
 
 
-class ScoreRequest(_Request):
+class ScoreRequest(RequestSchema):
     """A competition: the network's own ScoreRequest."""
 
     model_config = ConfigDict(
@@ -154,9 +156,9 @@ class ScoreRequest(_Request):
     def to_competition(self) -> Competition:
         """Raises InvalidRequest, or InvalidKey."""
         return Competition(
-            data=_blob_ref("data", self.data_url, self.data_checksum, self.data_size),
+            data=blob_ref("data", self.data_url, self.data_checksum, self.data_size),
             models=competitors(
-                (BlobRef(model.url, model.checksum, model.size), _text(model.decryption_key))
+                (BlobRef(model.url, model.checksum, model.size), text_of(model.decryption_key))
                 for model in self.model_manifests
             ),
             seed=self.seed,
@@ -164,13 +166,15 @@ class ScoreRequest(_Request):
         )
 
 
-def _blob_ref(name: str, url: str, checksum: str | None, size: int | None) -> BlobRef:
+def blob_ref(name: str, url: str, checksum: str | None, size: int | None) -> BlobRef:
+    """Where something is published. Raises InvalidRequest for a checksum that is none."""
     if checksum is not None and not is_checksum(checksum):
         raise InvalidRequest(f"the checksum of {name} is not a Blake2b-256 digest in Base58")
     return BlobRef(url, checksum, size)
 
 
-def _text(key: SecretStr | None) -> str | None:
+def text_of(key: SecretStr | None) -> str | None:
+    """What a key says, for parsing it."""
     return None if key is None else key.get_secret_value()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from service.blob import BlobRef
 from service.checksum import decode_32_bytes, is_checksum
@@ -65,15 +65,22 @@ def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:
 
     Raises ZeroEmbedding for a zero vector; upstream answers NaN there.
     """
-    a, b = np.asarray(embedding, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    # Scaled by the largest element first, so that no square leaves the range of float64.
-    largest_a, largest_b = np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0)
-    if largest_a == 0.0:
-        raise ZeroEmbedding("the model's embedding is the zero vector")
-    if largest_b == 0.0:
+    a = unit_vector(embedding)
+    if not np.any(target):
         raise ZeroEmbedding("the target embedding is the zero vector", fault="client", blob=None)
-    a, b = a / largest_a, b / largest_b
-    return float(1.0 - np.dot(a / np.linalg.norm(a), b / np.linalg.norm(b)))
+    return float(1.0 - np.dot(a, unit_vector(target)))
+
+
+def unit_vector(embedding: ArrayLike) -> NDArray[np.float64]:
+    """A vector of length 1 in the same direction. Raises ZeroEmbedding for a zero vector."""
+    a = np.asarray(embedding, dtype=np.float64)
+    # Scaled by the largest element first, so that no square leaves the range of float64.
+    largest = np.abs(a).max(initial=0.0)
+    if largest == 0.0:
+        raise ZeroEmbedding("the model's embedding is the zero vector")
+    a = a / largest
+    unit: NDArray[np.float64] = a / np.linalg.norm(a)
+    return unit
 
 
 def parse_decryption_key(text: str, *, fault: Fault = "client") -> bytes:

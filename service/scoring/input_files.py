@@ -70,19 +70,22 @@ class InputFiles:
         self, model_index: int, published: BlobRef, data: asyncio.Task[CachedBlob]
     ) -> AsyncIterator[tuple[CachedBlob, CachedBlob]]:
         """One model's weights and the data, both here. Raises DownloadTimeout and what BlobCache.fetch raises."""
-        async with self._weights(model_index, published) as weights:
+        async with self.weights(model_index, published) as weights:
             if data.done():
                 yield weights, data.result()
                 return
         # While the data is downloaded, the weights stay in the cache but hold no slot that others need.
         await asyncio.wait([data])
         known = replace(published, checksum=weights.checksum, size=weights.size)
-        async with self._weights(model_index, known):
+        async with self.weights(model_index, known):
             yield weights, data.result()
 
     @asynccontextmanager
-    async def _weights(self, model_index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
-        """One model's weights, in a slot that is released to others while the download is slow and they wait."""
+    async def weights(self, model_index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
+        """One model's weights, in a slot that is released to others while the download is slow and they wait.
+
+        Raises DownloadTimeout and what BlobCache.fetch raises.
+        """
         max_bytes = self._max_model_bytes
         most_bytes = max_bytes if published.size is None else min(published.size, max_bytes)
         watch = self._watch("model", most_bytes)
