@@ -127,7 +127,7 @@ def test_only_the_factory_imports_the_pool_of_processes() -> None:
 
 
 def test_commands_share_only_what_lies_beside_their_folders() -> None:
-    commands = {f"service.cli.{name}" for name in ("score", "encrypt", "check", "demo", "serve")}
+    commands = {f"service.cli.{name}" for name in ("score", "screen", "encrypt", "check", "demo", "serve")}
     may_import = {"service.cli.encrypt": {"service.cli.check"}}  # it refuses what `check` would
     for name, imported in modules("service").items():
         own = next((command for command in commands if within(name, {command})), None)

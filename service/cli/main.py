@@ -37,6 +37,11 @@ COMMANDS = (
         "service.cli.score.command",
         "Compare candidate weights on held-out data, as the network would.",
     ),
+    _Command(
+        "screen",
+        "service.cli.screen.command",
+        "Find, among many pieces of data, those that hit a target.",
+    ),
     _Command("encrypt", "service.cli.encrypt.command", "Encrypt weights; print what a commit needs."),
     _Command("check", "service.cli.check.command", "See whether the network will accept an upload."),
     _Command(

@@ -1,0 +1,1 @@
+"""`soma-eval screen`: many pieces of data with some models, against many targets."""

@@ -1,0 +1,65 @@
+"""`soma-eval screen`: its flags."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+from service.cli.setting_flags import setting_flags, settings_from
+from service.cli.usage import BadUsage
+
+
+@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+def screen(
+    models: Annotated[
+        Path,
+        Option(
+            help='A JSON list of models: {"id", "url", "checksum", "size", "decryption_key"}; url may be a path.'
+        ),
+    ],
+    data: Annotated[
+        str,
+        Option(help="A file, a folder (each file is a piece), a .jsonl file, or - for JSON lines on stdin."),
+    ],
+    targets: Annotated[
+        Path | None,
+        Option(help='A JSON list of targets: {"id", "embedding", "distance_threshold", "model_ids"}.'),
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
+    on_hit: Annotated[
+        str | None, Option(help="A shell command that gets the line of every hit as JSON on its stdin.")
+    ] = None,
+    url: Annotated[str | None, Option(help="URL of a running service that does the work.")] = None,
+    api_key: Annotated[
+        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
+    ] = None,
+    *,
+    flags: dict[str, Any],
+) -> int:
+    """A line of JSON for each piece as soon as it is known: every model's loss, the winner of each target, its
+    distance, and whether that is a hit. The last line is a summary. A piece or a model that fails has its error in
+    the lines, and costs the others nothing.
+    Exit code: 0 good, 1 no piece has a loss, 2 usage, 3 the machine or network is at fault.
+
+    \b
+    Every file of a folder against the open targets:
+      soma-eval screen --models models.json --targets targets.json --data pieces/
+    JSON lines, as {"text": "..."} or {"id": "...", "data": BASE64}, and a command for every hit:
+      soma-eval screen --models models.json --targets targets.json --data - \\
+        --on-hit 'cat >> hits.jsonl' < pieces.jsonl
+    """
+    if url is not None and flags:
+        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    settings = settings_from(flags)
+    from service.cli.screen.run import run_screen
+
+    return run_screen(
+        models=models,
+        targets=targets,
+        data=data,
+        seed=seed,
+        on_hit=on_hit,
+        url=url,
+        api_key=api_key,
+        settings=settings,
+    )

@@ -1,0 +1,114 @@
+"""Screens with a running service: some pieces per request, whose lines are passed on as they come."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+
+from service.blob import BlobRef
+from service.cli.screen.lines import error_of
+from service.cli.screen.local import OnLine
+from service.cli.screen.question import Question
+from service.cli.urls import is_url
+from service.cli.usage import BadUsage, CommandFailed
+from service.errors import ScoringError
+from service.scoring.screen import Id, Piece, ScreenSummary
+
+_CONNECT_SECONDS = 10.0
+_MAX_PIECES = 512
+_MAX_BYTES = 4 << 20
+"""Of the pieces of one request: few enough to be read at once, many enough to keep the devices busy."""
+
+
+async def screen_remotely(
+    question: Question, pieces: AsyncIterable[Piece], url: str, api_key: str | None, on_line: OnLine
+) -> ScreenSummary:
+    """Cancelling closes the connection, which stops the service's work. Raises BadUsage, CommandFailed."""
+    if not is_url(url):
+        raise BadUsage("--url is not an http(s) URL")
+    for model in question.models:
+        if not is_url(model.url):
+            raise BadUsage(f"the service at --url cannot read {model.url}: give every model an http(s) URL")
+    started = time.monotonic()
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+    try:
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=timeout, trust_env=False
+        ) as client:
+            async for some in _portions(pieces):
+                for piece in some:
+                    if isinstance(piece.data, ScoringError):
+                        await on_line(_line_of_error(piece.id, piece.data))
+                readable = [piece for piece in some if not isinstance(piece.data, ScoringError)]
+                if readable:
+                    await _post(client, _body(question, readable), on_line)
+    except httpx.HTTPError as error:
+        raise CommandFailed(f"the service did not answer ({type(error).__name__})") from None
+    return ScreenSummary(seconds=time.monotonic() - started)
+
+
+async def _portions(pieces: AsyncIterable[Piece]) -> AsyncIterator[list[Piece]]:
+    some: list[Piece] = []
+    num_bytes = 0
+    async for piece in pieces:
+        size = len(piece.data) if isinstance(piece.data, bytes) else 0
+        if some and (len(some) >= _MAX_PIECES or num_bytes + size > _MAX_BYTES):
+            yield some
+            some, num_bytes = [], 0
+        some.append(piece)
+        num_bytes += size
+    if some:
+        yield some
+
+
+def _body(question: Question, pieces: list[Piece]) -> dict[str, Any]:
+    return {
+        "pieces": [{"id": piece.id, **_content(piece)} for piece in pieces],
+        "models": [asdict(model) for model in question.models],
+        "targets": [asdict(target) for target in question.targets],
+        "seed": question.seed,
+    }
+
+
+def _content(piece: Piece) -> dict[str, Any]:
+    if isinstance(piece.data, bytes):
+        return {"data": base64.b64encode(piece.data).decode()}
+    assert isinstance(piece.data, BlobRef)
+    return {
+        "data_url": piece.data.url,
+        "data_checksum": piece.data.checksum,
+        "data_size": piece.data.size,
+    }
+
+
+def _line_of_error(name: Id, error: ScoringError) -> dict[str, Any]:
+    return {"piece": name, "models": [], "targets": [], "error": error_of(error)}
+
+
+async def _post(client: httpx.AsyncClient, body: dict[str, Any], on_line: OnLine) -> None:
+    async with client.stream("POST", "/screen", json=body) as response:
+        if response.status_code != httpx.codes.OK:
+            raise CommandFailed(_refusal(await response.aread(), response.status_code))
+        has_ended = False
+        async for text in response.aiter_lines():
+            line = json.loads(text)
+            if "summary" not in line:
+                await on_line(line)
+                continue
+            has_ended = True
+            if line["error"] is not None:
+                raise CommandFailed(f"the service had trouble: {line['error'].get('detail')}")
+        if not has_ended:
+            raise CommandFailed("the service's answer was cut off")
+
+
+def _refusal(content: bytes, status: int) -> str:
+    try:
+        return f"the service refused: {json.loads(content)['detail']}"
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered with status {status}"
