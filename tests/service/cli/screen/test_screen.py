@@ -74,7 +74,9 @@ def test_lines_of_json(in_process: InProcess, flags: tuple[str, ...], tmp_path: 
     assert by_id["named"]["models"][0]["loss"] == pytest.approx(COMPETITION.losses[0], rel=1e-5)
     codes = {name: line["error"]["code"] for name, line in by_id.items() if line["error"]}
     assert codes == {
-        3: "invalid-request", 4: "invalid-request", 77: "invalid-request",
+        3: "invalid-request",
+        4: "invalid-request",
+        77: "invalid-request",
         6: "data-too-large",
     }
     assert (last["summary"]["pieces"], last["summary"]["failed"]) == (7, 4)
@@ -106,8 +108,12 @@ def test_bad_models_cost_the_good_one_nothing(in_process: InProcess, prepared: P
     ran = in_process.run("screen", *SMALL, "--models", path, "--data", "short")
     (line,), last = lines_of(ran)
     assert {model["id"]: model["error"] and model["error"]["code"] for model in line["models"]} == {
-        "broken": "weights-invalid", "other key": "decryption-failed", "short key": "invalid-key",
-        "promised": "model-checksum-mismatch", "size": "model-size-mismatch", "good": None,
+        "broken": "weights-invalid",
+        "other key": "decryption-failed",
+        "short key": "invalid-key",
+        "promised": "model-checksum-mismatch",
+        "size": "model-size-mismatch",
+        "good": None,
     }
     assert line["models"][5]["loss"] is not None
     assert last["error"] is None

@@ -1,0 +1,202 @@
+"""Pieces per second of POST /screen against one POST /score for each piece, on one service.
+
+    python -m benchmarks.screen [--pieces 96] [--rounds 5] [--memory 10000] [--layers 24 --width 512] [--full WEIGHTS]
+
+The small model: three models, a hundred targets, pieces of 100 bytes and of 1 KiB; blocks of both kinds alternate, so
+that whatever else runs on the machine meets both. `/score` is asked by one client, one piece after the other, each
+published by a file server as the network has it. Seconds of a CPU are those of the service and its workers: they
+depend less on what else runs. Then its memory over many pieces, and, by the bare runner, a larger model, where only
+the shape of the forward pass counts.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as workers have it
+
+import base58
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from service.cli.encryption import commitment_of
+from tests.file_server import FileServer
+from tests.live_service import LiveService, live_service
+from tests.recipe import TEST_KEY, encrypt, make_data, small_weights_bytes
+from workers.v1 import Model, ModelConfig, ModelRunner
+
+NUM_MODELS = 3
+NUM_TARGETS = 100
+KEY = base58.b58encode(TEST_KEY).decode()
+
+
+class Screened:
+    """A service, its models and targets, and pieces that it has not seen."""
+
+    def __init__(self, files: FileServer, service: LiveService) -> None:
+        self._files = files
+        self._connection = http.client.HTTPConnection(service.http_url.removeprefix("http://"))
+        self._process = psutil.Process(service.process.pid)
+        self._models = [self._published(f"m{i}", encrypt(weights(i))) for i in range(NUM_MODELS)]
+        generator = np.random.default_rng(0)
+        self._targets = [
+            {"embedding": generator.normal(size=16).tolist(), "distance_threshold": 0.5}
+            for _ in range(NUM_TARGETS)
+        ]
+        self._num_made = 0
+
+    def score(self, size: int, count: int) -> None:
+        """A POST /score for each piece."""
+        for piece in self._new_pieces(size, count):
+            data = self._published("piece", piece)
+            body = {
+                **{f"data_{name}": data[name] for name in ("url", "checksum", "size")},
+                "model_manifests": [{**model, "decryption_key": KEY} for model in self._models],
+                "target_embedding": self._targets[0]["embedding"],
+                "seed": 0,
+            }
+            self._post("/score", body)
+
+    def screen(self, size: int, count: int) -> int:
+        """One POST /screen for all pieces; returns the lines."""
+        pieces = [{"data": base64.b64encode(each).decode()} for each in self._new_pieces(size, count)]
+        models = [{**model, "decryption_key": KEY} for model in self._models]
+        lines = self._post("/screen", {"pieces": pieces, "models": models, "targets": self._targets})
+        assert json.loads(lines.splitlines()[-1])["summary"]["pieces"] == count
+        return lines.count(b"\n")
+
+    def cpu_seconds(self) -> float:
+        """Of the service and its workers, since they started."""
+        times = [each.cpu_times() for each in (self._process, *self._process.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
+    def memory_mib(self) -> float:
+        """Of the service itself."""
+        return float(self._process.memory_info().rss / 2**20)
+
+    def _new_pieces(self, size: int, count: int) -> list[bytes]:
+        first = self._num_made
+        self._num_made += count
+        return [
+            make_data({"pattern": "hash", "size": size, "seed": seed}) for seed in range(first, first + count)
+        ]
+
+    def _published(self, name: str, content: bytes) -> dict[str, Any]:
+        url = self._files.publish(name, content)
+        commitment = commitment_of(self._files.folder / name)
+        return {"url": url, "checksum": commitment.checksum, "size": commitment.size}
+
+    def _post(self, path: str, body: dict[str, Any]) -> bytes:
+        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        with closing(self._connection.getresponse()) as response:
+            content = response.read()
+            assert response.status == 200, content[:500]
+            return content
+
+
+def weights(seed: int) -> bytes:
+    """One of the small models."""
+    return small_weights_bytes({"scheme": "scaled", "seed": 7 + seed})
+
+
+def measured(screened: Screened, work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of a CPU."""
+    wall, cpu = time.perf_counter(), screened.cpu_seconds()
+    work()
+    return time.perf_counter() - wall, screened.cpu_seconds() - cpu
+
+
+def compare(screened: Screened, size: int, count: int, rounds: int, table: Table) -> None:
+    """Rows for pieces of this size: medians of the rounds, per piece."""
+    screened.score(size, 4)
+    screened.screen(size, 32)
+    alone, together = [], []
+    for _ in range(rounds):
+        alone.append(measured(screened, lambda: screened.score(size, max(1, count // 8))))
+        together.append(measured(screened, lambda: screened.screen(size, count)))
+    per_alone = [statistics.median(each) / max(1, count // 8) for each in zip(*alone, strict=True)]
+    per_together = [statistics.median(each) / count for each in zip(*together, strict=True)]
+    for name, (wall, cpu) in (("/score each", per_alone), ("/screen", per_together)):
+        table.add_row(f"{size:,} bytes", name, f"{1 / wall:.1f}", f"{1000 * wall:.1f}", f"{1000 * cpu:.1f}")
+    wall, cpu = (a / b for a, b in zip(per_alone, per_together, strict=True))
+    table.add_row("", "times", f"{wall:.2f}", "", f"{cpu:.2f}", end_section=True)
+
+
+def compare_runner(config: ModelConfig, model: Any, runner: ModelRunner, count: int, table: Table) -> None:
+    """Rows for the bare runner: pieces of 100 bytes, alone and together, alternating."""
+    pieces = [make_data({"pattern": "hash", "size": 100, "seed": seed}) for seed in range(count)]
+
+    def alone() -> None:
+        for piece in pieces:
+            list(runner.eval_batches(model, piece, 0, range(1)))
+
+    def together() -> None:
+        list(runner.eval_pieces(model, pieces, 0))
+
+    together()
+    seconds: dict[str, list[float]] = {"each alone": [], "together": []}
+    for _ in range(3):
+        for name, work in (("each alone", alone), ("together", together)):
+            started = time.process_time()
+            work()
+            seconds[name].append((time.process_time() - started) / count)
+    size = sum(parameter.numel() for parameter in model.model.parameters())
+    for name, times in seconds.items():
+        table.add_row(f"{size / 1e6:,.0f} M", name, f"{min(times):.3f}", f"{statistics.median(times):.3f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--pieces", type=int, default=96)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--memory", type=int, default=10_000, help="pieces; 0 leaves this out")
+    options.add_argument("--layers", type=int, default=24)
+    options.add_argument("--width", type=int, default=512, help="0 leaves the larger model out")
+    options.add_argument("--full", type=Path, help="weights of full V1, as benchmarks.full_size keeps them")
+    given = options.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        with FileServer(path).running() as files, live_service(path / "service") as service:
+            screened = Screened(files, service)
+            table = Table(
+                "pieces", "", "pieces/s", "ms", "CPU ms", title="small model, 3 models, 100 targets"
+            )
+            for size in (100, 1024):
+                compare(screened, size, given.pieces, given.rounds, table)
+            console.print(table)
+            if given.memory:
+                screened.screen(100, 100)
+                before = screened.memory_mib()
+                seconds, _ = measured(screened, lambda: screened.screen(100, given.memory))
+                after = screened.memory_mib()
+                console.print(
+                    f"{given.memory:,} pieces in one request: {seconds:.0f} s; "
+                    f"the service's memory {before:.0f} -> {after:.0f} MiB"
+                )
+    table = Table("parameters", "pieces of 100 bytes", "least CPU s", "median CPU s", title="the bare runner")
+    if given.width:
+        config = ModelConfig(given.width, 4 * given.width, given.layers)
+        runner = ModelRunner(config)
+        compare_runner(config, runner.load(Model(config).save_bytes()), runner, 8, table)
+    if given.full:
+        runner = ModelRunner()
+        compare_runner(runner.config, runner.load(given.full), runner, 4, table)
+    if table.rows:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
