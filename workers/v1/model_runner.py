@@ -33,7 +33,7 @@ CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
 """Activations of one micro-batch: enough rows to keep the device busy, and no more."""
 
-CPU_SIG_REG_ROWS = 128
+CPU_SIG_REG_ROWS = 64
 CUDA_SIG_REG_ROWS = 16_384
 """Tokens whose slices are processed at once: on a CPU, what its caches hold."""
 
