@@ -16,6 +16,8 @@ from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
 from service.jobs.jobs import JobStore
 from service.metrics import Metrics
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_results import NoKeptResults, ServedModel
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
@@ -77,10 +79,12 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         stack.push_async_callback(jobs.close)
         metrics = Metrics()
         _watch(metrics, scheduler, pool)
+        model = ServedModel(CURRENT_VERSION, asdict(config), settings.precision)
+        evaluator = Evaluator(pool, NoKeptResults(), model, metrics)
         yield Components(
             settings=settings,
             cache=cache,
-            scorer=Scorer(cache, scheduler, pool, limits, metrics),
+            scorer=Scorer(cache, scheduler, evaluator, limits, metrics),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -94,6 +95,9 @@ _API_KEY_DOCUMENTED = HTTPBearer(
 """Puts the scheme into the OpenAPI document; the middleware has checked the key itself."""
 
 Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer 202 and a job.")]
+CacheControl = Annotated[
+    list[str] | None, Header(description="`no-cache`: compute even what is kept from an earlier request.")
+]
 JobId = Annotated[str, Path(description="As the `Location` header of the 202 has it.")]
 
 
@@ -107,30 +111,38 @@ ComponentsOfApp = Annotated[Components, Depends(_components)]
 
 @_scoring.post("/eval", response_model=EvalResponse, responses={202: {"model": JobStatus}})
 async def eval_one(
-    body: EvalRequest, request: Request, components: ComponentsOfApp, prefer: Prefer = None
+    body: EvalRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    prefer: Prefer = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Evaluate one model's weights on data with a seed."""
-    competition = body.to_competition()
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
 
     def work(on_progress: OnProgress) -> Awaitable[Evaluation]:
         return components.scorer.evaluate(competition, on_progress)
 
-    if _wants_async(prefer):
+    if _names(prefer, "respond-async"):
         return _accepted(await components.jobs.submit("eval", 1, work), request)
     return _json(EvalResponse.of(await _while_connected(request, work(ignore_progress))))
 
 
 @_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
 async def score(
-    body: ScoreRequest, request: Request, components: ComponentsOfApp, prefer: Prefer = None
+    body: ScoreRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    prefer: Prefer = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Run a competition: every model on the same data; the lowest loss wins."""
-    competition = body.to_competition()
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
 
     def work(on_progress: OnProgress) -> Awaitable[CompetitionResult]:
         return components.scorer.score(competition, on_progress)
 
-    if _wants_async(prefer):
+    if _names(prefer, "respond-async"):
         return _accepted(await components.jobs.submit("score", len(competition.models), work), request)
     return _json(ScoreResponse.of(await _while_connected(request, work(ignore_progress))))
 
@@ -232,9 +244,9 @@ async def _watch_connection(request: Request) -> NoReturn:
     raise ClientDisconnect
 
 
-def _wants_async(prefer: list[str] | None) -> bool:
-    """Whether any `Prefer` header asks for a job."""
-    return "respond-async" in re.split(r"[,;\s]+", ",".join(prefer or ()).lower())
+def _names(headers: list[str] | None, wish: str) -> bool:
+    """Whether any header of this name has the wish in its list."""
+    return wish in re.split(r"[,;\s]+", ",".join(headers or ()).lower())
 
 
 def _accepted(job: Job, request: Request) -> JSONResponse:
