@@ -54,7 +54,7 @@ class Computed:
 class _Flight:
     """One evaluation that somebody looks up or computes now, and everybody who waits for it."""
 
-    listeners: set[OnEvalProgress] = field(default_factory=set)
+    listeners: list[OnEvalProgress] = field(default_factory=list)
     latest: EvalProgress | None = None
     outcome: Computed | WorkerError | None = None
     """None as long as it runs, and where its caller has left before the end."""
@@ -69,13 +69,13 @@ class _Flight:
     @asynccontextmanager
     async def listening(self, on_progress: OnEvalProgress) -> AsyncIterator[None]:
         """Have its progress reported to one more, within the block."""
-        self.listeners.add(on_progress)
+        self.listeners.append(on_progress)
         try:
             if self.latest is not None:
                 on_progress(self.latest)
             yield
         finally:
-            self.listeners.discard(on_progress)
+            self.listeners.remove(on_progress)
 
 
 class Evaluator:
