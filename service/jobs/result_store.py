@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import ServiceTrouble
@@ -30,7 +30,15 @@ RETRY_SECONDS = 10.0
 
 _REFUSALS = {kind.__name__: kind for kind in REFUSALS}
 _NUMBERS = ("loss", "cross_entropy", "sig_reg")
-_FACTS = ("attends_to_future", "num_sequences", "num_batches", "precision", "device", "device_name", "versions")
+_FACTS = (
+    "attends_to_future",
+    "num_sequences",
+    "num_batches",
+    "precision",
+    "device",
+    "device_name",
+    "versions",
+)
 
 T = TypeVar("T")
 
@@ -51,11 +59,7 @@ class ResultStore:
         """The result that is kept under the key; None where there is none that can be read."""
         name = key.digest()
         query = select(results.c.payload, results.c.last_used_at).where(results.c.key == name)
-
-        def read(connection: Connection) -> Row[tuple[str, float]] | None:
-            return connection.execute(query).one_or_none()
-
-        row = await self._attempt(read, writes=False)
+        row = await self._attempt(lambda connection: connection.execute(query).one_or_none(), writes=False)
         if row is None:
             return None
         unused_seconds = time.time() - row.last_used_at
@@ -77,7 +81,13 @@ class ResultStore:
         def write(connection: Connection) -> None:
             now = time.time()
             connection.execute(delete(results).where(results.c.key == name))
-            row = {"key": name, "payload": payload, "created_at": now, "last_used_at": now, "size": len(payload)}
+            row = {
+                "key": name,
+                "payload": payload,
+                "created_at": now,
+                "last_used_at": now,
+                "size": len(payload),
+            }
             connection.execute(insert(results).values(row))
             self._evict(connection, now)
 
@@ -90,7 +100,9 @@ class ResultStore:
 
     def _evict(self, connection: Connection, now: float) -> None:
         connection.execute(delete(results).where(results.c.last_used_at < now - self._max_age_seconds))
-        excess = connection.execute(select(func.count()).select_from(results)).scalar_one() - self._max_results
+        excess = (
+            connection.execute(select(func.count()).select_from(results)).scalar_one() - self._max_results
+        )
         if excess > 0:
             oldest = select(results.c.key).order_by(results.c.last_used_at).limit(excess)
             connection.execute(delete(results).where(results.c.key.in_(oldest)))
@@ -134,7 +146,9 @@ def read_payload(name: str, payload: str) -> KeptResult | None:
             return KeptResult(_REFUSALS[content["refusal"]](content["detail"]), computed_at)
         embedding = np.frombuffer(base64.b64decode(content["embedding"]), dtype="<f4")
         values = {field: content[field] for field in (*_NUMBERS, *_FACTS)}
-        return KeptResult(EvalResult(**values, embedding=embedding, load_seconds=0.0, eval_seconds=0.0), computed_at)
+        return KeptResult(
+            EvalResult(**values, embedding=embedding, load_seconds=0.0, eval_seconds=0.0), computed_at
+        )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
