@@ -16,9 +16,11 @@ from service.cache.folder import claim_folder, make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
-from service.jobs.database import FILE_NAME, Database, sqlite_database
-from service.jobs.jobs import JobStore
+from service.jobs import state_key
+from service.jobs.database import Database, open_database
+from service.jobs.jobs import JobService, Retention
 from service.jobs.result_store import ResultStore
+from service.jobs.state_key import StateKey
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
@@ -39,7 +41,7 @@ class Components:
     scorer: Scorer
     scheduler: Scheduler
     pool: WorkerPool
-    jobs: JobStore
+    jobs: JobService
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -60,7 +62,8 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
 
     `pool` is started and closed with the service; without one, there is a worker process per device of `settings`.
 
-    Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
+    Raises CacheInUse, NewerDatabase, BadStateKey, OSError, a ScoringError or a WorkerError when the machine does not
+    allow it. Jobs that an earlier run has left are gone on with.
     """
     model = served_model(settings)
     async with AsyncExitStack() as stack:
@@ -80,16 +83,25 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )
-        jobs = JobStore()
-        stack.push_async_callback(jobs.close)
         metrics = Metrics()
-        _watch(metrics, scheduler, pool)
         database = await stack.enter_async_context(open_state(settings))
         evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
+        scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        jobs = JobService(
+            database,
+            await asyncio.to_thread(load_state_key, settings),
+            scorer,
+            scheduler,
+            retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
+        )
+        stack.push_async_callback(jobs.close)
+        jobs.start()
+        _watch(metrics, scheduler, pool)
+        _watch_state(metrics, database, jobs)
         yield Components(
             settings=settings,
             cache=cache,
-            scorer=Scorer(cache, scheduler, evaluator, limits, metrics),
+            scorer=scorer,
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,
@@ -109,8 +121,8 @@ def served_model(settings: Settings) -> ServedModel:
 
 @asynccontextmanager
 async def open_state(settings: Settings) -> AsyncIterator[Database]:
-    """The database in the data folder, which must be there."""
-    database = sqlite_database(settings.data_dir / FILE_NAME)
+    """The database of jobs and results. Raises NewerDatabase; other trouble may pass, and is told to who uses it."""
+    database = open_database(settings.state_database, settings.data_dir)
     try:
         await database.start()
         yield database
@@ -138,6 +150,14 @@ async def open_kept_results(settings: Settings) -> AsyncIterator[KeptResults]:
             log.warning("no result is kept", reason=error.strerror or str(error))
             kept = NoKeptResults()
         yield kept
+
+
+def load_state_key(settings: Settings) -> StateKey:
+    """The key that seals stored requests; one of this process alone where nothing is kept. Raises OSError."""
+    if settings.state_database == "off":
+        return state_key.random_state_key()
+    path = settings.state_key_file or settings.data_dir / state_key.FILE_NAME
+    return state_key.load_state_key(path)
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:
@@ -212,6 +232,13 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
+
+
+def _watch_state(metrics: Metrics, database: Database, jobs: JobService) -> None:
+    metrics.watch("jobs_running", "Jobs that this service works on.", lambda: jobs.num_running)
+    metrics.watch(
+        "state_ok", "1 while the database of jobs and results works.", lambda: float(database.trouble is None)
+    )
 
 
 def _count(pool: WorkerPool, attribute: Literal["ready", "busy", "restarts"]) -> int:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 
 from service.http_api.problems import ModelError, Problem, model_error_of
 from service.http_api.schema import Schema
+from service.jobs.job import JobKind, JobState
 from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome
 from service.scoring.results import Provenance as EvaluationProvenance
 from workers.types import EvalResult
@@ -205,9 +206,9 @@ class JobStatus(Schema):
 
     id: str
     """Identifies the job in `/jobs/{id}`."""
-    kind: Literal["eval", "score"]
+    kind: JobKind
     """The request: POST /eval or POST /score."""
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    state: JobState
     """The last three are final."""
     created_at: str
     """UTC, ISO 8601."""
@@ -219,3 +220,12 @@ class JobStatus(Schema):
     """The response of `kind`; null until `state` is succeeded."""
     error: Problem | None
     """Null unless `state` is failed."""
+
+
+class JobPage(Schema):
+    """Some of the jobs, the newest first."""
+
+    jobs: list[JobStatus]
+    """As `/jobs/{id}` has them."""
+    next: str | None
+    """What to give as `after` for the jobs that are older; null where there are none."""

@@ -4,14 +4,12 @@ A row carries a hash over its key and its content, so that one that was damaged 
 the longest goes first.
 """
 
-import base64
 import hashlib
 import json
 import time
 from datetime import datetime
 from typing import Any, TypeVar
 
-import numpy as np
 import structlog
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import ServiceTrouble
 from service.jobs.database import Database, Work
 from service.jobs.schema import results
+from service.jobs.stored_outcome import eval_result_from, eval_result_to_dict
 from service.log import RateLimit, log_bug
 from service.scoring.kept_results import REFUSALS, KeptResult, ResultKey
 from workers.types import EvalResult
@@ -29,16 +28,6 @@ RETRY_SECONDS = 10.0
 """For so long after trouble nothing is looked up or kept: to ask a database that is gone takes time."""
 
 _REFUSALS = {kind.__name__: kind for kind in REFUSALS}
-_NUMBERS = ("loss", "cross_entropy", "sig_reg")
-_FACTS = (
-    "attends_to_future",
-    "num_sequences",
-    "num_batches",
-    "precision",
-    "device",
-    "device_name",
-    "versions",
-)
 
 T = TypeVar("T")
 
@@ -76,19 +65,12 @@ class ResultStore:
     async def keep(self, key: ResultKey, result: KeptResult) -> None:
         """Keep a result in place of any other under the key, and drop those that are too old or too many."""
         name = key.digest()
-        payload = write_payload(name, result)
 
         def write(connection: Connection) -> None:
-            now = time.time()
+            payload, now = write_payload(name, result), time.time()
             connection.execute(delete(results).where(results.c.key == name))
-            row = {
-                "key": name,
-                "payload": payload,
-                "created_at": now,
-                "last_used_at": now,
-                "size": len(payload),
-            }
-            connection.execute(insert(results).values(row))
+            row = {"key": name, "payload": payload, "size": len(payload)}
+            connection.execute(insert(results).values(**row, created_at=now, last_used_at=now))
             self._evict(connection, now)
 
         await self._attempt(write, writes=True)
@@ -100,11 +82,9 @@ class ResultStore:
 
     def _evict(self, connection: Connection, now: float) -> None:
         connection.execute(delete(results).where(results.c.last_used_at < now - self._max_age_seconds))
-        excess = (
-            connection.execute(select(func.count()).select_from(results)).scalar_one() - self._max_results
-        )
-        if excess > 0:
-            oldest = select(results.c.key).order_by(results.c.last_used_at).limit(excess)
+        count = connection.execute(select(func.count()).select_from(results)).scalar_one()
+        if count > self._max_results:
+            oldest = select(results.c.key).order_by(results.c.last_used_at).limit(count - self._max_results)
             connection.execute(delete(results).where(results.c.key.in_(oldest)))
 
     async def _attempt(self, work: Work[T], *, writes: bool) -> T | None:
@@ -127,9 +107,7 @@ def write_payload(name: str, result: KeptResult) -> str:
     outcome = result.outcome
     content: dict[str, Any] = {"computed_at": result.computed_at.isoformat()}
     if isinstance(outcome, EvalResult):
-        embedding = outcome.embedding.astype("<f4", copy=False).tobytes()
-        content |= {field: getattr(outcome, field) for field in (*_NUMBERS, *_FACTS)}
-        content["embedding"] = base64.b64encode(embedding).decode()
+        content["result"] = eval_result_to_dict(outcome)
     else:
         content |= {"refusal": type(outcome).__name__, "detail": outcome.detail}
     return json.dumps({**content, "check": _check(name, content)})
@@ -144,11 +122,7 @@ def read_payload(name: str, payload: str) -> KeptResult | None:
         computed_at = datetime.fromisoformat(content["computed_at"])
         if "refusal" in content:
             return KeptResult(_REFUSALS[content["refusal"]](content["detail"]), computed_at)
-        embedding = np.frombuffer(base64.b64decode(content["embedding"]), dtype="<f4")
-        values = {field: content[field] for field in (*_NUMBERS, *_FACTS)}
-        return KeptResult(
-            EvalResult(**values, embedding=embedding, load_seconds=0.0, eval_seconds=0.0), computed_at
-        )
+        return KeptResult(eval_result_from(content["result"]), computed_at)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -140,7 +140,8 @@ class Evaluator:
             self._metrics.result_cache_hits.inc()
             if not isinstance(kept.outcome, EvalResult):
                 raise kept.outcome
-            return Computed(kept.outcome, kept.computed_at, True, 0.0, key.numerics_version)
+            result = replace(kept.outcome, load_seconds=0.0, eval_seconds=0.0)
+            return Computed(result, kept.computed_at, True, 0.0, key.numerics_version)
         return None
 
     async def _compute(

@@ -55,7 +55,6 @@ class KeptResult:
     """What an evaluation has come to, and when."""
 
     outcome: EvalResult | Refusal
-    """A result took no time to find: its seconds are 0."""
     computed_at: datetime
     """UTC."""
 

@@ -99,7 +99,11 @@ class Scorer:
         self._metrics = metrics
 
     async def score(
-        self, competition: Competition, on_progress: OnProgress = ignore_progress
+        self,
+        competition: Competition,
+        on_progress: OnProgress = ignore_progress,
+        *,
+        timeout_seconds: float | None = None,
     ) -> CompetitionResult:
         """Evaluate every model on the data with the seed, and name the winner.
 
@@ -109,11 +113,13 @@ class Scorer:
         to evaluate would be misleading. Time is treated the same way: a file that does not come in time is its
         publisher's DownloadTimeout, but an evaluation that does not end in time would end on a faster machine, so
         the whole request is DeadlineExceeded.
-        Cancelling the awaiting task stops all work.
+        Cancelling the awaiting task stops all work. `timeout_seconds` is less for a request that was begun before.
         """
         self._check(competition)
         try:
-            async with self._scheduler.admit(len(competition.models)) as ticket:
+            async with self._scheduler.admit(
+                len(competition.models), timeout_seconds=timeout_seconds
+            ) as ticket:
                 request = self._admitted(competition, ticket, logging_errors(on_progress))
                 request.on_progress(Progress("admitted"))
                 outcomes = await self._evaluate_all(request)
@@ -128,10 +134,14 @@ class Scorer:
         return _result(outcomes)
 
     async def evaluate(
-        self, competition: Competition, on_progress: OnProgress = ignore_progress
+        self,
+        competition: Competition,
+        on_progress: OnProgress = ignore_progress,
+        *,
+        timeout_seconds: float | None = None,
     ) -> Evaluation:
         """Score a competition of one model; its error is raised."""
-        return (await self.score(competition, on_progress)).winning
+        return (await self.score(competition, on_progress, timeout_seconds=timeout_seconds)).winning
 
     def _admitted(self, competition: Competition, ticket: Ticket, on_progress: OnProgress) -> _Request:
         files = InputFiles(

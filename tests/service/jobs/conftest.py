@@ -1,6 +1,6 @@
 """The two kinds of database that the same tests run on."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,13 +8,12 @@ import pytest
 from service.jobs import database as databases
 from service.jobs.database import Database
 from tests.postgres import postgres_database, url_of
-
-OpenDatabase = Callable[[], Database]
+from tests.service.jobs.databases import OpenDatabase
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def open_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenDatabase]:
-    """Makes a Database, each time of the same place: once the first is closed, it is what a restarted service has."""
+    """See tests.service.jobs.databases."""
     if request.param == "sqlite":
         yield lambda: databases.sqlite_database(tmp_path / "state.sqlite")
         return

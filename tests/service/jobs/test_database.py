@@ -8,18 +8,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, func, insert, inspect, select, text
+from sqlalchemy import Connection, Insert, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import InsufficientStorage, OutOfResources
+from service.jobs import schema
 from service.jobs.database import Database, in_memory_database, postgres_database, sqlite_database
 from service.jobs.schema import MIGRATIONS, NewerDatabase, migrate, results
 from tests.postgres import Proxy, url_of
 from tests.postgres import postgres_database as new_postgres_database
-from tests.service.jobs.conftest import OpenDatabase
+from tests.service.jobs.databases import OpenDatabase
 
 
-def add(key: str, payload: str = "{}") -> insert:  # type: ignore[valid-type]
+def add(key: str, payload: str = "{}") -> Insert:
     return insert(results).values(
         key=key, payload=payload, created_at=0.0, last_used_at=0.0, size=len(payload)
     )
@@ -27,6 +28,10 @@ def add(key: str, payload: str = "{}") -> insert:  # type: ignore[valid-type]
 
 async def keep(database: Database, key: str, payload: str = "{}") -> None:
     await database.run(lambda connection: connection.execute(add(key, payload)))
+
+
+def trouble_of(database: Database) -> str | None:
+    return database.trouble
 
 
 async def keys(database: Database) -> list[str]:
@@ -56,7 +61,7 @@ async def test_an_error_undoes_the_transaction(database: Database) -> None:
     with pytest.raises(IntegrityError):
         await database.run(add_twice)
     assert await keys(database) == []
-    assert database.trouble is None
+    assert trouble_of(database) is None
 
 
 async def test_the_event_loop_goes_on_while_statements_run(database: Database) -> None:
@@ -121,8 +126,6 @@ async def test_a_database_of_an_earlier_version_is_led_to_this_one(
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
-    from service.jobs import schema
-
     def compare(connection: Connection) -> None:
         for table in schema._metadata.sorted_tables:
             found = {
@@ -205,10 +208,10 @@ async def test_a_corrupt_file_is_told_and_may_be_replaced(tmp_path: Path) -> Non
     for _ in range(2):
         with pytest.raises(OutOfResources):
             await keys(database)
-    assert database.trouble == "the state database is corrupt"
+    assert trouble_of(database) == "the state database is corrupt"
     (tmp_path / "backup").rename(path)
     assert await keys(database) == ["a"]
-    assert database.trouble is None
+    assert trouble_of(database) is None
     await database.close()
 
 
@@ -251,11 +254,11 @@ async def test_a_server_that_goes_away_is_told_and_comes_back() -> None:
                 await keep(database, "b")
             assert (caught.value.fault, caught.value.retryable) == ("service", True)
             assert "127.0.0.1" not in caught.value.detail
-        assert database.trouble is not None
+        assert trouble_of(database) is not None
         proxy.open()
         await keep(database, "b")
         assert await keys(database) == ["a", "b"]
-        assert database.trouble is None
+        assert trouble_of(database) is None
         await database.close()
         proxy.close()
 
@@ -289,7 +292,7 @@ async def test_a_read_only_database_is_told_and_passes() -> None:
         database._forget_connections()
         with pytest.raises(OutOfResources):
             await keep(database, "a")
-        assert database.trouble == "the state database is read-only"
+        assert trouble_of(database) == "the state database is read-only"
         await other.run(
             lambda c: (
                 c.exec_driver_sql("SET TRANSACTION READ WRITE"),

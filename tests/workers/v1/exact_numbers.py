@@ -103,4 +103,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--record"]:
         _record()
     else:
-        print(json.dumps(dict(_compute()), indent=1))
+        json.dump(dict(_compute()), sys.stdout, indent=1)

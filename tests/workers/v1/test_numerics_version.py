@@ -6,8 +6,8 @@ from tests.workers.v1.exact_numbers import compute_portably, platform_name, reco
 from workers.v1 import NUMERICS_VERSION
 
 NEW_VERSION = (
-    "workers.v1 gives other numbers, or refuses other weights, than those recorded for its NUMERICS_VERSION. If that is "
-    "meant, give it a new value and run `python -m tests.workers.v1.exact_numbers --record`."
+    "workers.v1 gives other numbers, or refuses other weights, than were recorded for its NUMERICS_VERSION. "
+    "If that is meant, give it a new value and run `python -m tests.workers.v1.exact_numbers --record`."
 )
 
 
