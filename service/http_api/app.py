@@ -165,7 +165,8 @@ async def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="How many jobs at most.")] = 20,
     after: Annotated[
-        str | None, Query(max_length=64, description="The id of a job: only older ones are listed.")
+        str | None,
+        Query(pattern="^[0-9a-f]{32}$", description="The id of a job: only older ones are listed."),
     ] = None,
 ) -> JobPage:
     """The jobs that run and those that are kept, the newest first."""

@@ -1,6 +1,7 @@
 """A job: one request, how far it has come, and what has come of it."""
 
 import asyncio
+import re
 import secrets
 import time
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,19 @@ _RUNNING_PHASES = ("loading", "evaluating", "done", "failed")
 EVENTS_PER_ATTEMPT = 1_000_000
 """Each attempt at a job numbers its events from a multiple of this, so numbers rise across restarts too."""
 
+_ID = re.compile(r"[0-9a-f]{32}")
 _latest_time = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a job has ended."""
+
+    state: JobState
+    event: int
+    result: Result | None = None
+    error: ScoringError | None = None
+    finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(eq=False, slots=True)
@@ -70,12 +83,10 @@ class Job:
         self.event += 1
         self.notify_followers()
 
-    def finish(
-        self, state: JobState, event: int, result: Result | None = None, error: ScoringError | None = None
-    ) -> None:
+    def become(self, end: "End") -> None:
         """Enter the last state."""
-        self.state, self.event, self.result, self.error = state, event, result, error
-        self.finished_at = datetime.now(UTC)
+        self.state, self.event, self.result, self.error = end.state, end.event, end.result, end.error
+        self.finished_at = end.finished_at
         self.notify_followers()
 
     def notify_followers(self) -> None:
@@ -104,6 +115,11 @@ def new_job_id() -> str:
     global _latest_time
     _latest_time = max(_latest_time + 1, time.time_ns() // 1000)
     return f"{_latest_time:014x}{secrets.token_hex(9)}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether it may be the id of a job."""
+    return _ID.fullmatch(text) is not None
 
 
 def _seconds_to_download(progress: Progress) -> float:

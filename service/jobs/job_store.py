@@ -30,9 +30,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Double
 
-from service.errors import IdempotencyKeyReused, JobNotFound, ScoringError
+from service.errors import IdempotencyKeyReused, JobNotFound
 from service.jobs.database import Database
-from service.jobs.job import EVENTS_PER_ATTEMPT, Job, JobState, Result
+from service.jobs.job import EVENTS_PER_ATTEMPT, End, Job, JobState, is_job_id
 from service.jobs.schema import jobs
 from service.jobs.stored_outcome import (
     error_from,
@@ -136,7 +136,9 @@ class JobStore:
     async def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         statement = select(jobs).where(jobs.c.id == job_id)
-        row = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
+        row = None
+        if is_job_id(job_id):
+            row = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
         if row is None:
             raise JobNotFound("there is no job of this id, or its result is no longer kept")
         return _job_of(row)
@@ -158,24 +160,24 @@ class JobStore:
 
     async def cancel(self, job_id: str) -> None:
         """End the job, durably, whoever runs it; nothing happens to one that has ended, or that is not there."""
-        values = _ended("cancelled") | {"event": _NEXT_ATTEMPT, "idempotency_key": None}
+        if not is_job_id(job_id):
+            return
+        values = _ended("cancelled", datetime.now(UTC)) | {"event": _NEXT_ATTEMPT, "idempotency_key": None}
         statement = update(jobs).where(jobs.c.id == job_id, _UNFINISHED).values(values)
         await self._database.run(lambda connection: connection.execute(statement))
 
-    async def finish(
-        self, job: Job, state: JobState, event: int, result: Result | None, error: ScoringError | None
-    ) -> bool:
+    async def finish(self, job: Job, end: End) -> bool:
         """Write how a job of this service has ended, durably; False if the job is no longer this service's.
 
         Trouble that may pass is no answer to keep: the idempotency key is free for another try.
         """
-        values = _ended(state) | {
-            "event": event,
+        values = _ended(end.state, end.finished_at) | {
+            "event": end.event,
             "progress": progress_to_json(job.data, job.models),
-            "result": None if result is None else result_to_json(result),
-            "error": None if error is None else json.dumps(error_to_dict(error)),
+            "result": None if end.result is None else result_to_json(end.result),
+            "error": None if end.error is None else json.dumps(error_to_dict(end.error)),
         }
-        if error is not None and error.retryable:
+        if end.error is not None and end.error.retryable:
             values["idempotency_key"] = None
         statement = update(jobs).where(jobs.c.id == job.id, self._is_mine).values(values)
         return await self._database.run(lambda connection: connection.execute(statement).rowcount) == 1
@@ -256,11 +258,11 @@ class JobStore:
         return _Clock() + self._lease_seconds
 
 
-def _ended(state: JobState) -> dict[str, Any]:
+def _ended(state: JobState, finished_at: datetime) -> dict[str, Any]:
     """What every end of a job changes: the request with its keys is wiped."""
     return {
         "state": state,
-        "finished_at": time.time(),
+        "finished_at": finished_at.timestamp(),
         "request": None,
         "lease_owner": None,
         "lease_until": None,

@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -30,7 +31,7 @@ from service.errors import (
     ServiceTrouble,
 )
 from service.jobs.database import Database
-from service.jobs.job import Job, JobKind, JobState, Result
+from service.jobs.job import End, Job, JobKind, JobState, Result
 from service.jobs.job_store import ClaimedJob, Identity, JobStore, KeyTaken
 from service.jobs.state_key import StateKey, WrongKey
 from service.jobs.stored_request import request_from_bytes, request_to_bytes
@@ -147,7 +148,7 @@ class JobService:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
         left = list(self._running.values())
-        await _end([running.task for running in left if running.task is not None])
+        await _stop([running.task for running in left if running.task is not None])
         with contextlib.suppress(ServiceTrouble):
             await self._store.release()
         for running in left:
@@ -208,7 +209,7 @@ class JobService:
         job = await self._store.get(job_id)
         running = self._running.get(job_id)
         if running is not None and job.state == "cancelled":
-            running.job.finish("cancelled", job.event)
+            running.job.become(End("cancelled", job.event, finished_at=job.finished_at or datetime.now(UTC)))
             await self._abandon(running)
         elif running is not None and running.task is not None:  # it has just ended
             await asyncio.wait([running.task])
@@ -226,7 +227,7 @@ class JobService:
             return job.result
         raise Draining("the service stops before the work is done, which the next start goes on with")
 
-    async def follow(self, job_id: str, after: int | None = None) -> AsyncIterator[Job | None]:
+    async def follow(self, job_id: str, after: int | None = None) -> AsyncGenerator[Job | None, None]:
         """The job at once and after every change, up to its end; None after some time without a change.
 
         `after` is the number of an event that the caller has: only later ones are given. The stream also ends when
@@ -299,7 +300,7 @@ class JobService:
     async def _abandon(self, running: _Running) -> None:
         """Stop the work on a job whose end is no longer this task's to write."""
         assert running.task is not None
-        await _end([running.task])
+        await _stop([running.task])
 
     async def _run(self, running: _Running, competition: Competition) -> None:
         """Do the work of a job and write how it ended; nothing is written where it is left for another start."""
@@ -310,13 +311,13 @@ class JobService:
             if self._is_left(running, error):
                 running.refusal = error
             else:
-                await self._finish(running, "failed", error=error)
+                await self._finish(running, error)
         except Exception as error:
             log_bug(error, job_id=job.id)
             bug = InternalError("an unexpected error; the log has it under the job's id")
-            await self._finish(running, "failed", error=bug)
+            await self._finish(running, bug)
         else:
-            await self._finish(running, "succeeded", result=result)
+            await self._finish(running, result)
 
     async def _work(self, running: _Running, competition: Competition) -> Result:
         job = running.job
@@ -340,26 +341,19 @@ class JobService:
             return False
         return not running.is_stored.is_set() or isinstance(error, QueueFull)
 
-    async def _finish(
-        self,
-        running: _Running,
-        state: JobState,
-        *,
-        result: Result | None = None,
-        error: ScoringError | None = None,
-    ) -> None:
+    async def _finish(self, running: _Running, outcome: Result | ScoringError) -> None:
         """Commit how the job ended, then tell its followers. While the database is in trouble, it is tried again."""
         job = running.job
         await running.is_stored.wait()
         while True:
-            event = job.event + 1
+            end = _end_of(job, outcome)
             try:
-                is_written = await self._store.finish(job, state, event, result, error)
+                is_written = await self._store.finish(job, end)
             except ServiceTrouble:
                 await asyncio.sleep(self._update_seconds)
                 continue
             if is_written:
-                job.finish(state, event, result, error)
+                job.become(end)
             return  # a job that was cancelled or taken over meanwhile has another end
 
     async def _keep_up(self) -> None:
@@ -407,7 +401,7 @@ class JobService:
         except WrongKey:
             log.error("a job cannot be gone on with: its request is sealed with another key", job_id=job.id)
             error = Interrupted("the service was started again without the key of its stored requests")
-            await self._store.finish(job, "failed", job.event + 1, None, error)
+            await self._store.finish(job, _end_of(job, error))
             return
         job.state = "queued"
         log.info("going on with a job", job_id=job.id)
@@ -419,7 +413,13 @@ class JobService:
             self._next_forgetting = time.monotonic() + _FORGET_SECONDS
 
 
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+def _end_of(job: Job, outcome: Result | ScoringError) -> End:
+    if isinstance(outcome, ScoringError):
+        return End("failed", job.event + 1, error=outcome)
+    return End("succeeded", job.event + 1, result=outcome)
+
+
+async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:

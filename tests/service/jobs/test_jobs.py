@@ -21,7 +21,7 @@ from service.errors import (
     WeightsInvalid,
 )
 from service.jobs.database import Database, in_memory_database, postgres_database
-from service.jobs.job import Job
+from service.jobs.job import End, Job
 from service.jobs.jobs import JobService, Retention
 from service.jobs.schema import jobs as jobs_table
 from service.jobs.state_key import StateKey
@@ -155,7 +155,7 @@ async def test_followers_see_changes_and_the_end(service: Service) -> None:
 async def test_a_follower_that_knows_an_event_gets_later_ones_alone(service: Service) -> None:
     job = await service.jobs.submit("eval", competition())
     following = service.jobs.follow(job.id, after=job.event)
-    waiting = asyncio.create_task(anext(following))
+    waiting = asyncio.ensure_future(anext(following))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     service.end_all()
@@ -462,5 +462,5 @@ async def test_the_time_left_is_told_once_the_rate_is_known() -> None:
     job.note(Progress("downloading", model_index=1, bytes_done=10, bytes_total=110, bytes_per_second=1.0))
     assert (job.estimated_seconds_left() or 0) >= 100 + evaluating
     job.note(Progress("done", model_index=0))
-    job.finish("succeeded", job.event + 1)
+    job.become(End("succeeded", job.event + 1))
     assert job.estimated_seconds_left() is None
