@@ -36,7 +36,7 @@ from service.checksum import checksum_of
 from tests.file_server import FileServer
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
 from tests.postgres import postgres_database, url_of
-from tests.recipe import SMALL_CONFIG, make_data, make_weights, safetensors_bytes
+from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, make_data, make_weights, safetensors_bytes
 
 ASYNC = {"Prefer": "respond-async"}
 DATA = base64.b64encode(make_data({"pattern": "text", "size": 40_000})).decode()
@@ -53,7 +53,7 @@ class Publisher:
     def __init__(self, server: FileServer) -> None:
         self._server = server
         self._lock = threading.Lock()
-        self._template = make_weights(SMALL_CONFIG, {"seed": 1})
+        self._template = make_weights(SMALL_CONFIG, SMALL_WEIGHTS)
         self.name_of: dict[str, str] = {}
         """Checksum -> the file's name."""
 
@@ -263,11 +263,7 @@ def measure_cost(
         body = publisher.request(0, SHORT_DATA)
         for pair in range(num_pairs + 3):  # the first ones warm up
             for name, client in clients.items():
-                for what, measure in (
-                    ("job", measure_job),
-                    ("accepted", measure_accepted),
-                    ("waiting", measure_waiting),
-                ):
+                for what, measure in _MEASURED.items():
                     measured = measure(client, body)
                     if pair >= 3:
                         seconds.setdefault((name, what), []).append(measured)
@@ -277,7 +273,7 @@ def measure_cost(
     table.title = f"{num_pairs} interleaved rounds, small model, 1 KiB"
     for name in state_urls:
         cells = []
-        for what in ("job", "accepted", "waiting"):
+        for what in _MEASURED:
             own, off = seconds[name, what], seconds["off", what]
             added = statistics.median(a - b for a, b in zip(own, off, strict=True))
             cells.append(f"{statistics.median(own) * 1000:.1f} ({added * 1000:+.1f})")
@@ -310,6 +306,9 @@ def measure_waiting(client: httpx.Client, body: dict[str, Any]) -> float:
     started = time.perf_counter()
     assert client.post("/eval", json=body).status_code == 200
     return time.perf_counter() - started
+
+
+_MEASURED = {"job": measure_job, "accepted": measure_accepted, "waiting": measure_waiting}
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from sqlalchemy.pool import StaticPool
 from service.errors import OutOfResources, ServiceTrouble
 from service.jobs.database_errors import code_of, trouble_of
 from service.jobs.schema import NewerDatabase, migrate
+from service.log import RateLimit
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -60,6 +61,9 @@ class Database:
         self._path = path
         self._writer = ThreadPoolExecutor(1, "state-write")
         self._reader = ThreadPoolExecutor(1, "state-read") if is_kept else self._writer
+        self._trouble_of_writes = False
+        self._is_logged = False
+        self._log_limit = RateLimit()
         self._opening = threading.Lock()
         self._opened: tuple[int, int] | None = None
         """Device and inode of the SQLite file that is open; zeros for other databases."""
@@ -70,7 +74,7 @@ class Database:
         Other trouble is only logged: evaluations need no database, and every use looks again.
         """
         with contextlib.suppress(ServiceTrouble):
-            await self._submit(self._writer, self._open_if_needed)
+            await self._submit(self._writer, self._open_if_needed, writes=True)
 
     async def close(self) -> None:
         """Wait for the last statement, and close the connections."""
@@ -83,36 +87,37 @@ class Database:
         IntegrityError for example; nothing is changed then. (Where a connection breaks during the commit, it may have
         been committed all the same.) A cancelled caller waits for the end, and so knows what was done.
         """
-        return await self._submit(self._writer, lambda: self._transaction(work, writes=True))
+        return await self._submit(self._writer, lambda: self._transaction(work, writes=True), writes=True)
 
     async def read(self, work: Work[T]) -> T:
         """The same for statements that change nothing: they do not wait for those that do."""
-        return await self._submit(self._reader, lambda: self._transaction(work, writes=False))
+        return await self._submit(self._reader, lambda: self._transaction(work, writes=False), writes=False)
 
-    async def _submit(self, threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-        job = asyncio.get_running_loop().run_in_executor(threads, self._translated, function)
+    async def _submit(self, threads: ThreadPoolExecutor, function: Callable[[], T], *, writes: bool) -> T:
+        job = asyncio.get_running_loop().run_in_executor(threads, self._translated, function, writes)
         try:
-            result = await asyncio.shield(job)
+            return await asyncio.shield(job)
         except asyncio.CancelledError:
             while not job.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([job])
+            job.exception()  # nobody else will ask for it
             raise
-        self._note(None)
-        return result
 
-    def _translated(self, function: Callable[[], T]) -> T:
+    def _translated(self, function: Callable[[], T], writes: bool) -> T:
         try:
-            return function()
+            result = function()
         except NewerDatabase:
             raise
         except (SQLAlchemyError, OSError, MemoryError) as error:
             trouble = trouble_of(error)
             if trouble is None:
                 raise
-            self._note(trouble, error)
+            self._note_trouble(trouble, error, writes)
             self._forget_connections()
             raise trouble from error
+        self._note_success(writes)
+        return result
 
     def _transaction(self, work: Work[T], *, writes: bool) -> T:
         try:
@@ -157,16 +162,22 @@ class Database:
             threads.shutdown(wait=True)
         self._engine.dispose()
 
-    def _note(self, trouble: ServiceTrouble | None, cause: BaseException | None = None) -> None:
-        """Log when trouble begins and when it has passed. Drivers' messages quote addresses: only codes are logged."""
-        detail = None if trouble is None else trouble.detail
-        if detail == self.trouble:
+    def _note_trouble(self, trouble: ServiceTrouble, cause: BaseException, writes: bool) -> None:
+        """Log when trouble begins. Messages of drivers quote addresses: only codes are logged."""
+        if self.trouble is None and self._log_limit.permits():
+            log.error("the state database cannot be used", reason=trouble.detail, code=code_of(cause))
+            self._is_logged = True
+        self.trouble = trouble.detail
+        self._trouble_of_writes = self._trouble_of_writes or writes
+
+    def _note_success(self, writes: bool) -> None:
+        """Log when trouble has passed: a full disk can still be read, so a write ends what a write has met."""
+        if self.trouble is None or (self._trouble_of_writes and not writes):
             return
-        self.trouble = detail
-        if detail is None:
+        self.trouble, self._trouble_of_writes = None, False
+        if self._is_logged:
             log.info("the state database works again")
-        else:
-            log.error("the state database cannot be used", reason=detail, code=code_of(cause))
+            self._is_logged = False
 
 
 def open_database(state_url: str | None, folder: Path) -> Database:

@@ -362,8 +362,10 @@ class JobService:
                 await self._renew()
                 await self._take_over()
                 await self._forget_at_times()
-            except ServiceTrouble:
-                pass  # the database has logged it, and the next round tries again
+            except ServiceTrouble:  # the database has logged it
+                self._next_forgetting = (
+                    0.0  # the next round tries to write, and so sees whether it has passed
+                )
             except Exception as error:
                 log_bug(error)
             await asyncio.sleep(self._update_seconds)

@@ -1,6 +1,7 @@
 """The database: transactions, migrations, and trouble that comes and goes."""
 
 import asyncio
+import os
 import shutil
 import sqlite3
 import stat
@@ -15,6 +16,7 @@ from service.errors import InsufficientStorage, OutOfResources
 from service.jobs import schema
 from service.jobs.database import Database, in_memory_database, postgres_database, sqlite_database
 from service.jobs.schema import MIGRATIONS, NewerDatabase, migrate, results
+from tests.file_systems import mounted, remount
 from tests.postgres import Proxy, url_of
 from tests.postgres import postgres_database as new_postgres_database
 from tests.service.jobs.databases import OpenDatabase
@@ -182,17 +184,41 @@ async def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_is_told_and_passes(tmp_path: Path) -> None:
-    database = sqlite_database(tmp_path / "state.sqlite")
-    await database.start()
-    await keep(database, "before")
-    pages = await database.run(lambda c: c.exec_driver_sql("PRAGMA page_count").scalar_one())
-    await database.run(lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages}").scalar_one())
-    with pytest.raises(InsufficientStorage) as caught:
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        database = sqlite_database(disk / "state.sqlite")
+        await database.start()
+        await keep(database, "before")
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "others").write_bytes(bytes(free - 8192))
+        for _ in range(2):
+            with pytest.raises(InsufficientStorage) as caught:
+                await keep(database, "large", "x" * 100_000)
+            assert (caught.value.fault, caught.value.retryable) == ("service", True)
+        assert await keys(database) == ["before"]
+        assert trouble_of(database) == "the disk of this machine is full"  # what can be read does not end it
+        (disk / "others").unlink()
         await keep(database, "large", "x" * 100_000)
-    assert (caught.value.fault, caught.value.retryable) == ("service", True)
-    await keep(database, "large", "x" * 100_000)  # a new connection has no such limit: there is room again
-    assert await keys(database) == ["before", "large"]
-    await database.close()
+        assert await keys(database) == ["before", "large"]
+        assert trouble_of(database) is None
+        await database.close()
+
+
+async def test_a_read_only_disk_is_told_and_passes(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        database = sqlite_database(disk / "state.sqlite")
+        await database.start()
+        await keep(database, "a")
+        await database.close()
+        remount(disk, "ro")
+        database = sqlite_database(disk / "state.sqlite")
+        await database.start()
+        with pytest.raises(OutOfResources) as caught:
+            await keep(database, "b")
+        assert (caught.value.fault, caught.value.retryable) == ("service", True)
+        remount(disk, "rw")
+        await keep(database, "b")
+        assert await keys(database) == ["a", "b"]
+        await database.close()
 
 
 async def test_a_corrupt_file_is_told_and_may_be_replaced(tmp_path: Path) -> None:
@@ -210,7 +236,8 @@ async def test_a_corrupt_file_is_told_and_may_be_replaced(tmp_path: Path) -> Non
             await keys(database)
     assert trouble_of(database) == "the state database is corrupt"
     (tmp_path / "backup").rename(path)
-    assert await keys(database) == ["a"]
+    await keep(database, "b")
+    assert await keys(database) == ["a", "b"]
     assert trouble_of(database) is None
     await database.close()
 
