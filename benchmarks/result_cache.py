@@ -2,10 +2,10 @@
 
     python -m benchmarks.result_cache [--rounds 200]
 
-Each round posts the same request three times: as it is, answered out of what is kept; with `Cache-Control: no-cache`,
-so that it is computed; and as it is with an API's smallest route, GET /health, which costs the way there and back.
-The service's own time of the kept answer is what is left without that way, and what the answer itself says it took
-(timings.total_seconds). The same with data by URL, which is in the cache. With --state-url, on that database.
+Each round asks in turn: the request as it is, answered out of what is kept; with `Cache-Control: no-cache`,
+so that it is computed; and GET /health, which costs the way there and back and nothing else. Both with the data in the
+request and with data by URL, which is in the cache. "From admission on" is what the answer says of itself
+(timings.total_seconds): without reading the request, and without the way. With --state-url, on that database.
 """
 
 import argparse
