@@ -7,22 +7,22 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from service.cache.blob_cache import BlobCache
 from service.cache.folder import make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
+from service.jobs import state_key
+from service.jobs.database import Database, open_database
+from service.jobs.jobs import JobService, Retention
+from service.jobs.state_key import StateKey
 from service.metrics import Metrics
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
-
-if TYPE_CHECKING:
-    from service.jobs.database import Database
-    from service.jobs.jobs import JobService
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Components:
     scorer: Scorer
     scheduler: Scheduler
     pool: WorkerPool
-    jobs: "JobService"
+    jobs: JobService
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -58,10 +58,6 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     Raises CacheInUse, NewerDatabase, BadStateKey, OSError, a ScoringError or a WorkerError when the machine does not
     allow it. Jobs that an earlier run has left are gone on with.
     """
-    # Here, as the commands that use another part of this module start faster without SQLAlchemy.
-    from service.jobs.jobs import JobService, Retention
-    from service.jobs.state import open_state, state_key_of
-
     architecture = load_architecture(CURRENT_VERSION)
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
@@ -86,7 +82,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         database = await stack.enter_async_context(open_state(settings))
         jobs = JobService(
             database,
-            await asyncio.to_thread(state_key_of, settings),
+            await asyncio.to_thread(load_state_key, settings),
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
@@ -107,6 +103,25 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             architecture=asdict(config),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )
+
+
+@asynccontextmanager
+async def open_state(settings: Settings) -> AsyncIterator[Database]:
+    """The database of jobs and results. Raises NewerDatabase; other trouble may pass, and is told to who uses it."""
+    database = open_database(settings.state_database, settings.data_dir)
+    try:
+        await database.start()
+        yield database
+    finally:
+        await database.close()
+
+
+def load_state_key(settings: Settings) -> StateKey:
+    """The key that seals stored requests; one of this process alone where nothing is kept. Raises OSError."""
+    if settings.state_database == "off":
+        return state_key.random_state_key()
+    path = settings.state_key_file or settings.data_dir / state_key.FILE_NAME
+    return state_key.load_state_key(path)
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:
@@ -183,7 +198,7 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
 
 
-def _watch_state(metrics: Metrics, database: "Database", jobs: "JobService") -> None:
+def _watch_state(metrics: Metrics, database: Database, jobs: JobService) -> None:
     metrics.watch("jobs_running", "Jobs that this service works on.", lambda: jobs.num_running)
     metrics.watch(
         "state_ok", "1 while the database of jobs and results works.", lambda: float(database.trouble is None)
