@@ -107,7 +107,7 @@ class Clients:
         while not self._stop.is_set():
             with self._lock:
                 number, self._next = self._next, self._next + 1
-            request = self._publisher.request(number)
+            request = self._publisher.request(number, DATA if number % 4 == 0 else SHORT_DATA)
             while (job_id := self._submit(number, request)) is None:
                 time.sleep(0.05)
             self.accepted[number] = job_id
@@ -150,7 +150,7 @@ def measure_kills(num_kills: int, folder: Path, publisher: Publisher) -> Table:
         else:
             service.wait_until_ready()
             clients.url = service.http_url
-            time.sleep(moments.uniform(0, 2))
+            time.sleep(moments.uniform(0, 3))
         clients.url = ""
         kill(service)
         downloaded_again += len(verified & set(publisher.asked_since(mark)))

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -16,6 +16,11 @@ from service.cache.folder import claim_folder, make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
+from service.jobs import state_key
+from service.jobs.database import Database, open_database
+from service.jobs.jobs import JobService, Retention
+from service.jobs.result_store import ResultStore
+from service.jobs.state_key import StateKey
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
@@ -23,10 +28,6 @@ from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
-
-if TYPE_CHECKING:
-    from service.jobs.database import Database
-    from service.jobs.jobs import JobService
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +41,7 @@ class Components:
     scorer: Scorer
     scheduler: Scheduler
     pool: WorkerPool
-    jobs: "JobService"
+    jobs: JobService
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -64,10 +65,6 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     Raises CacheInUse, NewerDatabase, BadStateKey, OSError, a ScoringError or a WorkerError when the machine does not
     allow it. Jobs that an earlier run has left are gone on with.
     """
-    # Here, as the commands that use another part of this module start faster without SQLAlchemy.
-    from service.jobs.jobs import JobService, Retention
-    from service.jobs.state import kept_results, open_state, state_key_of
-
     model = served_model(settings)
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
@@ -92,7 +89,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
         jobs = JobService(
             database,
-            await asyncio.to_thread(state_key_of, settings),
+            await asyncio.to_thread(load_state_key, settings),
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
@@ -123,10 +120,36 @@ def served_model(settings: Settings) -> ServedModel:
 
 
 @asynccontextmanager
+async def open_state(settings: Settings) -> AsyncIterator[Database]:
+    """The database of jobs and results. Raises NewerDatabase; other trouble may pass, and is told to who uses it."""
+    database = open_database(settings.state_database, settings.data_dir)
+    try:
+        await database.start()
+        yield database
+    finally:
+        await database.close()
+
+
+def load_state_key(settings: Settings) -> StateKey:
+    """The key that seals stored requests; one of this process alone where nothing is kept. Raises OSError."""
+    if settings.state_database == "off":
+        return state_key.random_state_key()
+    path = settings.state_key_file or settings.data_dir / state_key.FILE_NAME
+    return state_key.load_state_key(path)
+
+
+def kept_results(database: Database, settings: Settings) -> KeptResults:
+    """The results that are kept in the database, if any are to be."""
+    if not database.is_kept or settings.max_kept_results == 0:
+        return NoKeptResults()
+    return ResultStore(
+        database, max_results=settings.max_kept_results, max_age_seconds=settings.max_result_age_seconds
+    )
+
+
+@asynccontextmanager
 async def open_kept_results(settings: Settings) -> AsyncIterator[KeptResults]:
     """The kept results for one command, beside a service that may use them too; none if the folder cannot be used."""
-    from service.jobs.state import kept_results, open_state
-
     async with AsyncExitStack() as stack:
         try:
             await asyncio.to_thread(claim_folder, settings.data_dir)
@@ -211,7 +234,7 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
 
 
-def _watch_state(metrics: Metrics, database: "Database", jobs: "JobService") -> None:
+def _watch_state(metrics: Metrics, database: Database, jobs: JobService) -> None:
     metrics.watch("jobs_running", "Jobs that this service works on.", lambda: jobs.num_running)
     metrics.watch(
         "state_ok", "1 while the database of jobs and results works.", lambda: float(database.trouble is None)

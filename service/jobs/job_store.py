@@ -136,12 +136,15 @@ class JobStore:
     async def get(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         statement = select(jobs).where(jobs.c.id == job_id)
-        row = None
-        if is_job_id(job_id):
-            row = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
-        if row is None:
+
+        def work(connection: Connection) -> Job | None:
+            row = connection.execute(statement).one_or_none()
+            return None if row is None else _job_of(row)
+
+        job = await self._database.read(work) if is_job_id(job_id) else None
+        if job is None:
             raise JobNotFound("there is no job of this id, or its result is no longer kept")
-        return _job_of(row)
+        return job
 
     async def page(
         self, state: JobState | None, limit: int, after: str | None, own: Iterable[Job] = ()
@@ -155,8 +158,9 @@ class JobStore:
             of_state = [job_id for job_id, known_state in known.items() if known_state == state]
             as_stored = and_(jobs.c.state == state, jobs.c.id.not_in(known))
             statement = statement.where(or_(as_stored, jobs.c.id.in_(of_state)))
-        rows = await self._database.read(lambda connection: connection.execute(statement).all())
-        return [_job_of(row) for row in rows]
+        return await self._database.read(
+            lambda connection: [_job_of(row) for row in connection.execute(statement)]
+        )
 
     async def cancel(self, job_id: str) -> None:
         """End the job, durably, whoever runs it; nothing happens to one that has ended, or that is not there."""
