@@ -107,7 +107,7 @@ class Clients:
         while not self._stop.is_set():
             with self._lock:
                 number, self._next = self._next, self._next + 1
-            request = self._publisher.request(number, DATA if number % 4 == 0 else SHORT_DATA)
+            request = self._publisher.request(number, DATA if number % 10 == 0 else SHORT_DATA)
             while (job_id := self._submit(number, request)) is None:
                 time.sleep(0.05)
             self.accepted[number] = job_id

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import base58
 
-from .responses import EvalResponse, Health, Info, Job, Readiness, Response, ScoreResponse
+from .responses import EvalResponse, Health, Info, Job, JobPage, Readiness, Response, ScoreResponse
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Response)
@@ -137,6 +137,13 @@ submit_score = as_job(score, Job[ScoreResponse])
 def job(job_id: str) -> Call[AnyJob]:
     """How a job stands, by its id."""
     return Call("GET", _job_path(job_id), AnyJob)
+
+
+def jobs(*, state: str | None = None, limit: int = 20, after: str | None = None) -> Call[JobPage]:
+    """The jobs, newest first: at most `limit` of them, in one state, and older than the job whose id is `after`."""
+    query = {"state": state, "limit": limit, "after": after}
+    given = {name: value for name, value in query.items() if value is not None}
+    return Call("GET", f"/jobs?{urlencode(given)}", JobPage)
 
 
 def cancel(job: Job[R]) -> Call[Job[R]]:

@@ -200,6 +200,14 @@ class Job(Response, Generic[R]):
         raise UnexpectedResponse(f"the job is {self.state} and has no result")
 
 
+class JobPage(Response):
+    """Some of the jobs, the newest first."""
+
+    jobs: list[Job[EvalResponse | ScoreResponse]]
+    next: str | None
+    """What to give as `after` for the jobs that are older; None where there are none."""
+
+
 class Health(Response):
     """The process lives."""
 

@@ -96,6 +96,7 @@ def test_a_job_is_followed_to_its_result(remote: Client, competition: dict[str, 
     assert (last.id, last.state, last.kind) == (submitted.id, "succeeded", "score")
     assert [model.phase for model in last.progress.models] == ["failed", "done"]
     found = remote.job(submitted.id)
+    assert submitted.id in [job.id for job in remote.jobs(state="succeeded", limit=100).jobs]
     result = last.require_result()
     assert isinstance(result, ScoreResponse)
     assert result == found.result == remote.result(submitted)
