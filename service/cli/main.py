@@ -38,6 +38,11 @@ COMMANDS = (
         "Compare candidate weights on held-out data, as the network would.",
     ),
     _Command("encrypt", "service.cli.encrypt.command", "Encrypt weights; print what a commit needs."),
+    _Command(
+        "publish",
+        "service.cli.publish.command",
+        "Encrypt weights while they are uploaded; print what a commit needs.",
+    ),
     _Command("check", "service.cli.check.command", "See whether the network will accept an upload."),
     _Command(
         "serve",

@@ -112,7 +112,7 @@ def parse_header(
 
 
 def declared_size(text: Text) -> int | None:
-    """The size that a file with this header has, wherever its tensors lie; None where it is no sound list of tensors."""
+    """The size that a file with this header has, wherever its tensors lie; None where it lists no tensors."""
     try:
         ends = TensorTable(HeaderEntries(text, lambda: None)).ends
     except (NotJson, WeightsInvalid):
