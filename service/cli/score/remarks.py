@@ -6,8 +6,8 @@ from rich.text import Text
 
 from service.cli.diagnosis import finding_lines
 from service.cli.printable import printable
+from service.cli.remote_error import remedy_for
 from service.cli.score.question import Question
-from service.cli.score.remote_error import remedy_for
 from service.cli.score.score_sheet import Outcome, ScoreSheet, all_errors
 
 _NETWORK_MAX_DATA_BYTES = 1 << 20
