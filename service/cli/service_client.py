@@ -109,21 +109,23 @@ class ServiceClient:
 @asynccontextmanager
 async def connect(url: str, api_key: str | None) -> AsyncIterator[ServiceClient]:
     """A client of the service at this URL; nothing is sent yet. Raises BadUsage where it is no URL."""
-    if host_of(url) is None:
-        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
+    host_of(url)
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
         yield ServiceClient(client)
 
 
-def host_of(url: str) -> str | None:
-    """None where it is no URL of an HTTP service."""
+def host_of(url: str) -> str:
+    """The host of a service's URL. Raises BadUsage where it is none."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no number, or too large
+        host = parts.hostname if is_url(url) else None
     except ValueError:
-        return None
-    return parts.hostname if is_url(url) else None
+        host = None
+    if host is None:
+        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
+    return host
 
 
 def parse_json_object(content: bytes) -> dict[str, Any]:
