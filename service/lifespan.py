@@ -54,25 +54,10 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
 
     Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
     """
-    architecture = load_architecture(CURRENT_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
-        scheduler = Scheduler(
-            queue_size=settings.queue_size,
-            max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
-            max_downloads=settings.max_weights_at_once,
-            kept_bytes=await cache.capacity_bytes(),
-            timeout_seconds=settings.request_timeout_seconds,
-        )
-        limits = Limits(
-            embedding_dim=config.embedding_dim,
-            max_data_bytes=settings.max_data_bytes,
-            max_model_bytes=settings.max_model_bytes,
-            max_models=settings.max_models,
-            architecture_version=CURRENT_VERSION,
-        )
+        scheduler = await _make_scheduler(settings, pool, cache)
         jobs = JobStore()
         stack.push_async_callback(jobs.close)
         metrics = Metrics()
@@ -80,15 +65,51 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         yield Components(
             settings=settings,
             cache=cache,
-            scorer=Scorer(cache, scheduler, pool, limits, metrics),
+            scorer=Scorer(cache, scheduler, pool, _limits(settings), metrics),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
-            architecture=asdict(config),
+            architecture=asdict(_model_config(settings)),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )
+
+
+@asynccontextmanager
+async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
+    """A scorer for one command, with workers and a cache of its own; a service may be using the data folder.
+
+    Raises ForeignFolder, OSError, or a WorkerError when no worker can start.
+    """
+    async with open_private_cache(settings) as cache, open_pool(settings) as pool:
+        scheduler = await _make_scheduler(settings, pool, cache)
+        yield Scorer(cache, scheduler, pool, _limits(settings), Metrics())
+
+
+async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
+    return Scheduler(
+        queue_size=settings.queue_size,
+        max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
+        max_downloads=settings.max_weights_at_once,
+        kept_bytes=await cache.capacity_bytes(),
+        timeout_seconds=settings.request_timeout_seconds,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        embedding_dim=_model_config(settings).embedding_dim,
+        max_data_bytes=settings.max_data_bytes,
+        max_model_bytes=settings.max_model_bytes,
+        max_models=settings.max_models,
+        architecture_version=CURRENT_VERSION,
+    )
+
+
+def _model_config(settings: Settings) -> Any:
+    config = load_architecture(CURRENT_VERSION).ModelConfig
+    return config.small() if settings.small_model else config()
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:

@@ -129,7 +129,9 @@ def test_only_the_factory_imports_the_pool_of_processes() -> None:
 
 
 def test_commands_share_only_what_lies_beside_their_folders() -> None:
-    commands = {f"service.cli.{name}" for name in ("score", "encrypt", "publish", "check", "demo", "serve")}
+    commands = {
+        f"service.cli.{name}" for name in ("score", "encrypt", "publish", "check", "audit", "demo", "serve")
+    }
     may_import = {
         "service.cli.encrypt": {"service.cli.check"},  # it refuses what `check` would
         "service.cli.publish": {"service.cli.check", "service.cli.encrypt"},  # and so does this

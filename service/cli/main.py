@@ -44,6 +44,7 @@ COMMANDS = (
         "Encrypt weights while they are uploaded; print what a commit needs.",
     ),
     _Command("check", "service.cli.check.command", "See whether the network will accept an upload."),
+    _Command("audit", "service.cli.audit.command", "Check what somebody claims a competition's answer is."),
     _Command(
         "serve",
         "service.cli.serve",

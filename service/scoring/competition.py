@@ -60,6 +60,14 @@ def is_near_tie(winner_loss: float, margin: float | None) -> bool:
     return margin <= max(NEAR_TIE_ABSOLUTE, NEAR_TIE_RELATIVE * abs(winner_loss))
 
 
+def is_within_tolerance(ours: float, claimed: float) -> bool:
+    """Whether a validator that has one number accepts the other, by the network's rule."""
+    if ours == claimed:
+        return True
+    larger = max(abs(ours), abs(claimed))
+    return abs(ours - claimed) < max(NEAR_TIE_ABSOLUTE, NEAR_TIE_RELATIVE * larger) and math.isfinite(larger)
+
+
 def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:
     """`1 - dot(a/|a|, b/|b|)` of two vectors of one length, in float64.
 
