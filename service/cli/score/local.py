@@ -207,7 +207,7 @@ class _Scoring:
             yield Path(candidate.weights), _identity(Path(candidate.weights))
             return
         assert self._cache is not None
-        blob = BlobRef(candidate.weights)
+        blob = BlobRef(candidate.weights, candidate.checksum, candidate.size)
         report = self._report_bytes(index)
         async with self._cache.fetch(
             blob, kind="model", max_bytes=self._settings.max_model_bytes, on_progress=report

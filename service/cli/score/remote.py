@@ -64,6 +64,8 @@ class _Scoring:
         candidate = self._question.candidates[index]
         body: dict[str, Any] = {
             "weights_url": self._urls.get(candidate.weights, candidate.weights),
+            "weights_checksum": candidate.checksum if candidate.is_url else None,
+            "weights_size": candidate.size if candidate.is_url else None,
             "decryption_key": None if candidate.key is None else base58.b58encode(candidate.key).decode(),
             "target_embedding": None if self._question.target is None else list(self._question.target),
         }

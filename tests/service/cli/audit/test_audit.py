@@ -107,7 +107,14 @@ def test_twenty_claims(
     cases = twenty_claims(honest, tied, files)
     path = tmp_path / "claims.json"
     path.write_text("\n".join(json.dumps(claim) for claim, _, _ in cases))
-    ran = in_process.run(AUDIT[0], str(path), *AUDIT[2:], "--data-dir", str(tmp_path / "data"))
+    ran = in_process.run(
+        AUDIT[0],
+        str(path),
+        *AUDIT[2:],
+        "--data-dir",
+        str(tmp_path / "data"),
+        SOMA_EVAL_MAX_DOWNLOAD_ATTEMPTS="1",
+    )
     assert ran.code == 1, ran.err
     verdicts = [json.loads(line) for line in ran.out.splitlines()]
     assert [v["agrees"] for v in verdicts] == [agrees for _, agrees, _ in cases]
