@@ -61,7 +61,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         jobs = JobStore()
         stack.push_async_callback(jobs.close)
         metrics = Metrics()
-        _watch(metrics, scheduler, pool)
+        _watch(metrics, scheduler, pool, cache)
         yield Components(
             settings=settings,
             cache=cache,
@@ -173,7 +173,7 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
 
 
-def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
+def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool, cache: BlobCache) -> None:
     metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
     metrics.watch(
         "evaluations_waiting", "Evaluations that wait for an execution slot.", lambda: scheduler.num_waiting
@@ -183,6 +183,9 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     )
     metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
+    metrics.watch(
+        "cache_bytes", "What the download cache takes of the disk, in bytes.", lambda: cache.bytes_used
+    )
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
 
 

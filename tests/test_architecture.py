@@ -130,7 +130,8 @@ def test_only_the_factory_imports_the_pool_of_processes() -> None:
 
 def test_commands_share_only_what_lies_beside_their_folders() -> None:
     commands = {
-        f"service.cli.{name}" for name in ("score", "encrypt", "publish", "check", "audit", "demo", "serve")
+        f"service.cli.{name}"
+        for name in ("score", "encrypt", "publish", "check", "audit", "status", "cache", "demo", "serve")
     }
     may_import = {
         "service.cli.encrypt": {"service.cli.check"},  # it refuses what `check` would

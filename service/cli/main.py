@@ -51,6 +51,9 @@ COMMANDS = (
         "Serve HTTP and gRPC, with one worker process per device.",
         failure="cannot serve: ",
     ),
+    _Command("status", "service.cli.status.command", "See how a running service is."),
+    _Command("cache", "service.cli.cache.command", "See and remove downloaded files."),
+    _Command("checksum", "service.cli.checksum", "Print the network's checksum and size of a file."),
     _Command(
         "demo",
         "service.cli.demo.command",
