@@ -36,7 +36,8 @@ class RemovalRequests:
 
     async def start(self) -> None:
         """Begin to look; requests that nobody waits for any more are forgotten."""
-        await self._threads.run(self._prepare)
+        for request in await self._threads.run(self._requests):
+            await self._threads.run(delete, request)
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -45,12 +46,11 @@ class RemovalRequests:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _prepare(self) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        delete(*self._requests())
-
     def _requests(self) -> list[Path]:
-        return [self._folder / name for name in os.listdir(self._folder)]
+        try:
+            return [self._folder / name for name in os.listdir(self._folder)]
+        except FileNotFoundError:  # nobody has ever asked
+            return []
 
     async def _watch(self) -> None:
         while True:

@@ -35,13 +35,13 @@ COMMANDS = (
     _Command(
         "score",
         "service.cli.score.command",
-        "Compare candidate weights on held-out data, as the network would.",
+        "Compare candidate weights on held-out data as the network does.",
     ),
     _Command("encrypt", "service.cli.encrypt.command", "Encrypt weights; print what a commit needs."),
     _Command(
         "publish",
         "service.cli.publish.command",
-        "Encrypt weights while they are uploaded; print what a commit needs.",
+        "Encrypt weights while uploading; print what a commit needs.",
     ),
     _Command("check", "service.cli.check.command", "See whether the network will accept an upload."),
     _Command("audit", "service.cli.audit.command", "Check what somebody claims a competition's answer is."),

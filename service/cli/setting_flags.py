@@ -108,7 +108,11 @@ def _hidden_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 def _completion(name: str, field: FieldInfo) -> Callable[[str], list[str]] | None:
     """What a shell offers for a flag: the values that a setting can have, where they are few."""
     values = _DEVICES if name == "device" else _literals(field.annotation)
-    return (lambda typed: [value for value in values if value.startswith(typed)]) if values else None
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete if values else None
 
 
 def _literals(annotation: Any) -> list[str]:
