@@ -1,7 +1,5 @@
 """`publish` as the person who commits its output needs it: what is there is what was sent, and its key is not lost."""
 
-import os
-import resource
 import signal
 import sys
 import time
@@ -14,6 +12,7 @@ from soma_sdk import SomaClient
 from service.cli.publish.file_store import FileStore
 from service.cli.publish.store import Part
 from service.cli.publish.upload import MIN_PART_BYTES
+from tests.exec_prepared import Inherited
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -119,17 +118,11 @@ def record_has(folder: Path, num_parts: int) -> None:
         time.sleep(0.01)
 
 
-def limit_file_size() -> None:
-    """A limit on the size of files stands for a full disk: the third part fails midway, as it does there."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
-
-
 def test_a_file_goes_on_where_it_was_too(
     in_plain: InProcess, plain: Path, large: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = (*PUBLISH[:-1], "file://best.enc", "--key-file", "key")
-    ran = run_command(plain, *command, preexec=limit_file_size)
+    ran = run_command(plain, *command, inherited=Inherited(max_file_bytes=20 << 20))
     assert (ran.code, ran.out) == (3, "")
     assert "File too large. Run the same command again" in ran.err
     assert not (plain / "best.enc").exists()
@@ -176,7 +169,7 @@ def test_a_key_that_nobody_saw_is_shown_again(plain: Path, in_plain: InProcess, 
 
 
 def test_where_nobody_would_see_the_key_nothing_is_sent(plain: Path, s3: S3Server) -> None:
-    ran = run_command(plain, *PUBLISH, stdout=None, preexec=lambda: os.close(1))
+    ran = run_command(plain, *PUBLISH, stdout=None, inherited=Inherited(closed_descriptor=1))
     assert (ran.code, s3.keys(), names(plain)) == (3, [], ["plain.safetensors"])
     assert "nothing was uploaded" in ran.err
 
