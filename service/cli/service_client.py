@@ -107,10 +107,17 @@ class ServiceClient:
 
 
 @asynccontextmanager
-async def connect(url: str, api_key: str | None) -> AsyncIterator[ServiceClient]:
-    """A client of the service at this URL; nothing is sent yet. Raises BadUsage where it is no URL."""
+async def connect(
+    url: str, api_key: str | None, *, compute_anew: bool = False
+) -> AsyncIterator[ServiceClient]:
+    """A client of the service at this URL; nothing is sent yet. Raises BadUsage where it is no URL.
+
+    `compute_anew` asks it to take no result that it has kept.
+    """
     host_of(url)
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    if compute_anew:
+        headers["Cache-Control"] = "no-cache"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
         yield ServiceClient(client)
 

@@ -54,7 +54,7 @@ async def answers_from_here(settings: Settings) -> AsyncIterator[AnswerClaim]:
 @asynccontextmanager
 async def answers_from_service(url: str, api_key: str | None) -> AsyncIterator[AnswerClaim]:
     """Lets a service evaluate. Raises BadUsage where the URL is none."""
-    async with connect(url, api_key) as service:
+    async with connect(url, api_key, compute_anew=True) as service:
 
         async def answer(claim: Claim) -> OurAnswer:
             return await _ask(service, claim)
@@ -62,16 +62,17 @@ async def answers_from_service(url: str, api_key: str | None) -> AsyncIterator[A
         yield answer
 
 
-def _of_result(result: CompetitionResult) -> OurAnswer:
+def _of_result(found: CompetitionResult) -> OurAnswer:
     models = []
-    for outcome in result.outcomes:
+    for outcome in found.outcomes:
         error = None if outcome.error is None else f"{outcome.error.detail} ({outcome.error.full_code})"
         evaluation = outcome.evaluation
         if evaluation is None:
             models.append(ModelAnswer(error=error))
         else:
-            models.append(ModelAnswer(evaluation.loss, evaluation.distance, evaluation.embedding, error))
-    return OurAnswer(result.winner, result.near_tie, tuple(models))
+            result = evaluation.result
+            models.append(ModelAnswer(result.loss, evaluation.distance, result.embedding, error))
+    return OurAnswer(found.winner, found.near_tie, tuple(models))
 
 
 async def _ask(service: ServiceClient, claim: Claim) -> OurAnswer:

@@ -41,7 +41,7 @@ async def score_remotely(
     """
     _check_reach(question, url)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
-        async with connect(url, api_key) as service:
+        async with connect(url, api_key, compute_anew=question.compute_anew) as service:
             scoring = _Scoring(question, service, urls, on_progress)
             return await score_all(question, scoring.score)
 
