@@ -44,6 +44,13 @@ def score(
     key_file: Annotated[
         list[Path] | None, Option(help="The same, from files, as `encrypt` writes them.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        Option(
+            help="Is it worth the fee? A JSON list of the live models' manifests, as the SDK's get_model_manifests "
+            "gives them, or of paths."
+        ),
+    ] = None,
     json: JsonFlag = False,
     report: Annotated[
         Path | None, Option(help="Write an HTML page that shows where the candidates differ.")
@@ -61,6 +68,9 @@ def score(
     api_key: Annotated[
         str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
     ] = None,
+    no_cache: Annotated[
+        bool, Option("--no-cache", help="Compute anew, even what is kept from an earlier evaluation.")
+    ] = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -76,6 +86,9 @@ def score(
     The embedding to commit with exactly this file:
       soma-eval score best.safetensors --data held-out.txt \\
         --embedding-out best.embedding.json
+    Would it win against the models that are live?
+      soma-eval score best.safetensors --data held-out/ --seeds 5 \\
+        --against live.json
     The encrypted file, as it will be published, for a script:
       soma-eval score best.enc --key-file best.key --data held-out.txt --json
     """
@@ -95,10 +108,12 @@ def score(
         target=target,
         key=key,
         key_file=key_file,
+        against=against,
         json=json,
         report=report,
         embedding_out=embedding_out,
         url=url,
         api_key=api_key,
+        no_cache=no_cache,
         settings=settings,
     )

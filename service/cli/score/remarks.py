@@ -6,8 +6,9 @@ from rich.text import Text
 
 from service.cli.diagnosis import finding_lines
 from service.cli.printable import printable
+from service.cli.remote_error import remedy_for
+from service.cli.score.against import compare
 from service.cli.score.question import Question
-from service.cli.score.remote_error import remedy_for
 from service.cli.score.score_sheet import Outcome, ScoreSheet, all_errors
 
 _NETWORK_MAX_DATA_BYTES = 1 << 20
@@ -37,6 +38,8 @@ def remarks(sheet: ScoreSheet) -> Iterator[Text]:
             )
     yield from _remarks_on_the_winner(sheet)
     yield from _remarks_on_the_question(sheet)
+    if sheet.question.has_live_models:
+        yield Text(compare(sheet).sentence, style="bold")
 
 
 def _reasons(outcome: Outcome) -> Iterator[Text]:
@@ -75,6 +78,11 @@ def _remarks_on_the_question(sheet: ScoreSheet) -> Iterator[Text]:
     question = sheet.question
     if len(question.data) > 1:
         yield Text("Every number is the mean over the files, each counting the same whatever its size.")
+    num_kept = sum(run.result_cached for outcome in sheet.outcomes for run in outcome.runs)
+    if num_kept:
+        num_runs = sum(len(outcome.runs) for outcome in sheet.outcomes)
+        kept = f"{num_kept} of {num_runs} results were" if num_runs > 1 else "The result was"
+        yield Text(f"{kept} kept from an earlier evaluation; --no-cache computes anew.")
     if question.num_skipped:
         yield Text(f"Left out of the folder: {question.num_skipped} hidden, backup or empty files.")
     if any(data.size > _NETWORK_MAX_DATA_BYTES for data in question.data):

@@ -23,9 +23,10 @@ from tests.service.cli.computing_pool import open_computing_pool
 
 @pytest.fixture
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` and `screen` evaluate in the test's own process."""
+    """Commands evaluate in the test's own process."""
     monkeypatch.setattr("service.cli.score.local.open_pool", open_computing_pool)
     monkeypatch.setattr("service.cli.screen.local.open_pool", open_computing_pool)
+    monkeypatch.setattr("service.lifespan.open_pool", open_computing_pool)
 
 
 @pytest.fixture
@@ -66,13 +67,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_process(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_processes: None
+    prepared: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    no_processes: None,
 ) -> InProcess:
     """Runs commands in the prepared folder, without a process of their own."""
-    return InProcess(prepared, monkeypatch, capfd)
+    return InProcess(prepared, tmp_path_factory.mktemp("data"), monkeypatch, capfd)
 
 
 @pytest.fixture
-def in_plain(plain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
+def in_plain(
+    plain: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> InProcess:
     """The same in a folder with plain.safetensors and nothing else."""
-    return InProcess(plain, monkeypatch, capfd)
+    return InProcess(plain, tmp_path_factory.mktemp("data"), monkeypatch, capfd)

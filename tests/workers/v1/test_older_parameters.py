@@ -39,7 +39,10 @@ def assert_same(config: dict[str, int], size: int, max_seq_len: int, batch_size:
 
 def small(num_layers: int) -> dict[str, int]:
     return {
-        "embedding_dim": 16, "pwff_hidden_dim": 32, "num_layers": num_layers, "num_heads": 4,
+        "embedding_dim": 16,
+        "pwff_hidden_dim": 32,
+        "num_layers": num_layers,
+        "num_heads": 4,
         "vocab_size": 264,
     }
 
