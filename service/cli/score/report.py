@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cli.charts import Line, gap_chart, line_chart
 from service.cli.output_file import write_whole
 from service.cli.printable import printable
-from service.cli.score.charts import NUM_COLOURS, Line, gap_chart, line_chart
+from service.cli.report_page import is_page_of, render_page
 from service.cli.score.names import distinct_names
 from service.cli.score.remarks import remarks, title_of
 from service.cli.score.score_sheet import Outcome, ScoreSheet
@@ -29,8 +28,7 @@ from service.scoring.competition import cosine_distance
 
 Array = NDArray[np.float64]
 
-_MARKER = '<meta name="generator" content="soma-eval score --report">'
-_MARKER_WITHIN_BYTES = 1024
+_COMMAND = "score --report"
 _SIG_REG_COEFFICIENT = 0.02
 _MAX_POINTS = 240
 _NUM_POSITION_BINS = 40
@@ -77,10 +75,7 @@ def render_report(sheet: ScoreSheet, origin: Origin) -> str:
         sections.append(_embeddings(sheet, shown))
     sections.append(_origin(sheet, origin))
     sections.append(_foot(sheet))
-    colours = "\n".join(f".s{i} {{ --col:var(--c{i % NUM_COLOURS}); }}" for i in range(_MAX_SHOWN))
-    page = Template(files("service.cli.score").joinpath("report_page.html").read_text(encoding="utf-8"))
-    body = "\n".join(sections)
-    return page.substitute(marker=_MARKER, title="soma-eval: scores", colours=colours, body=body)
+    return render_page(_COMMAND, "soma-eval: scores", "\n".join(sections), _MAX_SHOWN)
 
 
 def write_report(page: str, path: Path) -> None:
@@ -90,11 +85,7 @@ def write_report(page: str, path: Path) -> None:
 
 def is_report(path: Path) -> bool:
     """Whether a file is a page of this kind, which a new one may replace."""
-    try:
-        with path.open("rb") as file:
-            return _MARKER.encode() in file.read(_MARKER_WITHIN_BYTES)
-    except OSError:
-        return False
+    return is_page_of(_COMMAND, path)
 
 
 def bits_of_tokens(token_cross_entropy: NDArray[np.float32], data_size: int) -> Array:

@@ -29,6 +29,9 @@ def screen(
     on_hit: Annotated[
         str | None, Option(help="A shell command that gets the line of every hit as JSON on its stdin.")
     ] = None,
+    report: Annotated[
+        Path | None, Option(help="Write an HTML page that shows how near the pieces came to the targets.")
+    ] = None,
     url: Annotated[str | None, Option(help="URL of a running service that does the work.")] = None,
     api_key: Annotated[
         str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
@@ -59,6 +62,7 @@ def screen(
         data=data,
         seed=seed,
         on_hit=on_hit,
+        report=report,
         url=url,
         api_key=api_key,
         settings=settings,

@@ -8,16 +8,19 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from rich.progress import TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from service.cli.exit_codes import ExitCode
+from service.cli.output_file import refuse_unsafe_output, write_whole
 from service.cli.progress_bars import progress_bars
 from service.cli.remedies import remedy
 from service.cli.screen.lines import last_line
 from service.cli.screen.local import OnLine, screen_locally
+from service.cli.screen.nearness import Nearness
 from service.cli.screen.on_hit import HitCommand
-from service.cli.screen.pieces import find_pieces, read_pieces
+from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
 from service.cli.screen.question import Question, read_question
+from service.cli.screen.report import is_report, render_report
 from service.cli.standard_streams import complain, write_out
 from service.cli.usage import BadUsage
 from service.config import Settings
@@ -32,6 +35,7 @@ def run_screen(
     data: str,
     seed: int,
     on_hit: str | None,
+    report: Path | None,
     url: str | None,
     api_key: str | None,
     settings: Settings,
@@ -41,45 +45,67 @@ def run_screen(
         raise BadUsage("standard output is closed, so no result would be seen: open it")
     question = read_question(models, targets, seed)
     source = find_pieces(data)
-    command = None if on_hit is None else HitCommand(on_hit)
-    summary, num_good = ScreenSummary(), 0
-
+    if report is not None:
+        inputs = [path for path in (models, targets, Path(data)) if path is not None]
+        refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
     with progress_bars(TextColumn("{task.fields[found]}"), TimeRemainingColumn()) as bars:
-        task = None if bars is None else bars.add_task("screening", total=source.total_bytes, found="")
-
-        def on_read(num_bytes: int) -> None:
-            if bars is not None and task is not None:
-                bars.update(task, advance=num_bytes)
-
-        async def on_line(line: dict[str, Any]) -> None:
-            nonlocal num_good
-            text = json.dumps(line, allow_nan=False) + "\n"
-            await asyncio.to_thread(write_out, text)  # which waits for a reader that is slow
-            hits = sum(target["hit"] for target in line["targets"])
-            num_good += any(model["loss"] is not None for model in line["models"])
-            summary.pieces += 1
-            summary.failed += line["error"] is not None
-            summary.hits += hits
-            summary.pieces_with_hits += hits > 0
-            if bars is not None and task is not None:
-                bars.update(task, found=f"{summary.pieces:,} pieces, {summary.hits:,} hits")
-            if hits and command is not None:
-                await command.run(text)
+        output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
 
         async def run() -> ScreenSummary:
-            async with aclosing(read_pieces(source, settings.max_data_bytes, on_read)) as pieces:
-                return await _screen(question, pieces, settings, url, api_key, on_line)
+            async with aclosing(read_pieces(source, settings.max_data_bytes, output.on_read)) as pieces:
+                return await _screen(question, pieces, settings, url, api_key, output.write)
 
         try:
-            summary.seconds = asyncio.run(run()).seconds
+            output.summary.seconds = asyncio.run(run()).seconds
         except InvalidRequest:
             raise
         except ScoringError as error:
-            write_out(json.dumps(last_line(summary, error)) + "\n")
+            write_out(json.dumps(last_line(output.summary, error)) + "\n")
             complain(f"{error.detail}. {remedy(error)}")
             return ExitCode.MACHINE
-    write_out(json.dumps(last_line(summary)) + "\n")
-    return ExitCode.GOOD if num_good or not summary.pieces else ExitCode.AT_FAULT
+    write_out(json.dumps(last_line(output.summary)) + "\n")
+    if report is not None:
+        write_whole(report, render_report(output.nearness, output.summary))
+    return ExitCode.GOOD if output.num_good or not output.summary.pieces else ExitCode.AT_FAULT
+
+
+class _Output:
+    """Where lines go: standard output, the counts, the bar, and the command for hits."""
+
+    def __init__(
+        self, question: Question, source: PieceSource, command: HitCommand | None, bars: Progress | None
+    ) -> None:
+        self.summary = ScreenSummary()
+        self.nearness = Nearness({target.id: target.distance_threshold for target in question.targets})
+        self.num_good = 0
+        """Pieces that have a loss."""
+        self._command = command
+        self._bars = bars
+        self._task = TaskID(0)
+        if bars is not None:
+            self._task = bars.add_task("screening", total=source.total_bytes, found="")
+
+    def on_read(self, num_bytes: int) -> None:
+        """So much more of the data was read."""
+        if self._bars is not None:
+            self._bars.update(self._task, advance=num_bytes)
+
+    async def write(self, line: dict[str, Any]) -> None:
+        """One line; waits for a reader that is slow, and for the command."""
+        text = json.dumps(line, allow_nan=False) + "\n"
+        await asyncio.to_thread(write_out, text)
+        hits = sum(target["hit"] for target in line["targets"])
+        self.num_good += any(model["loss"] is not None for model in line["models"])
+        self.summary.pieces += 1
+        self.summary.failed += line["error"] is not None
+        self.summary.hits += hits
+        self.summary.pieces_with_hits += hits > 0
+        self.nearness.add(line)
+        if self._bars is not None:
+            found = f"{self.summary.pieces:,} pieces, {self.summary.hits:,} hits"
+            self._bars.update(self._task, found=found)
+        if hits and self._command is not None:
+            await self._command.run(text)
 
 
 async def _screen(

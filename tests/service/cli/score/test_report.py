@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli.score.charts import nice_ticks
+from service.cli.charts import nice_ticks
 from service.cli.score.file_state import FileChanged, state_of
 from service.cli.score.held_out import HeldOut
 from service.cli.score.question import Candidate, Question

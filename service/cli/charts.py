@@ -89,6 +89,27 @@ def gap_chart(title: str, rows: Sequence[tuple[str, int, Sequence[float]]], x_la
     return _figure(title, "", "".join(parts), None, height)
 
 
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_label: str, mark: float) -> str:
+    """A bar for each bin between two `edges`, and a line at `mark`: those left of it are in the first colour."""
+    to_x = _scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
+    most = max(counts) or 1
+    to_y = _scale(0.0, float(most), HEIGHT - _BOTTOM, _TOP)
+    parts = [_y_axis(0.0, float(most), to_y)]
+    for start, end, count in zip(edges, edges[1:], counts, strict=False):
+        x, width, y = to_x(start), to_x(end) - to_x(start), to_y(float(count))
+        parts.append(
+            f'<rect class="s{0 if end <= mark else 1}" fill="var(--col)" x="{x:.1f}" y="{y:.1f}" '
+            f'width="{max(0.5, width - 0.5):.1f}" height="{HEIGHT - _BOTTOM - y:.1f}">'
+            f"<title>{start:.3f} to {end:.3f}: {count:,}</title></rect>"
+        )
+    for tick in nice_ticks(edges[0], edges[-1], 5):
+        parts.append(_text(to_x(tick), HEIGHT - _BOTTOM + 14, f"{tick:g}", "middle"))
+    if edges[0] <= mark <= edges[-1]:
+        parts.append(f'<path class="cross" d="M{to_x(mark):.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>')
+    parts.append(_text(WIDTH / 2, HEIGHT - 4, x_label, "middle"))
+    return _figure(title, "", "".join(parts), None)
+
+
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers between two others."""
     step = (high - low) / count
