@@ -223,7 +223,11 @@ def measure_shared(num_jobs: int, folder: Path, publisher: Publisher, state_url:
         for number in range(num_jobs):
             url = (one if number % 2 else other).http_url
             response = httpx.post(
-                f"{url}/eval", json=publisher.request(number, SHORT_DATA), headers=ASYNC, timeout=60, trust_env=False
+                f"{url}/eval",
+                json=publisher.request(number, SHORT_DATA),
+                headers=ASYNC,
+                timeout=60,
+                trust_env=False,
             )
             job_ids.append(response.json()["id"])
         while (

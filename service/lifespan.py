@@ -9,20 +9,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
+
 from service.cache.blob_cache import BlobCache
-from service.cache.folder import make_private_folder
+from service.cache.folder import claim_folder, make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
 from service.jobs import state_key
 from service.jobs.database import Database, open_database
 from service.jobs.jobs import JobService, Retention
+from service.jobs.result_store import ResultStore
 from service.jobs.state_key import StateKey
 from service.metrics import Metrics
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     Raises CacheInUse, NewerDatabase, BadStateKey, OSError, a ScoringError or a WorkerError when the machine does not
     allow it. Jobs that an earlier run has left are gone on with.
     """
-    architecture = load_architecture(CURRENT_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    model = served_model(settings)
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
@@ -71,15 +77,16 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(
-            embedding_dim=config.embedding_dim,
+            embedding_dim=model.config["embedding_dim"],
             max_data_bytes=settings.max_data_bytes,
             max_model_bytes=settings.max_model_bytes,
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )
         metrics = Metrics()
-        scorer = Scorer(cache, scheduler, pool, limits, metrics)
         database = await stack.enter_async_context(open_state(settings))
+        evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
+        scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
         jobs = JobService(
             database,
             await asyncio.to_thread(load_state_key, settings),
@@ -100,9 +107,16 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             jobs=jobs,
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
-            architecture=asdict(config),
+            architecture=dict(model.config),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )
+
+
+def served_model(settings: Settings) -> ServedModel:
+    """The architecture and the precision that the settings name."""
+    architecture = load_architecture(CURRENT_VERSION)
+    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    return ServedModel(CURRENT_VERSION, asdict(config), settings.precision)
 
 
 @asynccontextmanager
@@ -122,6 +136,28 @@ def load_state_key(settings: Settings) -> StateKey:
         return state_key.random_state_key()
     path = settings.state_key_file or settings.data_dir / state_key.FILE_NAME
     return state_key.load_state_key(path)
+
+
+def kept_results(database: Database, settings: Settings) -> KeptResults:
+    """The results that are kept in the database, if any are to be."""
+    if not database.is_kept or settings.max_kept_results == 0:
+        return NoKeptResults()
+    return ResultStore(
+        database, max_results=settings.max_kept_results, max_age_seconds=settings.max_result_age_seconds
+    )
+
+
+@asynccontextmanager
+async def open_kept_results(settings: Settings) -> AsyncIterator[KeptResults]:
+    """The kept results for one command, beside a service that may use them too; none if the folder cannot be used."""
+    async with AsyncExitStack() as stack:
+        try:
+            await asyncio.to_thread(claim_folder, settings.data_dir)
+            kept = kept_results(await stack.enter_async_context(open_state(settings)), settings)
+        except OSError as error:
+            log.warning("no result is kept", reason=error.strerror or str(error))
+            kept = NoKeptResults()
+        yield kept
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:

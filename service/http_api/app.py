@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -105,6 +106,9 @@ _API_KEY_DOCUMENTED = HTTPBearer(
 """Puts the scheme into the OpenAPI document; the middleware has checked the key itself."""
 
 Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer 202 and a job.")]
+CacheControl = Annotated[
+    list[str] | None, Header(description="`no-cache`: compute even what is kept from an earlier request.")
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -129,10 +133,11 @@ async def eval_one(
     components: ComponentsOfApp,
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Evaluate one model's weights on data with a seed."""
-    competition = body.to_competition()
-    if _wants_async(prefer) or idempotency_key is not None:
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
+    if _names(prefer, "respond-async") or idempotency_key is not None:
         return await _as_job("eval", competition, request, components, prefer, idempotency_key)
     return _result(await _while_connected(request, components.scorer.evaluate(competition)))
 
@@ -144,10 +149,11 @@ async def score(
     components: ComponentsOfApp,
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Run a competition: every model on the same data; the lowest loss wins."""
-    competition = body.to_competition()
-    if _wants_async(prefer) or idempotency_key is not None:
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
+    if _names(prefer, "respond-async") or idempotency_key is not None:
         return await _as_job("score", competition, request, components, prefer, idempotency_key)
     return _result(await _while_connected(request, components.scorer.score(competition)))
 
@@ -287,7 +293,7 @@ async def _as_job(
     job = await components.jobs.submit(
         kind, competition, caller=request.scope["soma_eval.caller"], idempotency_key=idempotency_key
     )
-    if _wants_async(prefer):
+    if _names(prefer, "respond-async"):
         return _accepted(job, request)
     return _result(await _while_connected(request, components.jobs.wait(job.id)))
 
@@ -312,9 +318,9 @@ async def _watch_connection(request: Request) -> NoReturn:
     raise ClientDisconnect
 
 
-def _wants_async(prefer: list[str] | None) -> bool:
-    """Whether any `Prefer` header asks for a job."""
-    return "respond-async" in re.split(r"[,;\s]+", ",".join(prefer or ()).lower())
+def _names(headers: list[str] | None, wish: str) -> bool:
+    """Whether any header of this name has the wish in its list."""
+    return wish in re.split(r"[,;\s]+", ",".join(headers or ()).lower())
 
 
 def _accepted(job: Job, request: Request) -> JSONResponse:

@@ -1,8 +1,10 @@
 """Results, errors and progress as JSON and back, to the last bit: JSON writes every float so that it reads the same."""
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from datetime import datetime
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +19,7 @@ from service.scoring.results import (
     Provenance,
     Timings,
 )
+from workers.types import EvalResult
 
 T = TypeVar("T")
 
@@ -65,17 +68,38 @@ def result_from_json(text: str) -> Evaluation | CompetitionResult:
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation as a value of JSON."""
-    return {**asdict(evaluation), "embedding": evaluation.embedding.tolist()}
+    provenance = evaluation.provenance
+    return {
+        "result": eval_result_to_dict(evaluation.result),
+        "distance": evaluation.distance,
+        "provenance": {**asdict(provenance), "computed_at": provenance.computed_at.isoformat()},
+        "timings": asdict(evaluation.timings),
+    }
 
 
 def evaluation_from(found: Mapping[str, Any]) -> Evaluation:
     """What `evaluation_to_dict` was given."""
-    parts = {
-        "embedding": np.array(found["embedding"], dtype=np.float32),
-        "provenance": _made(Provenance, found["provenance"]),
-        "timings": _made(Timings, found["timings"]),
-    }
-    return _made(Evaluation, {**found, **parts})
+    provenance = found["provenance"]
+    computed_at = datetime.fromisoformat(provenance["computed_at"])
+    return Evaluation(
+        result=eval_result_from(found["result"]),
+        distance=found["distance"],
+        provenance=_made(Provenance, {**provenance, "computed_at": computed_at}),
+        timings=_made(Timings, found["timings"]),
+    )
+
+
+def eval_result_to_dict(result: EvalResult) -> dict[str, Any]:
+    """What a pool has answered, without the detail, as a value of JSON."""
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    embedding = base64.b64encode(result.embedding.astype("<f4", copy=False).tobytes()).decode()
+    return {**values, "embedding": embedding, "token_cross_entropy": None}
+
+
+def eval_result_from(found: Mapping[str, Any]) -> EvalResult:
+    """What `eval_result_to_dict` was given."""
+    embedding = np.frombuffer(base64.b64decode(found["embedding"]), dtype="<f4")
+    return _made(EvalResult, {**found, "embedding": embedding})
 
 
 def error_to_dict(error: ScoringError) -> dict[str, Any]:

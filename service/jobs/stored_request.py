@@ -18,6 +18,7 @@ def request_to_bytes(competition: Competition) -> bytes:
         "models": [_model_to_dict(model) for model in competition.models],
         "seed": competition.seed,
         "target_embedding": competition.target_embedding,
+        "compute_anew": competition.compute_anew,
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
@@ -31,6 +32,7 @@ def request_from_bytes(content: bytes) -> Competition:
         models=tuple(_model_from(model) for model in found["models"]),
         seed=found["seed"],
         target_embedding=None if target is None else tuple(target),
+        compute_anew=found.get("compute_anew", False),
     )
 
 

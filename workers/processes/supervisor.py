@@ -49,6 +49,7 @@ class Supervisor:
         self._worker: RunningWorker | None = None
         """None between a death and the next start."""
         self._device_name = ""
+        self._versions: dict[str, str] = {}
         self._restarts = 0
 
     # -- what the pool asks
@@ -91,7 +92,7 @@ class Supervisor:
     @property
     def versions(self) -> dict[str, str]:
         """Of the packages that make the numbers."""
-        return self._worker.versions if self._worker else {}
+        return self._versions
 
     def assign(self, task: Evaluate) -> None:
         """Give an idle worker a task."""
@@ -119,6 +120,7 @@ class Supervisor:
             restarts=self._restarts,
             device_name=self._device_name,
             trouble=trouble,
+            versions=self._versions,
         )
 
     @property
@@ -158,7 +160,7 @@ class Supervisor:
     def self_test_passed(self) -> None:
         """Whatever was wrong with the device before, it may be relied on again."""
         assert self._worker is not None
-        self._device_name = self._worker.device_name
+        self._device_name, self._versions = self._worker.device_name, self._worker.versions
         self._policy.self_test_passed()
         self._owner.worker_started(self)
 

@@ -1,6 +1,7 @@
 """A scorer that does what the test says: it admits by a real scheduler, and waits until it may end."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from service.scoring.results import (
     ignore_progress,
 )
 from service.scoring.scheduler import Scheduler
+from workers.types import EvalResult
 
 KEY = b"canary-key-of-exactly-32-bytes!!"
 URL = "https://publisher.example/weights.enc?token=canary-token"
@@ -83,15 +85,23 @@ class ScriptedScorer:
 
 def evaluation(seed: int = 0) -> Evaluation:
     """Numbers that a decimal text could lose bits of."""
-    return Evaluation(
+    result = EvalResult(
         loss=seed + 0.1 + 0.2,
         cross_entropy=1 / 3,
         sig_reg=1e-300,
         embedding=np.array([0.1, -1e-40, 3.4e38], dtype=np.float32),
-        distance=None,
         attends_to_future=False,
         num_sequences=1,
         num_batches=1,
-        provenance=Provenance("w", "d", seed, "1", "float32", "cpu", {"torch": "none"}),
-        timings=Timings(0.1, 0.2, 0.3, 0.4, 0.5, "disk"),
+        precision="float32",
+        device="cpu",
+        load_seconds=0.1,
+        eval_seconds=0.2,
+        versions={"torch": "none"},
+    )
+    return Evaluation(
+        result=result,
+        distance=None,
+        provenance=Provenance("w", "d", seed, "1", "1", datetime(2026, 1, 2, tzinfo=UTC)),
+        timings=Timings(0.1, 0.2, 0.3, 0.4, 0.5, "disk", result_cached=False),
     )

@@ -106,7 +106,7 @@ async def test_a_job_has_its_result_to_the_last_bit(service: Service) -> None:
     assert (ended.state, ended.error) == ("succeeded", None)
     assert same(ended.result, evaluation(seed=7))
     assert isinstance(ended.result, Evaluation)
-    assert ended.result.embedding.tobytes() == evaluation(seed=7).embedding.tobytes()
+    assert ended.result.result.embedding.tobytes() == evaluation(seed=7).result.embedding.tobytes()
 
 
 async def test_a_job_may_fail(service: Service) -> None:
