@@ -150,7 +150,7 @@ def measure_kills(num_kills: int, folder: Path, publisher: Publisher) -> Table:
         else:
             service.wait_until_ready()
             clients.url = service.http_url
-            time.sleep(moments.uniform(0, 3))
+            time.sleep(moments.uniform(0, 5))
         clients.url = ""
         kill(service)
         downloaded_again += len(verified & set(publisher.asked_since(mark)))
