@@ -93,7 +93,7 @@ class RequestMiddleware:
         routes = scope["soma_eval.routes"]
         method = f"{verb} {routes[0].path}" if routes else "unknown route"
         outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
-        self._metrics.observe_request("http", method, outcome, seconds)
+        self._metrics.observe_request("http", method, outcome, seconds, scope.get("soma_eval.fault"))
         quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
