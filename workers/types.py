@@ -177,7 +177,7 @@ class DeviceStatus:
     self_test_age_seconds: float | None = None
     """Since a worker here last passed its self-test; None before the first time."""
     restarts_by_reason: dict[str, int] = field(default_factory=dict)
-    """`restarts` by what ended the worker before: a value of `workers.processes.worker_death.Cause`."""
+    """`restarts` by what ended the worker before, 0 included: the values of `workers.processes.worker_death.Cause`."""
     last_death: str = ""
     """How the worker before the present one ended, in words; empty before the first death."""
     memory: WorkerMemory | None = None
