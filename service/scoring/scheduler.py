@@ -66,7 +66,7 @@ class Scheduler:
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
-        self.queue_size = queue_size
+        self._queue_size = queue_size
         self._max_running = max_running
         self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
         # A request whose publishers are slow leaves half of the connections to others.
@@ -77,6 +77,11 @@ class Scheduler:
         self._drained = asyncio.Event()
         self._draining = False
         self._ended = False
+
+    @property
+    def queue_size(self) -> int:
+        """Requests that may hold a ticket at once."""
+        return self._queue_size
 
     @property
     def num_admitted(self) -> int:
@@ -102,7 +107,7 @@ class Scheduler:
         """Raise QueueFull or Draining if a request would be refused now."""
         if self._draining:
             raise Draining("the service is stopping", retry_after_seconds=10.0)
-        if len(self._tickets) >= self.queue_size:
+        if len(self._tickets) >= self._queue_size:
             raise QueueFull(
                 f"{len(self._tickets)} requests are running or waiting",
                 retry_after_seconds=self.retry_after_seconds(),
