@@ -213,6 +213,7 @@ def test_no_key_and_no_query_is_sent(traced: LiveService, receiver: OtlpReceiver
         assert b"-0.enc" not in body  # nor a path
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_holds_up_neither_requests_nor_the_end(
     tmp_path: Path, files: FileServer
 ) -> None:
