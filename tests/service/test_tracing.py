@@ -183,7 +183,11 @@ def test_a_job_goes_on_in_the_trace_of_its_request(
     with traced.client() as http:
         job = http.post("/score", json=body, headers={**client.headers, "Prefer": "respond-async"})
         assert job.status_code == 202
-    receiver.trace(client.trace_id, "batches")
+    spans = receiver.trace(client.trace_id, "job")
+    whole = one(spans, "job")
+    receiver.wait_for(lambda spans: any(span.span_id == whole.parent_id for span in spans))
+    assert one(spans, "data").parent_id == whole.span_id
+    assert len(named(spans, "evaluation")) == len(body["model_manifests"])
 
 
 def test_a_malformed_traceparent_begins_a_new_trace(traced: LiveService, receiver: OtlpReceiver) -> None:
