@@ -72,6 +72,7 @@ def assert_whole(spans: list[ReceivedSpan], root: ReceivedSpan, num_models: int)
         "data": 1,
         "weights": num_models,
         "wait for weights slot": num_models,
+        "kept result": num_models,
         "wait for execution slot": num_models,
         "evaluation": num_models,
         "load": num_models,
@@ -136,7 +137,7 @@ def test_a_competition_over_grpc_is_one_trace_below_its_clients_span(
         body["data_size"],
         tuple(ManifestInput(**model) for model in body["model_manifests"]),
         tuple(body["target_embedding"]),
-        body["seed"],
+        seed=6,
     )
     with grpc.insecure_channel(traced.grpc_url.removeprefix("http://")) as channel:
         call = channel.unary_unary("/scoring.Scoring/Score")
@@ -148,6 +149,19 @@ def test_a_competition_over_grpc_is_one_trace_below_its_clients_span(
     assert root.attributes["rpc.method"] == "scoring.Scoring/Score"
     assert root.attributes["rpc.response.status_code"] == "OK"
     assert len(named(spans, "evaluation")) == len(body["model_manifests"])
+
+
+def test_a_result_that_is_kept_is_seen_as_such(
+    traced: LiveService, receiver: OtlpReceiver, files: FileServer
+) -> None:
+    body = {**with_queries(competition(files, GOLDEN_COMPETITION)), "seed": 7}
+    first, again = Client(), Client()
+    with traced.client() as http:
+        for client in (first, again):
+            assert http.post("/score", json=body, headers=client.headers).status_code == 200
+    spans = receiver.trace(again.trace_id, "POST /score")
+    assert not named(spans, "evaluation")
+    assert all(span.attributes["soma_eval.result.found"] for span in named(spans, "kept result"))
 
 
 def test_an_error_is_named_by_its_code_where_it_arose(
