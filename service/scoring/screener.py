@@ -172,21 +172,24 @@ class _RunningScreen:
     async def _fetch(self, index: int) -> None:
         """Bring one model's weights to the cache, or learn why they cannot be had."""
         try:
-            async with self._held_weights(index):
+            async with self._held_weights(index, is_counted=True):
                 pass
         except ScoringError as error:
             self._give_up(index, error)
 
     @asynccontextmanager
-    async def _held_weights(self, index: int) -> AsyncIterator[LocalWeights]:
-        """One model's weights in a file, for the length of the block. Raises its error once it is given up."""
+    async def _held_weights(self, index: int, *, is_counted: bool = False) -> AsyncIterator[LocalWeights]:
+        """One model's weights in a file, for the length of the block. Raises its error once it is given up.
+
+        `is_counted`: whether the metrics of the cache count it, as they do once for a screen.
+        """
         weights = self._weights[index]
         if isinstance(weights, ScoringError):
             raise weights
         if isinstance(weights, LocalWeights):
             yield weights
             return
-        async with self._files.weights(index, weights.weights) as blob:
+        async with self._files.weights(index, weights.weights, is_counted=is_counted) as blob:
             known = replace(weights.weights, checksum=blob.checksum, size=blob.size)
             if isinstance(self._weights[index], ModelManifest):
                 self._weights[index] = replace(weights, weights=known)
