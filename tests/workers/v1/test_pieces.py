@@ -77,6 +77,13 @@ def test_passes_hold_as_many_as_fit() -> None:
     assert list(_passes([], 4)) == []
 
 
+def test_larger_models_take_one_sequence_at_a_time_on_a_cpu() -> None:
+    """Together they would be slower, and so the bits are those of each alone."""
+    assert ModelRunner(ModelConfig.small())._pieces_per_pass() == 16
+    assert ModelRunner(ModelConfig(512, 2048, 24))._pieces_per_pass() == 1
+    assert ModelRunner()._pieces_per_pass() == 1
+
+
 def test_refuses_what_is_no_piece(runner: ModelRunner) -> None:
     model = runner.load(small_weights_bytes())
     with pytest.raises(EmptyData):
