@@ -21,6 +21,7 @@ from typing import Protocol
 
 import structlog
 
+from service import tracing
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -195,6 +196,10 @@ class JobService:
             return running.job
         return await self._store.get(job_id)
 
+    async def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs are kept in each state, 0 included. Raises as `get`, but for JobNotFound."""
+        return await self._store.num_by_state()
+
     async def page(
         self, *, state: JobState | None = None, limit: int, after: str | None = None
     ) -> Sequence[Job]:
@@ -305,7 +310,8 @@ class JobService:
     async def _run(self, running: _Running, competition: Competition) -> None:
         """Do the work of a job and write how it ended; nothing is written where it is left for another start."""
         try:
-            outcome: Result | ScoringError = await self._work(running, competition)
+            with tracing.span("job", {"soma_eval.job.kind": running.job.kind}):
+                outcome: Result | ScoringError = await self._work(running, competition)
         except ScoringError as error:
             outcome = error
         except Exception as error:
