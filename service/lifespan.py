@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
         scheduler = Scheduler(
             queue_size=settings.queue_size,
-            max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
+            max_running=partial(_most_evaluations, pool),
             max_downloads=settings.max_weights_at_once,
             kept_bytes=await cache.capacity_bytes(),
             timeout_seconds=settings.request_timeout_seconds,
@@ -143,6 +144,11 @@ async def _running(pool: WorkerPool) -> AsyncIterator[WorkerPool]:
         yield pool
     finally:
         await pool.close()
+
+
+def _most_evaluations(pool: WorkerPool) -> int:
+    """One per worker, and one more, whose weights are loaded while the others are evaluated."""
+    return len(pool.status()) + 1
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:

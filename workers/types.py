@@ -39,6 +39,8 @@ class DeviceKind(NamedTuple):
     """"cpu" or "cuda"."""
     name: str
     """What the vendor calls it; empty for a CPU."""
+    machine: str = ""
+    """What else differs between the machines of a cluster: processor and build of torch; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +144,5 @@ class DeviceStatus:
     """What the vendor calls it; empty for a CPU."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
+    node: str = ""
+    """Name of the machine in a cluster that it runs on; empty for this machine."""
