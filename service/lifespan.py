@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.pool import WorkerPool, create_pool
+from workers.pool import WorkerPool, create_cluster_pool, create_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +124,34 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
-    """A worker process per device, tested. Raises a WorkerError when none can start."""
+    """A worker process per device, of this machine or of a cluster, tested. Raises a WorkerError if none can start."""
     pool = await run_in_daemon_thread(  # the driver, asked for its devices, may hang
-        lambda: create_pool(
-            devices=settings.device,
-            small_model=settings.small_model,
-            precision=settings.precision,
-            memory_budget_bytes=settings.device_memory_bytes,
-        )
+        lambda: _create_cluster_pool(settings) if settings.pool == "ray" else _create_pool(settings)
     )
     async with _running(pool):
         yield pool
+
+
+def _create_pool(settings: Settings) -> WorkerPool:
+    return create_pool(
+        devices=settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+    )
+
+
+def _create_cluster_pool(settings: Settings) -> WorkerPool:
+    return create_cluster_pool(
+        settings.ray_address,
+        settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+        allow_open=settings.allow_open_cluster,
+        data_dir=settings.node_data_dir,
+        data_max_bytes=settings.node_cache_max_bytes,
+    )
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ _OPPOSITES = {
     "small_model": "--full-model",
     "allow_http": "--https-only",
     "allow_private_addresses": "--public-addresses-only",
+    "allow_open_cluster": "--closed-clusters-only",
 }
 """The flag that switches a setting off."""
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}

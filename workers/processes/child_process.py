@@ -67,7 +67,9 @@ class ChildProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: pipe, sock=ours)
+                transport, _ = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: pipe, sock=ours
+                )
             except BaseException:
                 ours.close()
                 raise

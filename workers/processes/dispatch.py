@@ -69,6 +69,7 @@ def _best_worker(
     return min(
         (worker for worker in preferred or alike if worker.is_idle),
         key=lambda worker: (
+            bool(worker.lacks_files),
             weights not in worker.resident,
             worker.kind.device == "cpu",
             len(worker.resident),

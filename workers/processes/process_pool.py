@@ -23,7 +23,6 @@ from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death
 from workers.processes.worker_process import ENTRY_MODULE, WorkerProcess
 from workers.types import (
-    DeviceKind,
     DeviceStatus,
     EvalJob,
     EvalResult,
@@ -219,6 +218,7 @@ class ProcessPool:
                 evaluation.fail(error)
             case Undelivered(_, trouble):
                 del self._by_task[task.task_id]
+                worker.note_undelivered(trouble.detail)
                 evaluation.could_not_be_delivered(task.task_id, worker.number, trouble)
                 self._fail_what_cannot_run()
 

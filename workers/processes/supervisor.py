@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from workers.processes.worker_death import Death
 from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 
 logger = logging.getLogger(__name__)
+
+_UNDELIVERED_SECONDS = 60.0
+"""How long a machine that could not be brought a file is the last choice."""
 
 
 class Owner(Protocol):
@@ -65,6 +69,8 @@ class Supervisor:
         """None between a death and the next start."""
         self._device_name = ""
         self._restarts = 0
+        self._undelivered: tuple[str, float] | None = None
+        """Why files could not be brought to its machine of late, and when."""
 
     # -- what the pool asks
 
@@ -123,6 +129,17 @@ class Supervisor:
         if self._worker is not None:
             self._worker.prefetch(job)
 
+    def note_undelivered(self, reason: str) -> None:
+        """Files could not be brought to its machine: for a while it is the last choice."""
+        self._undelivered = reason, time.monotonic()
+
+    @property
+    def lacks_files(self) -> str:
+        """Why files could not be brought to its machine of late; empty when they could."""
+        if self._undelivered and time.monotonic() - self._undelivered[1] < _UNDELIVERED_SECONDS:
+            return self._undelivered[0]
+        return ""
+
     def status(self) -> DeviceStatus:
         """The device as seen from outside."""
         trouble = self.trouble
@@ -140,7 +157,8 @@ class Supervisor:
     @property
     def trouble(self) -> str:
         """Why the device is not to be relied on now, for an operator; empty when nothing is wrong."""
-        return self._worker.trouble if self._worker and self._has_passed else self._policy.trouble
+        own = self._worker.trouble if self._worker and self._has_passed else self._policy.trouble
+        return own or self.lacks_files
 
     @property
     def _name(self) -> str:

@@ -30,7 +30,9 @@ class WorkerProcess:
         Raises OSError when the machine cannot run another process.
         """
         pipe = _Pipe()
-        child = await ChildProcess.spawn(entry_module, pipe, worker_environment(config), config.device)
+        child = await ChildProcess.spawn(
+            entry_module, pipe, worker_environment(config), f"worker on {config.device}"
+        )
         return cls(child, pipe)
 
     @property
