@@ -1,1 +1,1 @@
-"""The pool on the nodes of a Ray cluster. Start with cluster_pool.py; ray is imported by the connector alone."""
+"""The pool on the nodes of a Ray cluster. Start with cluster_pool.py; the connector alone imports ray."""

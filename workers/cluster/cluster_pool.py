@@ -54,7 +54,7 @@ class ClusterPool:
     ) -> None:
         self._cluster = cluster
         self._config = config
-        self._pool = ProcessPool((), timeouts, precision=config.precision)
+        self._pool = ProcessPool((), timeouts, precision=config.precision, may_grow=True)
         self._connector: ConnectorProcess | None = None
         self._workers: dict[str, Supervisor] = {}
         """By device id."""
@@ -151,14 +151,15 @@ class ClusterPool:
         try:
             await self._listen(connector)
         except EOFError:
-            self._reason = self._reason or "the Ray connector has ended"
+            self._reason = "the process that talks to Ray has ended"
         except asyncio.CancelledError:  # the pool is closed
+            self._reason = "the Ray cluster was left"
             await asyncio.shield(connector.leave())
             raise
         finally:
             self._connector = None
             await asyncio.shield(connector.kill())
-            self._lose_all()
+            self._lose_all(self._reason)
 
     async def _listen(self, connector: ConnectorProcess) -> None:
         """Act on each message until the connector ends (EOFError), fails, or is silent for too long."""
@@ -169,7 +170,7 @@ class ClusterPool:
             liveness.observe_any(message is not None)
             if message is not None and not self._act_on(message):
                 return
-        self._reason = "the Ray connector froze"
+        self._reason = "the process that talks to Ray froze"
 
     def _act_on(self, message: FromConnector) -> bool:
         """Whether the connector goes on."""
@@ -250,7 +251,7 @@ class ClusterPool:
             raise
         return process
 
-    def _lose_all(self) -> None:
+    def _lose_all(self, reason: str) -> None:
         """The connector is gone: running work fails, and no device is known any more."""
         self._pool.fail_all(WorkerCrashed("the connection to the Ray cluster was lost"))
         for process in list(self._sessions.values()):
@@ -258,14 +259,13 @@ class ClusterPool:
         self._sessions.clear()
         self._refused.clear()
         for device_id in list(self._workers):
-            self._remove(device_id, self._reason or "the Ray cluster was left")
+            self._remove(device_id, reason)
 
     @property
     def _is_known(self) -> bool:
         """Whether each device that the cluster had has joined or was refused, and there was one."""
-        return self._num_devices is not None and 0 < self._num_devices <= len(self._workers) + len(
-            self._refused
-        )
+        num_known = len(self._workers) + len(self._refused)
+        return self._num_devices is not None and num_known >= max(1, self._num_devices)
 
     def _trouble(self) -> str:
         refused = [

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from workers.cluster.device_actor import DeviceActor, NotOurs
+from workers.cluster.cluster_errors import ActorLost, CannotJoin, NotOurs
+from workers.cluster.device_actor import DeviceActor
 from workers.cluster.file_sender import FileSender
 from workers.cluster.hello import Hello, own_hello, refusal
 from workers.cluster.messages import (
@@ -36,7 +37,7 @@ from workers.cluster.messages import (
     ToConnector,
 )
 from workers.cluster.node_devices import NodeDevice, wanted_devices
-from workers.cluster.ray_cluster import ActorLost, CannotJoin, RayCluster
+from workers.cluster.ray_cluster import RayCluster
 from workers.cluster.session import Session
 from workers.message_codec import Decoder, MalformedMessage, encode
 from workers.own_process import die_with_parent, keep_memory_private

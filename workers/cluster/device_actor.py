@@ -1,22 +1,21 @@
 """A device's actor as the connector holds it: made when it is needed, and again when it was lost."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from workers.cluster.cluster_errors import ActorLost, NotOurs
 from workers.cluster.hello import Hello, read_hello
 from workers.cluster.node_devices import NodeDevice
-from workers.cluster.ray_cluster import ActorLost, RayCluster
 from workers.message_codec import MalformedMessage
 
-
-class NotOurs(Exception):
-    """The node's hello cannot be read: it has another version of soma-eval."""
+if TYPE_CHECKING:
+    from workers.cluster.ray_cluster import RayCluster
 
 
 class DeviceActor:
     """One device of a node, and most of the time its actor."""
 
-    def __init__(self, device: NodeDevice, cluster: RayCluster) -> None:
+    def __init__(self, device: NodeDevice, cluster: "RayCluster") -> None:
         self.device = device
         self._cluster = cluster
         self._actor: Any = None

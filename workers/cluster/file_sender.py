@@ -9,14 +9,15 @@ import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError
-
+from workers.cluster.cluster_errors import ActorLost, CannotPut, Undeliverable
 from workers.cluster.device_actor import DeviceActor
 from workers.cluster.messages import FileToSend
-from workers.cluster.ray_cluster import ActorLost, RayCluster
 from workers.cluster.relay_actor import DISK_FULL, MISSING_DATA, MISSING_WEIGHTS, NOT_AS_PUBLISHED, WRITTEN
+
+if TYPE_CHECKING:
+    from workers.cluster.ray_cluster import RayCluster
 
 BLOCK_BYTES = 32 << 20
 MAX_BLOCKS = 4
@@ -32,14 +33,6 @@ _MAX_ROUNDS = 3
 OnBlock = Callable[[], None]
 
 
-class Undeliverable(Exception):
-    """The node could not get or keep a file; the text says why, without naming the file."""
-
-    def __init__(self, reason: str, *, disk_is_full: bool = False) -> None:
-        super().__init__(reason)
-        self.disk_is_full = disk_is_full
-
-
 @dataclass(eq=False)
 class _Transfer:
     """One file on its way to one node, and those who wait for it."""
@@ -52,7 +45,7 @@ class _Transfer:
 class FileSender:
     """Sends files to all nodes. One event loop."""
 
-    def __init__(self, cluster: RayCluster) -> None:
+    def __init__(self, cluster: "RayCluster") -> None:
         self._cluster = cluster
         self._room = asyncio.Semaphore(MAX_BLOCKS)
         self._blocks: dict[str, _Blocks] = {}
@@ -145,7 +138,7 @@ class FileSender:
 class _Blocks:
     """The blocks of one file: each an object as long as anybody is being sent it."""
 
-    def __init__(self, file: FileToSend, cluster: RayCluster, room: asyncio.Semaphore) -> None:
+    def __init__(self, file: FileToSend, cluster: "RayCluster", room: asyncio.Semaphore) -> None:
         self.file = file
         self.num_blocks = -(-file.size // BLOCK_BYTES)
         self.num_users = 0
@@ -195,8 +188,8 @@ class _Blocks:
             self._room.release()
             if isinstance(error, OSError):
                 raise Undeliverable(f"the head cannot read the file: {error.strerror}") from None
-            if isinstance(error, RayError):
-                raise Undeliverable(f"Ray cannot hold a block: {type(error).__name__}") from None
+            if isinstance(error, CannotPut):
+                raise Undeliverable(f"Ray cannot hold a block of it: {error}") from None
             raise
         self._bytes_put += len(block)
         return made

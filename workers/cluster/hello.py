@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from workers.architectures import ARCHITECTURE_VERSIONS, CURRENT_VERSION
+from workers.architectures import ARCHITECTURE_VERSIONS, CURRENT_VERSION, load_architecture
 from workers.message_codec import Decoder, MalformedMessage, encode
 from workers.processes.devices import count_cores, free_memory_bytes
 
@@ -45,7 +45,7 @@ def own_hello(data_dir: Path, gpu: str = "") -> Hello:
         protocol=PROTOCOL_VERSION,
         package=version("soma-eval"),
         architectures=",".join(ARCHITECTURE_VERSIONS),
-        numerics=CURRENT_VERSION,
+        numerics=getattr(load_architecture(CURRENT_VERSION), "NUMERICS_VERSION", CURRENT_VERSION),
         torch=version("torch"),
         processor=processor_name(),
         num_cores=count_cores(),

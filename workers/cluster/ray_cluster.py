@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from workers.cluster.cluster_errors import ActorLost, CannotJoin, CannotPut
 from workers.cluster.messages import LOCAL, ClusterConfig
 from workers.cluster.node_devices import Node, NodeDevice
 from workers.cluster.relay_actor import RelayActor
@@ -22,14 +23,6 @@ _LOCAL_STORE_BYTES = 256 << 20
 _PROBE_SECONDS = 60.0
 _CALLS_AT_ONCE = 64
 """Of one actor: reads wait for the worker meanwhile."""
-
-
-class CannotJoin(Exception):
-    """There is no cluster to work with; the text says why."""
-
-
-class ActorLost(Exception):
-    """The actor is gone, or does not answer; the text says which."""
 
 
 class RayCluster:
@@ -93,8 +86,11 @@ class RayCluster:
             ray.kill(actor, no_restart=True)
 
     def put(self, block: bytes) -> Any:
-        """The block as an object, which is there as long as the reference that is returned. Raises RayError."""
-        return ray.put(block)
+        """The block as an object, which is there as long as the reference that is returned. Raises CannotPut."""
+        try:
+            return ray.put(block)
+        except RayError as error:
+            raise CannotPut(type(error).__name__) from None
 
     async def call(self, actor: Any, method: str, *arguments: Any, timeout_seconds: float | None) -> Any:
         """What a method of the actor returns. Asynchronous. Raises ActorLost."""

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from workers.cluster.device_actor import DeviceActor, NotOurs
-from workers.cluster.file_sender import FileSender, Undeliverable
+from workers.cluster.cluster_errors import ActorLost, NotOurs, Undeliverable
+from workers.cluster.device_actor import DeviceActor
+from workers.cluster.file_sender import FileSender
 from workers.cluster.messages import (
     FileMoved,
     Frames,
@@ -20,7 +21,6 @@ from workers.cluster.messages import (
     SpawnFailed,
     StopJob,
 )
-from workers.cluster.ray_cluster import ActorLost
 from workers.cluster.relay_actor import CLOSED
 from workers.message_codec import encode
 

@@ -42,8 +42,11 @@ class ProcessPool:
         entry_module: str = ENTRY_MODULE,
         *,
         precision: Precision = "float32",
+        may_grow: bool = False,
     ) -> None:
         self._precision = configs[0].precision if configs else precision
+        self._least_sharing = 2 if may_grow else 1
+        """A lone worker is not given a whole evaluation if others may join meanwhile."""
         self._timeouts = timeouts or Timeouts()
         self._worker_numbers = itertools.count()
         self._workers: list[Supervisor] = []
@@ -165,7 +168,7 @@ class ProcessPool:
         while chosen := next_assignment(self._evaluations, self._workers, self._quarantine):
             evaluation, worker = chosen
             task_id = next(self._task_ids)
-            batches = evaluation.take(task_id, worker.kind, self._num_alike(worker))
+            batches = evaluation.take(task_id, worker.kind, max(self._num_alike(worker), self._least_sharing))
             self._by_task[task_id] = evaluation
             worker.assign(Evaluate(task_id, evaluation.job, batches.start, batches.stop))
         if not any(worker.is_idle for worker in self._workers):
