@@ -132,7 +132,7 @@ async def test_a_key_goes_with_the_job_alone(
     assert same_bits(await setting.pool.evaluate(job), setting.expected)
     with pytest.raises(DecryptionFailed):
         await setting.pool.evaluate(replace(job, decryption_key=bytes(32)))
-    logs = [path for path in setting.cluster.folder.rglob("*.*") if path.is_file()]  # noqa: ASYNC240
+    logs = [path for path in setting.cluster.folder.rglob("*.*") if path.is_file()]
     assert logs
     seen = caplog.text.encode() + b"".join(path.read_bytes() for path in logs)
     for process in (each for node in setting.cluster.nodes for each in node.processes()):
