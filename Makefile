@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow check check-lowest coverage lint format bench lock clean help
+.PHONY: demo test test-slow check check-lowest coverage lint openapi format bench lock clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -30,6 +30,10 @@ lint: $(VENV)/.installed-dev   ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
+
+openapi: $(VENV)/.installed-dev   ## write openapi.json: the HTTP API as the service describes it
+	@$(BIN)/python -m tests.service.http_api.test_openapi_file > openapi.new && mv openapi.new openapi.json
 
 check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
 	@$(BIN)/python -m coverage erase

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGES = ("service", "workers")
+PACKAGES = ("service", "workers", "soma_eval")
 FOLDERS_OF_WORKERS = 2
 """Depth at which a module's folder is named: `service.cache`, `workers.v1`."""
 
@@ -36,7 +36,7 @@ class Module:
 
 
 def read_modules(root: Path) -> list[Module]:
-    """Every module of the two packages below `root`."""
+    """Every module of the packages below `root`."""
     modules = []
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):

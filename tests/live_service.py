@@ -2,17 +2,17 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import httpx
+
+from tests.exec_prepared import Inherited, prepared
 
 START_SECONDS = 240.0
 """Long, because a busy machine starts a service slowly; a test ends after 300 seconds."""
@@ -32,14 +32,16 @@ class LiveService:
         self._log = folder / "output.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "service.cli.main", "serve"),
-                    *("--port", "0", "--grpc-port", "0", "--data-dir", str(self.data_dir), *flags),
-                ],
+                prepared(
+                    [
+                        *(sys.executable, "-m", "service.cli.main", "serve"),
+                        *("--port", "0", "--grpc-port", "0", "--data-dir", str(self.data_dir), *flags),
+                    ],
+                    Inherited(max_open_files=max_open_files),
+                ),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**_environment(), **(environment or {})},
-                preexec_fn=partial(_limit_open_files, max_open_files) if max_open_files else None,
             )
         self.http_url = ""
         self.grpc_url = ""
@@ -78,10 +80,6 @@ class LiveService:
     def blobs(self) -> list[str]:
         """Names of the files the service keeps."""
         return sorted(path.name for path in self.data_dir.rglob("*") if path.is_file())
-
-
-def _limit_open_files(limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit // 2, limit))
 
 
 def _environment() -> dict[str, str]:

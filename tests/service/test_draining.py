@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.exec_prepared import Inherited, prepared
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.live_service import SMALL_AND_LOCAL, LiveService, live_service
@@ -183,7 +184,10 @@ def test_a_start_ends_while_a_driver_hangs(tmp_path: Path, number: signal.Signal
     hangs = tmp_path / "hangs"
     command = ("serve", "--port", "0", "--grpc-port", "0", "--data-dir", str(tmp_path / "data"))
     process = subprocess.Popen(
-        [sys.executable, "-c", HANGING_START.format(hangs=str(hangs)), *command], preexec_fn=hear_ctrl_c
+        prepared(
+            [sys.executable, "-c", HANGING_START.format(hangs=str(hangs)), *command],
+            Inherited(ignores_ctrl_c=False),
+        )
     )
     try:
         wait_until(hangs.exists)
@@ -192,11 +196,6 @@ def test_a_start_ends_while_a_driver_hangs(tmp_path: Path, number: signal.Signal
     finally:
         process.kill()
         process.wait()
-
-
-def hear_ctrl_c() -> None:
-    """A test run in the background of a shell ignores it, and so would what it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_start_ends_at_once_too(tmp_path: Path) -> None:

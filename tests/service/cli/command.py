@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 
 from service.cli.main import run
 from service.cli.standard_streams import prepare_standard_streams
+from tests.exec_prepared import Inherited, prepared
 
 ROOT = Path(__file__).parents[3]
 SMALL = ("--small-model", "--device", "cpu")
@@ -67,25 +66,22 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "TERM": "dumb"} | variables
 
 
+CTRL_C_ACTS = Inherited(ignores_ctrl_c=False)
+"""A test run in the background of a shell would ignore it."""
+
+
 def start_command(
     folder: Path,
     *arguments: str | bytes,
-    preexec: Callable[[], object] | None = None,
+    inherited: Inherited = CTRL_C_ACTS,
     variables: dict[str, str] | None = None,
     **options: Any,
 ) -> "subprocess.Popen[bytes]":
-    """`soma-eval` as a process that hears Ctrl-C; a test run in the background of a shell would ignore it."""
-
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if preexec is not None:
-            preexec()
-
+    """`soma-eval` as a process that inherits this."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.cli.main", *arguments],
+        prepared([sys.executable, "-P", "-m", "service.cli.main", *arguments], inherited),
         cwd=folder,
         env=environment(**(variables or {})),
-        preexec_fn=prepare,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 

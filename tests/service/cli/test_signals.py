@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.exec_prepared import Inherited
 from tests.live_service import LiveService
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, make_data, write_weights
 from tests.service.cli.command import ROOT, SMALL, start_command
@@ -42,12 +42,11 @@ def scoring_piped_data(folder: Path, ctrl_c_is_ignored: bool) -> Iterator["subpr
     (folder / "temporary").mkdir()
     (folder / "data").write_bytes(make_data({"pattern": "text", "size": 4 << 20}))
     write_weights(folder / "plain.safetensors", SMALL_CONFIG, SMALL_WEIGHTS)
-    on_ctrl_c = signal.SIG_IGN if ctrl_c_is_ignored else signal.SIG_DFL
     with (folder / "data").open("rb") as piped:
         command = start_command(
             *(folder, "score", *SMALL, "--weights", "plain.safetensors", "--data", "-"),
             stdin=piped,
-            preexec=partial(signal.signal, signal.SIGINT, on_ctrl_c),
+            inherited=Inherited(ignores_ctrl_c=ctrl_c_is_ignored),
             variables={"TMPDIR": str(folder / "temporary")},
         )
     with command:

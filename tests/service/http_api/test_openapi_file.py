@@ -1,6 +1,6 @@
 """The OpenAPI document in the repository is the one that a service without API keys serves for full V1.
 
-After a change of the API: python -m tests.service.http_api.test_openapi_file > openapi.json
+After a change of the API: make openapi
 """
 
 import asyncio
@@ -41,9 +41,7 @@ async def served_document() -> str:
 
 
 async def test_the_file_is_what_is_served() -> None:
-    assert FILE.read_text() == await served_document(), (
-        "the API differs: python -m tests.service.http_api.test_openapi_file > openapi.json"
-    )
+    assert FILE.read_text() == await served_document(), "the API differs: make openapi"
 
 
 if __name__ == "__main__":

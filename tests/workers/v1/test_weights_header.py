@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 import tracemalloc
 from typing import Any
 
@@ -271,19 +270,19 @@ def test_many_tensors_take_moderate_time_and_memory() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text",
+    ("start", "filling", "end"),
     [
-        b'{"__metadata__":{"a":"' + b"x" * 99_000_000 + b'"}}',
-        b'{"__metadata__":{"a":"' + b"\\\\" * 49_000_000 + b"\\ud83d\\ude00" + b'"}}',
-        b'{"x":' + b"[" * 99_000_000,
-        b'{"x":' + b"9" * 99_000_000 + b"}",
-        b'{"x":0.' + b"3" * 99_000_000 + b"}",
-        b"{" + b" " * 99_000_000 + b"}",
+        (b'{"__metadata__":{"a":"', b"x", b'"}}'),
+        (b'{"__metadata__":{"a":"', b"\\\\", b"\\ud83d\\ude00" + b'"}}'),
+        (b'{"x":', b"[", b""),
+        (b'{"x":', b"9", b"}"),
+        (b'{"x":0.', b"3", b"}"),
+        (b"{", b" ", b"}"),
     ],
     ids=["metadata", "backslashes", "brackets", "digits", "decimals", "spaces"],
 )
-def test_headers_of_99_million_bytes_take_seconds(text: bytes) -> None:
-    start = time.perf_counter()
-    found = our_places(text, b"")
-    assert time.perf_counter() - start < 20
-    assert found == library_places(text, b"")
+def test_headers_of_99_million_bytes_are_judged_as_the_library_judges_them(
+    start: bytes, filling: bytes, end: bytes
+) -> None:
+    text = start + filling * (99_000_000 // len(filling)) + end
+    assert our_places(text, b"") == library_places(text, b"")

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import json
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -20,6 +19,7 @@ from soma_sdk import SomaClient
 
 from service.checksum import checksum_of
 from service.cli.embedding_file import EmbeddingFile, write_embedding_file
+from tests.exec_prepared import Inherited
 from tests.file_server import FileServer
 from tests.recipe import (
     SMALL_CONFIG,
@@ -56,7 +56,7 @@ def names(folder: Path) -> list[str]:
 def test_where_nobody_saw_the_key_nothing_is_left(plain: Path, stdout: str, flags: tuple[str, ...]) -> None:
     command = (*ENCRYPT, "-o", "out.enc", *flags)
     if stdout == "closed":
-        ran = run_command(plain, *command, stdout=None, preexec=lambda: os.close(1))
+        ran = run_command(plain, *command, stdout=None, inherited=Inherited(closed_descriptor=1))
     elif stdout == "full":
         with Path("/dev/full").open("wb") as full:
             ran = run_command(plain, *command, stdout=full)
@@ -72,15 +72,9 @@ def test_where_nobody_saw_the_key_nothing_is_left(plain: Path, stdout: str, flag
     assert names(plain) == ["plain.safetensors"]
 
 
-def limit_file_size() -> None:
-    """A limit on the size of files stands for a full disk: the write fails midway, as it does there."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 def test_a_full_disk_leaves_nothing(plain: Path) -> None:
     flags = ("-o", "out.enc", "--key-file", "key")
-    ran = run_command(plain, *ENCRYPT, *flags, preexec=limit_file_size)
+    ran = run_command(plain, *ENCRYPT, *flags, inherited=Inherited(max_file_bytes=20_000))
     assert (ran.code, ran.out, ran.err) == (3, "", "soma-eval: File too large.\n")
     assert names(plain) == ["plain.safetensors"]
 

@@ -1,6 +1,5 @@
 """What `score` writes, and what it never overwrites."""
 
-import resource
 from pathlib import Path
 
 import base58
@@ -10,6 +9,7 @@ import pytest
 from service.checksum import checksum_of
 from service.cli.embedding_file import read_embedding_file
 from service.cli.score.report import is_report
+from tests.exec_prepared import Inherited
 from tests.recipe import TEST_KEY, golden_cases
 from tests.service.cli.command import SMALL, InProcess, run_command
 
@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(
     before = page.read_bytes()
     ran = run_command(
         *(prepared, *SCORE, "plain.safetensors", "--report", str(page)),
-        preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        inherited=Inherited(max_file_bytes=4096),
     )
     assert (ran.code, ran.err) == (3, f"soma-eval: {page}: File too large.\n")
     assert page.read_bytes() == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exec_prepared import Inherited
 from tests.recipe import small_weights_bytes
 from tests.service.cli.command import SMALL, InProcess, run_command
 
@@ -62,7 +63,9 @@ def test_where_nobody_can_see_the_result_nothing_is_evaluated(
 
 def test_a_page_is_written_with_standard_output_closed(prepared: Path, tmp_path: Path) -> None:
     flags = ("--report", str(tmp_path / "page.html"))
-    ran = run_command(prepared, *SCORE, "plain.safetensors", *flags, stdout=None, preexec=lambda: os.close(1))
+    ran = run_command(
+        prepared, *SCORE, "plain.safetensors", *flags, stdout=None, inherited=Inherited(closed_descriptor=1)
+    )
     assert (ran.code, ran.err) == (0, "")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
@@ -84,6 +87,8 @@ def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
 
 
 def test_standard_error_may_be_closed(prepared: Path) -> None:
-    ran = run_command(prepared, *SCORE, "plain.safetensors", "--json", preexec=lambda: os.close(2))
+    ran = run_command(
+        prepared, *SCORE, "plain.safetensors", "--json", inherited=Inherited(closed_descriptor=2)
+    )
     assert ran.code == 0
     assert ran.json["winner"] == 0
