@@ -19,6 +19,7 @@ from workers.cluster.messages import (
     DeviceLeft,
     DeviceRefused,
     FileMoved,
+    FileSent,
     Frames,
     FromConnector,
     JobUndelivered,
@@ -183,6 +184,8 @@ class ClusterPool:
             case ConnectionFailed(reason):
                 self._reason = reason
                 return False
+            case FileSent(node, num_bytes, seconds):
+                logger.info("sent %d bytes to node %s in %.1f s", num_bytes, node, seconds)
             case DeviceJoined():
                 self._add(message)
             case DeviceLeft(device_id, reason):

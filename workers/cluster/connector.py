@@ -27,6 +27,7 @@ from workers.cluster.messages import (
     DeviceLeft,
     DeviceRefused,
     EndProcess,
+    FileSent,
     FromConnector,
     ProcessEnded,
     Relay,
@@ -59,7 +60,7 @@ class Connector:
         self._config = config
         self._writer = writer
         self._cluster = RayCluster(config)
-        self._files = FileSender(self._cluster)
+        self._files = FileSender(self._cluster, lambda *sent: self.send(FileSent(*sent)))
         self._devices: dict[str, DeviceActor] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._sessions: dict[int, tuple[str, Session]] = {}

@@ -6,6 +6,7 @@ does not grow with them. A node is sent a file once, though several of its devic
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _MAX_ROUNDS = 3
 """How often a node is sent what it then does not have: others may need its room."""
 
 OnBlock = Callable[[], None]
+OnSent = Callable[[str, int, float], None]
+"""A node has a further file: the node's name, bytes, seconds."""
 
 
 @dataclass(eq=False)
@@ -45,13 +48,13 @@ class _Transfer:
 class FileSender:
     """Sends files to all nodes. One event loop."""
 
-    def __init__(self, cluster: "RayCluster") -> None:
+    def __init__(self, cluster: "RayCluster", on_sent: OnSent | None = None) -> None:
         self._cluster = cluster
+        self._on_sent = on_sent
         self._room = asyncio.Semaphore(MAX_BLOCKS)
         self._blocks: dict[str, _Blocks] = {}
         self._transfers: dict[tuple[str, str], _Transfer] = {}
         """By node and checksum."""
-        self.bytes_put = 0
         self.bytes_sent = 0
 
     async def bring(
@@ -96,6 +99,7 @@ class FileSender:
         blocks = self._blocks.setdefault(file.checksum, _Blocks(file, self._cluster, self._room))
         blocks.num_users += 1
         under_way: deque[asyncio.Task[None]] = deque()
+        began = time.monotonic()
         try:
             for index in range(blocks.num_blocks):
                 under_way.append(asyncio.create_task(self._send_block(actor, blocks, index, waiting)))
@@ -103,6 +107,8 @@ class FileSender:
                     await under_way.popleft()
             while under_way:
                 await under_way.popleft()
+            if self._on_sent:
+                self._on_sent(actor.device.node.name, file.size, time.monotonic() - began)
         finally:
             for task in under_way:
                 task.cancel()
@@ -110,7 +116,6 @@ class FileSender:
             blocks.num_users -= 1
             if not blocks.num_users:
                 del self._blocks[file.checksum]
-            self.bytes_put += blocks.take_bytes_put()
 
     async def _send_block(
         self, actor: DeviceActor, blocks: "_Blocks", index: int, waiting: list[OnBlock]
@@ -146,7 +151,6 @@ class _Blocks:
         self._room = room
         self._alive: dict[int, tuple[asyncio.Task[Any], int]] = {}
         """Index -> the object, perhaps still being made, and how many are being sent it."""
-        self._bytes_put = 0
 
     def size_of(self, index: int) -> int:
         """Bytes of a block."""
@@ -174,11 +178,6 @@ class _Blocks:
         else:
             making.cancel()
 
-    def take_bytes_put(self) -> int:
-        """Bytes that became objects since this was asked."""
-        taken, self._bytes_put = self._bytes_put, 0
-        return taken
-
     async def _make(self, index: int) -> Any:
         await self._room.acquire()
         try:
@@ -191,7 +190,6 @@ class _Blocks:
             if isinstance(error, CannotPut):
                 raise Undeliverable(f"Ray cannot hold a block of it: {error}") from None
             raise
-        self._bytes_put += len(block)
         return made
 
     def _read(self, index: int) -> bytes:

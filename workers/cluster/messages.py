@@ -188,6 +188,15 @@ class FileMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSent:
+    """A node has a further file, verified."""
+
+    node: str
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobUndelivered:
     """The node could not get or keep the files of the task."""
 
@@ -227,6 +236,7 @@ FromConnector = (
     | SpawnFailed
     | Frames
     | FileMoved
+    | FileSent
     | JobUndelivered
     | SessionClosed
     | ProcessEnded

@@ -6,6 +6,7 @@ Runs in the connector alone. Ray may end the process that it runs in, as when it
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -21,6 +22,7 @@ from workers.cluster.relay_actor import RelayActor
 
 _LOCAL_STORE_BYTES = 256 << 20
 _PROBE_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
 _CALLS_AT_ONCE = 64
 """Of one actor: reads wait for the worker meanwhile."""
 
@@ -37,6 +39,8 @@ class RayCluster:
         options: dict[str, Any] = {"address": address}
         if address == LOCAL:
             options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
+        elif not _listens(address):
+            raise CannotJoin(f"nothing answers at {address}, where the head of the Ray cluster should")
         elif not self._config.allow_open and not asks_for_token(address):
             raise CannotJoin(
                 f"the Ray cluster at {address} asks for no token, so whoever reaches it may run code in it: start "
@@ -123,6 +127,18 @@ def asks_for_token(address: str) -> bool:
     if "token" in (probe.stdout + probe.stderr).lower():
         return True
     raise CannotJoin(f"the Ray cluster at {address} does not answer")
+
+
+def _listens(address: str) -> bool:
+    """Whether something accepts connections there. Raises CannotJoin for what is no address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise CannotJoin(f"{address!r} is no address of a Ray cluster: give HOST:PORT, or {LOCAL}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
