@@ -5,6 +5,7 @@ shows that the numbers are the same to the bit. Takes about two minutes, and lea
 """
 
 import asyncio
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -80,6 +81,7 @@ async def demo(cluster: LocalCluster, folder: Path) -> bool:
 
 def main() -> None:
     """Run the demo; exits with 1 when the bits differ."""
+    logging.getLogger("workers").setLevel(logging.CRITICAL)  # what is lost is shown below
     print("==> starting a Ray cluster on this machine: a head, and one node", flush=True)
     with tempfile.TemporaryDirectory() as folder, local_cluster() as cluster:
         cluster.add_node("node-1")

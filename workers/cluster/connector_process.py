@@ -10,7 +10,7 @@ from workers.processes.child_process import ChildProcess, Pipe
 from workers.processes.isolated_python import python_environment
 
 _ENTRY_MODULE = "workers.cluster.connector"
-_QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+_QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error", "RAY_COLOR_PREFIX": "0"}
 """Unless the environment says otherwise: nothing is reported to Ray's makers, and only errors are printed."""
 _LEAVE_SECONDS = 15.0
 """How long a connector may take to end its actors and leave the cluster."""
