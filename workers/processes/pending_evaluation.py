@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.architectures import Architecture, refusals_translated
-from workers.errors import WorkerError, WorkerTrouble
+from workers.errors import OutOfMemory, WorkerError, WorkerTrouble
 from workers.types import (
     BatchScore,
     DeviceKind,
@@ -51,7 +52,8 @@ class PendingEvaluation:
         self._lost_machines: list[tuple[str, float]] = []
         """Each with the time at which it was lost."""
         self.undeliverable: dict[int, WorkerTrouble] = {}
-        """Numbers of the workers to whose machine its files could not be brought, and why."""
+        """Numbers of the workers that could not take it, for want of disk or memory, and why."""
+        self._needs_more_memory = False
         self._devices: set[str] = set()
         self._versions: dict[str, str] = {}
         self._load_seconds = 0.0
@@ -159,6 +161,16 @@ class PendingEvaluation:
         """Its files could not be brought to the worker's machine: another one may do."""
         self.give_back(task_id)
         self.undeliverable[worker] = error
+
+    def needs_more_memory(self, task_id: int, smaller: Iterable[int], error: OutOfMemory) -> None:
+        """A device's memory did not suffice: it is tried once on those that have more, and not on `smaller`."""
+        self._needs_more_memory = True
+        self.undeliverable |= dict.fromkeys(smaller, error)
+        self.give_back(task_id)
+
+    def may_try_more_memory(self, worker: int) -> bool:
+        """Whether it may be tried on larger devices, now that this worker's memory did not suffice."""
+        return not self._needs_more_memory or worker in self.undeliverable
 
     def start_over(self) -> None:
         """Discard what was done on devices of one kind, for none of that kind are left; no task is running."""

@@ -215,6 +215,14 @@ class ProcessPool:
             case Finished():
                 del self._by_task[task.task_id]
                 evaluation.task_finished(task.task_id)
+                if evaluation.undeliverable:  # perhaps by all others that might go on
+                    self._fail_what_cannot_run()
+            case Failed(_, OutOfMemory() as error) if self._larger_than(worker, evaluation):
+                del self._by_task[task.task_id]
+                larger = self._larger_than(worker, evaluation)
+                smaller = (each.number for each in self._workers if each not in larger)
+                evaluation.needs_more_memory(task.task_id, smaller, error)
+                self._fail_what_cannot_run()
             case Failed(_, error):
                 del self._by_task[task.task_id]
                 evaluation.give_back(task.task_id)
@@ -224,6 +232,12 @@ class ProcessPool:
                 worker.note_undelivered(trouble.detail)
                 evaluation.could_not_be_delivered(task.task_id, worker.number, trouble)
                 self._fail_what_cannot_run()
+
+    def _larger_than(self, worker: Supervisor, evaluation: PendingEvaluation) -> list[Supervisor]:
+        """Idle workers whose devices have more memory, if the evaluation may be tried on them."""
+        if not evaluation.may_try_more_memory(worker.number):
+            return []
+        return [each for each in self._workers if each.is_idle and each.memory_bytes > worker.memory_bytes]
 
     def worker_died(self, worker: Supervisor, death: Death) -> None:
         """The process is gone: what it had in hand goes to another, if it may."""

@@ -73,6 +73,7 @@ class RunningWorker:
         self.resident: frozenset[WeightsId] = frozenset()
         self.device_name = ""
         self.versions: dict[str, str] = {}
+        self.memory_bytes = 0
         self._config = config
         self._timeouts = timeouts
         self._name = name
@@ -191,8 +192,9 @@ class RunningWorker:
         match message:
             case None | Heartbeat() | SelfTestFailed():
                 pass
-            case Ready(device_name, versions):
+            case Ready(device_name, versions, memory_bytes):
                 self.device_name, self.versions = device_name, versions
+                self.memory_bytes = memory_bytes
                 self._tested_at = time.monotonic()
                 if self.state is State.STARTING:
                     logger.info("worker on %s is ready %s", self._name, device_name)

@@ -114,6 +114,11 @@ class Supervisor:
         """Of the packages that make the numbers."""
         return self._worker.versions if self._worker else {}
 
+    @property
+    def memory_bytes(self) -> int:
+        """All that its device has; 0 while no worker runs."""
+        return self._worker.memory_bytes if self._worker else 0
+
     def assign(self, task: Evaluate) -> None:
         """Give an idle worker a task."""
         assert self._worker is not None

@@ -21,7 +21,7 @@ from tests.workers.processes.pools import (
     until,
     until_whole,
 )
-from workers.errors import NoWorker, StorageFull, WorkerCrashed
+from workers.errors import NoWorker, OutOfMemory, StorageFull, WorkerCrashed
 from workers.messages import Evaluate, FromWorker, ToWorker
 from workers.processes.process_handle import PipeClosed, ProcessHandle, Undelivered
 from workers.processes.process_pool import ProcessPool
@@ -234,4 +234,33 @@ async def test_when_no_machine_has_room_the_caller_is_told_so(tmp_path: Path) ->
         await pool.evaluate(job("good", tmp_path))
     machines[1].lacks_room = False
     assert (await pool.evaluate(job("good", tmp_path))).cross_entropy == right_cross_entropy()
+    await pool.close()
+
+
+# -- too little memory
+
+
+def with_memory(*sizes: int) -> ProcessPool:
+    """A pool of devices of two kinds, of so many bytes each."""
+    kinds = ("cuda:0", "cpu")
+    configs = [WorkerConfig(kinds[n % 2], memory_budget_bytes=size) for n, size in enumerate(sizes)]
+    return ProcessPool(configs, IMPATIENT, MISBEHAVING)
+
+
+async def test_what_is_too_large_for_a_device_is_tried_once_on_a_larger_one(tmp_path: Path) -> None:
+    pool = with_memory(1, 2)
+    await pool.start()
+    result = await pool.evaluate(job("out-of-memory-once", tmp_path))
+    assert (result.cross_entropy, result.device) == (right_cross_entropy(), "cpu")
+    with pytest.raises(OutOfMemory):
+        await pool.evaluate(job("out-of-memory", tmp_path))
+    assert [status.restarts for status in pool.status()] == [0, 0]
+    await pool.close()
+
+
+async def test_what_is_too_large_for_the_largest_device_fails(tmp_path: Path) -> None:
+    pool = with_memory(2, 1)
+    await pool.start()
+    with pytest.raises(OutOfMemory):
+        await pool.evaluate(job("out-of-memory-once", tmp_path))
     await pool.close()
