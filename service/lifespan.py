@@ -59,7 +59,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
-        pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
+        pool = await stack.enter_async_context(_running(pool) if pool else _open_served_pool(settings))
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             max_running=partial(_most_evaluations, pool),
@@ -124,12 +124,17 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
-    """A worker process per device, of this machine or of a cluster, tested. Raises a WorkerError if none can start."""
-    pool = await run_in_daemon_thread(  # the driver, asked for its devices, may hang
-        lambda: _create_cluster_pool(settings) if settings.pool == "ray" else _create_pool(settings)
-    )
+    """A worker process per device of this machine, tested. Raises a WorkerError when none can start."""
+    pool = await run_in_daemon_thread(
+        lambda: _create_pool(settings)
+    )  # a driver, asked for its devices, may hang
     async with _running(pool):
         yield pool
+
+
+def _open_served_pool(settings: Settings) -> AbstractAsyncContextManager[WorkerPool]:
+    """The pool of a service, which may be on a cluster."""
+    return _running(_create_cluster_pool(settings)) if settings.pool == "ray" else open_pool(settings)
 
 
 def _create_pool(settings: Settings) -> WorkerPool:

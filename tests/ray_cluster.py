@@ -25,10 +25,13 @@ _STORE_BYTES = 150_000_000
 class LocalNode:
     """One node: a `ray start --block` and the processes below it."""
 
-    def __init__(self, name: str, *options: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, *options: str, environment: dict[str, str], namespace: "Namespace | None" = None
+    ) -> None:
         self.name = name
         self._log = tempfile.NamedTemporaryFile("w+b", prefix="ray-node-")  # noqa: SIM115  closed in `end`
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-name", name]
+        command = namespace.command() if namespace else []
+        command += [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-name", name]
         self.process = subprocess.Popen(
             [*command, "--disable-usage-stats", *options],
             stdin=subprocess.DEVNULL,
@@ -91,9 +94,10 @@ class LocalNode:
 class LocalCluster:
     """A head without devices, and nodes that come and go."""
 
-    def __init__(self, *, with_token: bool = True, tuned: bool = True) -> None:
+    def __init__(self, *, with_token: bool = True, tuned: bool = True, host: str = "127.0.0.1") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below it
-        self.address = f"127.0.0.1:{free_port()}"
+        self.host = host
+        self.address = f"{host}:{free_port()}"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment["RAY_BACKEND_LOG_LEVEL"] = "error"
         if with_token:
@@ -114,22 +118,26 @@ class LocalCluster:
         self.nodes.clear()
         port = self.address.rpartition(":")[2]
         options = ("--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", str(self.folder))
-        self._start("head", "--head", "--port", port, *options)
+        self._start("head", None, "--head", "--port", port, *options)
         for name in names:
             self.add_node(name)
 
-    def add_node(self, name: str, num_cpus: int = 1) -> LocalNode:
-        """One more node, running."""
-        return self._start(name, "--address", self.address, "--num-cpus", str(num_cpus))
+    def add_node(self, name: str, namespace: "Namespace | None" = None) -> LocalNode:
+        """One more node, running, which lends one processor; in a network namespace, if one is given."""
+        return self._start(name, namespace, "--address", self.address, "--num-cpus", "1")
 
-    def _start(self, name: str, *options: str) -> LocalNode:
-        store = ("--object-store-memory", str(_STORE_BYTES), "--node-ip-address", "127.0.0.1")
-        node = LocalNode(name, *options, *store, "--num-gpus", "0", environment=self.environment)
+    def _start(self, name: str, namespace: "Namespace | None", *options: str) -> LocalNode:
+        host = namespace.host_inside if namespace else self.host
+        options += ("--object-store-memory", str(_STORE_BYTES), "--node-ip-address", host, "--num-gpus", "0")
+        node = LocalNode(name, *options, environment=self.environment, namespace=namespace)
         self.nodes.append(node)
         end = time.monotonic() + _START_SECONDS
         while "Ray runtime started" not in node.output():
             if node.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"node {name} did not start:\n{node.output()}")
+                said = node.output()
+                self.nodes.remove(node)
+                node.end()
+                raise RuntimeError(f"node {name} did not start:\n{said}")
             time.sleep(0.1)
         return node
 
@@ -141,13 +149,67 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Namespace:
+    """A network of its own that reaches this machine at one address, and nothing else."""
+
+    def __init__(self) -> None:
+        self.name = f"soma{secrets.token_hex(3)}"
+        number = secrets.randbelow(250) + 2
+        self.host, self.host_inside = f"10.213.{number}.1", f"10.213.{number}.2"
+        self._link = f"{self.name}a"
+        inside = f"{self.name}b"
+        _ip("netns", "add", self.name)
+        _ip("link", "add", self._link, "type", "veth", "peer", "name", inside, "netns", self.name)
+        _ip("address", "add", f"{self.host}/30", "dev", self._link)
+        _ip("link", "set", self._link, "up")
+        for command in (
+            f"address add {self.host_inside}/30 dev {inside}",
+            f"link set {inside} up",
+            "link set lo up",
+        ):
+            _ip("-netns", self.name, *command.split())
+
+    def command(self) -> list[str]:
+        """What runs another command inside."""
+        return ["ip", "netns", "exec", self.name]
+
+    def cut(self) -> None:
+        """Nothing comes in or out any more."""
+        _ip("link", "set", self._link, "down")
+
+    def mend(self) -> None:
+        """As before."""
+        _ip("link", "set", self._link, "up")
+
+    def end(self) -> None:
+        """Remove it."""
+        _ip("link", "delete", self._link)
+        _ip("netns", "delete", self.name)
+
+
 @contextlib.contextmanager
-def local_cluster(*, with_token: bool = True, tuned: bool = True) -> Iterator[LocalCluster]:
+def network_namespace() -> Iterator[Namespace]:
+    """A namespace for the length of the block. Raises OSError or CalledProcessError where none can be made."""
+    namespace = Namespace()
+    try:
+        yield namespace
+    finally:
+        namespace.end()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def local_cluster(
+    *, with_token: bool = True, tuned: bool = True, host: str = "127.0.0.1"
+) -> Iterator[LocalCluster]:
     """A cluster for the length of the block; this process's environment has its token meanwhile."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     cluster = None
     try:
-        cluster = LocalCluster(with_token=with_token, tuned=tuned)
+        cluster = LocalCluster(with_token=with_token, tuned=tuned, host=host)
         ours = {name: value for name, value in cluster.environment.items() if name.startswith("RAY_")}
         os.environ.update(ours)
         yield cluster

@@ -4,7 +4,7 @@ They travel as all messages do (see `workers.message_codec`). A session is one w
 end; its number is never used again, so that what belongs to an earlier one is told apart and dropped.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.types import WorkerConfig
 
@@ -61,7 +61,7 @@ class Relay:
     """Frames for the worker, as they are."""
 
     session: int
-    frames: bytes
+    frames: bytes = field(repr=False)  # a key may be in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class RelayJob:
     session: int
     task_id: int
     """0 for weights that are loaded ahead: it does not matter if they are not."""
-    frames: bytes
+    frames: bytes = field(repr=False)  # a key may be in it
     weights: FileToSend
     data: FileToSend | None
 
@@ -82,7 +82,7 @@ class StopJob:
 
     session: int
     task_id: int
-    frames: bytes
+    frames: bytes = field(repr=False)  # a key may be in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Frames:
     """What the worker sent, as it is."""
 
     session: int
-    frames: bytes
+    frames: bytes = field(repr=False)  # a key may be in it
 
 
 @dataclass(frozen=True, slots=True)

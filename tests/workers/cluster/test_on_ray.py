@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ async def test_a_key_goes_with_the_job_alone(
     for process in (each for node in setting.cluster.nodes for each in node.processes()):
         seen += " ".join(process.cmdline()).encode()
         seen += Path(f"/proc/{process.pid}/environ").read_bytes()  # noqa: ASYNC240
-    for form in (TEST_KEY, TEST_KEY.hex().encode(), repr(TEST_KEY)[2:-1].encode()):
+    for form in (TEST_KEY, TEST_KEY.hex().encode(), repr(TEST_KEY)[2:-1].encode(), b64encode(TEST_KEY)):
         assert form not in seen
 
 
