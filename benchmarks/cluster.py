@@ -42,6 +42,8 @@ from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, EvalResult, WorkerConfig
 
 MIB = 1 << 20
+BATCHES_UNDER_LOAD = 10
+"""Of each of the evaluations in which something dies."""
 PROGRESS_SECONDS = 15.0
 """Without progress, after which a busy worker is given up; 180 s in a service, for full V1 on a CPU."""
 
@@ -209,7 +211,7 @@ async def deaths(number: int) -> bool:
     logging.getLogger("workers").addHandler(handler)
     with tempfile.TemporaryDirectory() as name, local_cluster() as cluster:
         folder = Path(name)
-        job = write_job(folder)
+        job = write_job(folder, BATCHES_UNDER_LOAD)
         for each in "ab":
             cluster.add_node(each)
         pool = cluster_pool(cluster, folder / "nodes", Timeouts(progress_seconds=PROGRESS_SECONDS))
@@ -240,7 +242,9 @@ async def deaths(number: int) -> bool:
             await asyncio.to_thread(mend, cluster, node)
             await until_ready(pool, 2)
             label = f"{what} {'killed' if how == signal.SIGKILL else 'frozen'}"
-            noticed.setdefault(label, []).append(handler.at[0][0] - began if handler.at else float("nan"))
+            after = handler.at[0][0] - began if handler.at else float("nan")
+            noticed.setdefault(label, []).append(after)
+            print(f"  {label:24} given up after {after:5.1f} s; answers {extra[-1]:+.1f} s", flush=True)
             if [
                 each
                 for each in workers

@@ -20,11 +20,11 @@ from workers.types import EvalJob, EvalProgress, EvalResult
 NUM_BATCHES = 40
 
 
-def write_job(folder: Path) -> EvalJob:
+def write_job(folder: Path, num_batches: int = NUM_BATCHES) -> EvalJob:
     """The network's small model on data of so many batches."""
     weights, data = folder / "weights", folder / "data"
     weights.write_bytes(small_weights_bytes(SMALL_WEIGHTS))
-    data.write_bytes(make_data({"pattern": "text", "size": NUM_BATCHES * 16 * 1024}))
+    data.write_bytes(make_data({"pattern": "text", "size": num_batches * 16 * 1024}))
     return with_checksums(EvalJob(str(weights), "", str(data), data.stat().st_size, seed=7))
 
 

@@ -59,7 +59,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
-        pool = await stack.enter_async_context(_running(pool) if pool else _open_served_pool(settings))
+        pool = await stack.enter_async_context(
+            _running(pool) if pool is not None else _open_served_pool(settings)
+        )
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             max_running=partial(_most_evaluations, pool),

@@ -52,6 +52,8 @@ class NodeFiles:
 
     def hold(self, checksum: str, size: int) -> bool:
         """Whether the file is here; if so, it was used now, and stays for this actor's job."""
+        if not _NAME.fullmatch(checksum):
+            return False
         path = self.path(checksum)
         if checksum not in self._held:
             try:

@@ -57,6 +57,7 @@ def test_more_bytes_than_promised_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_checksum_names_no_file(checksum: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checksum"):
         NodeFiles(tmp_path, KIB).path(checksum)
+    assert not NodeFiles(tmp_path, KIB).hold(checksum, 1)
 
 
 def test_a_file_of_another_size_is_not_held(tmp_path: Path) -> None:
