@@ -118,6 +118,7 @@ class LocalCluster:
         self.nodes.clear()
         port = self.address.rpartition(":")[2]
         options = ("--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", str(self.folder))
+        options += ("--ray-client-server-port", str(free_port()))
         self._start("head", None, "--head", "--port", port, *options)
         for name in names:
             self.add_node(name)
@@ -128,6 +129,7 @@ class LocalCluster:
 
     def _start(self, name: str, namespace: "Namespace | None", *options: str) -> LocalNode:
         host = namespace.host_inside if namespace else self.host
+        options += ("--min-worker-port", "0", "--max-worker-port", "0")  # any that is free
         options += ("--object-store-memory", str(_STORE_BYTES), "--node-ip-address", host, "--num-gpus", "0")
         node = LocalNode(name, *options, environment=self.environment, namespace=namespace)
         self.nodes.append(node)

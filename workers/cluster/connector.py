@@ -183,6 +183,14 @@ def _joined(device: NodeDevice, hello: Hello) -> DeviceJoined:
     )
 
 
+async def _run_and_leave(connection: socket.socket) -> NoReturn:
+    try:
+        await _run(connection)
+    except MalformedMessage:  # of the service, which is not of this version
+        os._exit(1)
+    os._exit(0)  # a thread may still wait for Ray
+
+
 async def _run(connection: socket.socket) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     decoder = Decoder(ToConnector)
@@ -234,7 +242,7 @@ def main() -> None:
     die_with_parent(parent_pid=int(sys.argv[2]))
     keep_memory_private()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_run(socket.socket(fileno=int(sys.argv[1]))))
+    asyncio.run(_run_and_leave(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":
