@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import random
 import signal
@@ -256,7 +257,11 @@ async def deaths(number: int) -> bool:
         await pool.close()
     print(f"{number} deaths under load, two nodes; a busy worker counts as hung after {PROGRESS_SECONDS:g} s")
     for label, times in sorted(noticed.items()):
-        print(f"  {label:24} {len(times):2} times, given up after {min(times):5.1f} to {max(times):5.1f} s")
+        known_times = [each for each in times if not math.isnan(each)] or [
+            float("nan")
+        ]  # or all was done before
+        span = f"{min(known_times):5.1f} to {max(known_times):5.1f} s"
+        print(f"  {label:24} {len(times):2} times, given up after {span}")
     print(f"  answers: {counts}")
     print(
         f"  beyond the undisturbed time of both: median {statistics.median(extra):.1f} s, most {max(extra):.1f} s"

@@ -85,7 +85,7 @@ class Connector:
             if is_first:
                 self.send(Connected(len(wanted)))
                 is_first = False
-            self._follow(wanted)
+            self._follow(wanted, {node.id for node in nodes})
             await asyncio.sleep(_NODES_SECONDS)
 
     def act_on(self, message: ToConnector) -> None:
@@ -125,16 +125,19 @@ class Connector:
             case StopJob():
                 session.stop_job(message)
 
-    def _follow(self, wanted: dict[str, NodeDevice]) -> None:
+    def _follow(self, wanted: dict[str, NodeDevice], alive: set[str]) -> None:
         for device_id in self._devices.keys() - wanted.keys():
-            self._leave(device_id)
+            node = self._devices[device_id].device.node
+            is_there = node.id in alive
+            self._leave(
+                device_id, f"node {node.name} {'is not wanted now' if is_there else 'left the cluster'}"
+            )
         for device_id in wanted.keys() - self._devices.keys():
             self._devices[device_id] = actor = DeviceActor(wanted[device_id], self._cluster)
             self._joining[device_id] = asyncio.create_task(self._join(actor))
 
-    def _leave(self, device_id: str) -> None:
+    def _leave(self, device_id: str, reason: str) -> None:
         actor = self._devices.pop(device_id)
-        reason = f"node {actor.device.node.name} left the cluster"
         self._joining.pop(device_id).cancel()
         for number, (device, session) in list(self._sessions.items()):
             if device == device_id:
