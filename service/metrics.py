@@ -35,6 +35,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.result_cache_hits = Counter(
+            "soma_eval_result_cache_hits",
+            "Evaluations that were answered with a kept result.",
+            registry=self._registry,
+        )
+        self.result_mismatches = Counter(
+            "soma_eval_result_mismatches",
+            "Results computed anew that differ from the kept ones: the fault of a machine.",
+            registry=self._registry,
+        )
 
     def observe_request(
         self, protocol: Literal["http", "grpc"], method: str, outcome: str, seconds: float

@@ -117,8 +117,8 @@ class LocalCluster:
         """A new cluster at the same address, with these nodes; the one before has ended."""
         self.nodes.clear()
         port = self.address.rpartition(":")[2]
-        options = ("--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", str(self.folder))
-        options += ("--ray-client-server-port", str(free_port()))
+        options = ["--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", str(self.folder)]
+        options += ["--ray-client-server-port", str(free_port())]
         self._start("head", None, "--head", "--port", port, *options)
         for name in names:
             self.add_node(name)

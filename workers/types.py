@@ -38,9 +38,9 @@ class DeviceKind(NamedTuple):
     device: str
     """"cpu" or "cuda"."""
     name: str
-    """What the vendor calls it; empty for a CPU."""
-    machine: str = ""
-    """What else differs between the machines of a cluster: processor and build of torch; empty for this machine."""
+    """What the vendor calls it; of a CPU also what else decides its bits."""
+    build: str = ""
+    """Of torch, where the machines of a cluster may differ; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ class BatchScore:
     attends_to_future: bool
     token_cross_entropy: NDArray[np.float32] | None = None
     """[sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
+    was_cut_smaller: bool = False
+    """Computed in smaller pieces for lack of memory: the last bits may differ from those of other tries."""
 
     @property
     def is_finite(self) -> bool:
@@ -126,8 +128,17 @@ class EvalResult:
     eval_seconds: float
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that made the numbers: torch, soma-arrgen."""
+    device_name: str = ""
+    """What the vendor calls the devices that took part, which are of one kind: see DeviceStatus."""
+    was_cut_smaller: bool = False
+    """Some of it was computed in smaller pieces for lack of memory: its last bits may differ from another try's."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
+
+    @property
+    def kind(self) -> DeviceKind:
+        """What it was computed on."""
+        return DeviceKind(self.device.partition(":")[0], self.device_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +152,15 @@ class DeviceStatus:
     pid: int | None
     restarts: int
     device_name: str = ""
-    """What the vendor calls it; empty for a CPU."""
+    """What the vendor calls it; of a CPU also what else decides its bits. Empty until it was ready once."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
     node: str = ""
     """Name of the machine in a cluster that it runs on; empty for this machine."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that make its numbers; empty until it was ready once."""
+
+    @property
+    def kind(self) -> DeviceKind:
+        """What it computes on."""
+        return DeviceKind(self.device.partition(":")[0], self.device_name)

@@ -23,14 +23,18 @@ class ApiKeys:
     def __init__(self, keys: Iterable[SecretStr]) -> None:
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
 
-    def check(self, scope: Scope) -> None:
-        """Raise Unauthorized where the path needs a key and the request has no valid one."""
+    def check(self, scope: Scope) -> bytes:
+        """The digest of the request's key; empty where no key is needed.
+
+        Raises Unauthorized where the path needs a key and the request has no valid one.
+        """
         if not self._digests or scope["path"] in OPEN_PATHS:
-            return
+            return b""
         given = _digest(_given_key(scope))
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches):
             raise Unauthorized("send an API key this service knows as Authorization: Bearer")
+        return given
 
 
 def challenge(path: str) -> str:

@@ -223,13 +223,12 @@ class ClusterPool:
             num_threads=num_threads,
             memory_budget_bytes=self._config.memory_budget_bytes or memory,
         )
-        machine = f"{joined.machine}, {num_threads} threads" if is_cpu else joined.machine
 
         async def spawn(config: WorkerConfig) -> RemoteProcess:
             return await self._spawn(joined, config)
 
         logger.info("%s of node %s joins", joined.device_on_node, joined.node)
-        place = Place(joined.node, joined.device_on_node, machine)
+        place = Place(joined.node, joined.device_on_node, joined.build)
         self._workers[joined.device_id] = self._pool.add_worker(config, spawn, place)
 
     def _remove(self, device_id: str, reason: str) -> None:

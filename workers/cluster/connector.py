@@ -181,7 +181,7 @@ def _joined(device: NodeDevice, hello: Hello) -> DeviceJoined:
         num_on_node=device.num_on_node,
         num_cores=min(hello.num_cores, device.node.num_cpus or hello.num_cores),
         free_memory_bytes=hello.free_memory_bytes,
-        machine=hello.machine,
+        build=hello.torch,
         data_dir=hello.data_dir,
     )
 

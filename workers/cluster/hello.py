@@ -1,6 +1,5 @@
 """What a node says of itself before it is used, and why it may be refused."""
 
-import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,18 +24,12 @@ class Hello:
     """Of the code that makes the numbers."""
     torch: str
     """With the build, such as 2.13.0+cpu."""
-    processor: str
     num_cores: int
     free_memory_bytes: int
     data_dir: str
     """The node's own folder, absolute."""
     gpu: str
     """Index of the actor's GPU as the node counts them; empty for a CPU."""
-
-    @property
-    def machine(self) -> str:
-        """What decides the bits of a result beside the kind of device."""
-        return f"{self.processor}, torch {self.torch}"
 
 
 def own_hello(data_dir: Path, gpu: str = "") -> Hello:
@@ -45,9 +38,8 @@ def own_hello(data_dir: Path, gpu: str = "") -> Hello:
         protocol=PROTOCOL_VERSION,
         package=version("soma-eval"),
         architectures=",".join(ARCHITECTURE_VERSIONS),
-        numerics=getattr(load_architecture(CURRENT_VERSION), "NUMERICS_VERSION", CURRENT_VERSION),
+        numerics=load_architecture(CURRENT_VERSION).NUMERICS_VERSION,
         torch=version("torch"),
-        processor=processor_name(),
         num_cores=count_cores(),
         free_memory_bytes=free_memory_bytes(),
         data_dir=str(data_dir),
@@ -82,16 +74,6 @@ def read_hello(frame: bytes) -> Hello:
 def write_hello(hello: Hello) -> bytes:
     """The hello as it travels."""
     return encode(hello)
-
-
-def processor_name() -> str:
-    """What the vendor calls the processor: other processors may round otherwise."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.machine()
 
 
 def _without_build(torch_version: str) -> str:

@@ -132,8 +132,8 @@ class DeviceJoined:
     """Workers among which the node's processors and memory are divided."""
     num_cores: int
     free_memory_bytes: int
-    machine: str
-    """What else decides the bits of a result there."""
+    build: str
+    """Of torch, with which it computes."""
     data_dir: str
     """Where the node keeps files."""
 

@@ -44,8 +44,8 @@ class Place:
     """Name of its node; empty for this machine."""
     device: str = ""
     """The device as its node counts them, where that differs from what the worker itself sees."""
-    machine: str = ""
-    """What else decides the bits of a result there: processor and build of torch."""
+    build: str = ""
+    """Of torch, which is among what decides the bits of a result."""
 
 
 THIS_MACHINE = Place()
@@ -68,6 +68,7 @@ class Supervisor:
         self._worker: RunningWorker | None = None
         """None between a death and the next start."""
         self._device_name = ""
+        self._versions: dict[str, str] = {}
         self._restarts = 0
         self._undelivered: tuple[str, float] | None = None
         """Why files could not be brought to its machine of late, and when."""
@@ -97,7 +98,7 @@ class Supervisor:
     @property
     def kind(self) -> DeviceKind:
         """What it computes on, known once it was ready."""
-        return DeviceKind(self.config.device.partition(":")[0], self._device_name, self.place.machine)
+        return DeviceKind(self.config.device.partition(":")[0], self._device_name, self.place.build)
 
     @property
     def task(self) -> Evaluate | None:
@@ -112,7 +113,7 @@ class Supervisor:
     @property
     def versions(self) -> dict[str, str]:
         """Of the packages that make the numbers."""
-        return self._worker.versions if self._worker else {}
+        return self._versions
 
     @property
     def memory_bytes(self) -> int:
@@ -157,6 +158,7 @@ class Supervisor:
             restarts=self._restarts,
             device_name=self._device_name,
             trouble=trouble,
+            versions=self._versions,
         )
 
     @property
@@ -208,7 +210,7 @@ class Supervisor:
     def self_test_passed(self) -> None:
         """Whatever was wrong with the device before, it may be relied on again."""
         assert self._worker is not None
-        self._device_name = self._worker.device_name
+        self._device_name, self._versions = self._worker.device_name, self._worker.versions
         self._policy.self_test_passed()
         self._owner.worker_started(self)
 

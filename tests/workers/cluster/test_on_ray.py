@@ -138,14 +138,14 @@ async def test_a_key_goes_with_the_job_alone(
     seen = caplog.text.encode() + b"".join(path.read_bytes() for path in logs)
     for process in (each for node in setting.cluster.nodes for each in node.processes()):
         seen += " ".join(process.cmdline()).encode()
-        seen += Path(f"/proc/{process.pid}/environ").read_bytes()  # noqa: ASYNC240
+        seen += Path(f"/proc/{process.pid}/environ").read_bytes()
     for form in (TEST_KEY, TEST_KEY.hex().encode(), repr(TEST_KEY)[2:-1].encode(), b64encode(TEST_KEY)):
         assert form not in seen
 
 
 async def test_the_token_of_the_cluster_is_not_handed_to_workers(setting: Setting) -> None:
     for worker in (each for node in setting.nodes for each in node.workers()):
-        assert b"RAY_AUTH" not in Path(f"/proc/{worker.pid}/environ").read_bytes()  # noqa: ASYNC240
+        assert b"RAY_AUTH" not in Path(f"/proc/{worker.pid}/environ").read_bytes()
 
 
 # -- what dies

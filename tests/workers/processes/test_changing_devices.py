@@ -147,10 +147,10 @@ async def test_a_pool_without_a_device_does_not_start() -> None:
         await ProcessPool(()).start()
 
 
-async def test_machines_of_one_kind_alone_share_an_evaluation(tmp_path: Path) -> None:
+async def test_machines_with_one_build_of_torch_alone_share_an_evaluation(tmp_path: Path) -> None:
     pool = ProcessPool((), IMPATIENT)
-    for name, machine in (("a", "this"), ("b", "this"), ("c", "that")):
-        pool.add_worker(CPU, spawn, Place(name, "", machine))
+    for name, build in (("a", "2.13.0+cpu"), ("b", "2.13.0+cpu"), ("c", "2.13.0+cu130")):
+        pool.add_worker(CPU, spawn, Place(name, "", build))
     await pool.start()
     running = asyncio.create_task(pool.evaluate(job("slow", tmp_path, 30)))
     await until(lambda: sum(status.busy for status in pool.status()) == 2)
