@@ -24,6 +24,8 @@ class Hello:
     """Of the code that makes the numbers."""
     torch: str
     """With the build, such as 2.13.0+cpu."""
+    arrgen: str
+    """Of soma-arrgen, which makes the noise."""
     num_cores: int
     free_memory_bytes: int
     data_dir: str
@@ -40,6 +42,7 @@ def own_hello(data_dir: Path, gpu: str = "") -> Hello:
         architectures=",".join(ARCHITECTURE_VERSIONS),
         numerics=load_architecture(CURRENT_VERSION).NUMERICS_VERSION,
         torch=version("torch"),
+        arrgen=version("soma-arrgen"),
         num_cores=count_cores(),
         free_memory_bytes=free_memory_bytes(),
         data_dir=str(data_dir),
@@ -55,6 +58,7 @@ def refusal(ours: Hello, theirs: Hello) -> str:
         ("architectures", ours.architectures, theirs.architectures),
         ("numerics", ours.numerics, theirs.numerics),
         ("torch", _without_build(ours.torch), _without_build(theirs.torch)),
+        ("soma-arrgen", ours.arrgen, theirs.arrgen),
     )
     for what, our_version, their_version in pairs:
         if our_version != their_version:

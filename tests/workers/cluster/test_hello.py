@@ -17,7 +17,7 @@ def test_a_node_with_the_same_versions_is_used() -> None:
     assert refusal(OURS, replace(OURS, num_cores=99, data_dir="/other")) == ""
 
 
-@pytest.mark.parametrize("field", ["protocol", "package", "architectures", "numerics", "torch"])
+@pytest.mark.parametrize("field", ["protocol", "package", "architectures", "numerics", "torch", "arrgen"])
 def test_another_version_is_refused_in_one_sentence_that_names_both(field: str) -> None:
     other: Any = 99 if field == "protocol" else "99.9"
     reason = refusal(OURS, replace(OURS, **{field: other}))
