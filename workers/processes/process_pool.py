@@ -206,6 +206,8 @@ class ProcessPool:
     def task_message(self, worker: Supervisor, task: Evaluate, message: FromWorker | Undelivered) -> None:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
+        if not isinstance(message, Undelivered):
+            evaluation.clock.note(task, worker.config.device, message)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)

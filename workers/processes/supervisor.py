@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from workers.processes.process_handle import Spawn, Undelivered
 from workers.processes.restart_policy import RestartPolicy
 from workers.processes.running_worker import RunningWorker, State
 from workers.processes.timeouts import Timeouts
-from workers.processes.worker_death import Death
+from workers.processes.worker_death import Cause, Death
 from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,10 @@ class Supervisor:
         """None between a death and the next start."""
         self._device_name = ""
         self._versions: dict[str, str] = {}
-        self._restarts = 0
+        self._restarts: Counter[str] = Counter()
+        """By what ended the worker before."""
+        self._tested_at: float | None = None
+        """When the last worker that is gone passed its last self-test, on the monotonic clock."""
         self._undelivered: tuple[str, float] | None = None
         """Why files could not be brought to its machine of late, and when."""
 
@@ -148,16 +152,23 @@ class Supervisor:
 
     def status(self) -> DeviceStatus:
         """The device as seen from outside."""
-        trouble = self.trouble
+        trouble, worker = self.trouble, self._worker
+        tested_at = worker.tested_at if worker and worker.tested_at else self._tested_at
         return DeviceStatus(
             device=self.place.device or self.config.device,
             node=self.place.node,
             ready=self._has_passed and not trouble,
             busy=self._state in (State.BUSY, State.STOPPING),
-            pid=self._worker.pid if self._worker else None,
-            restarts=self._restarts,
+            pid=worker.pid if worker else None,
+            restarts=self._restarts.total(),
             device_name=self._device_name,
             trouble=trouble,
+            self_test_age_seconds=time.monotonic() - tested_at if tested_at else None,
+            restarts_by_reason={cause.value: self._restarts[cause.value] for cause in Cause},
+            last_death=self._policy.last_death,
+            memory=worker.memory if worker else None,
+            resident=frozenset(checksum for _version, checksum, _key in self.resident),
+            task=worker.running_task if worker else None,
             versions=self._versions,
         )
 
@@ -192,7 +203,7 @@ class Supervisor:
                     self.config, self._name, self._timeouts, self._spawn, self
                 )
                 death = await worker.run()
-                self._worker = None
+                self._worker, self._tested_at = None, worker.tested_at or self._tested_at
                 self._policy.worker_died(death, worker.lifetime_seconds)
                 if death.task and self._policy.is_out_of_service:
                     logger.error("device %s is %s", self._name, self.trouble)
@@ -201,7 +212,7 @@ class Supervisor:
                     logger.error("device %s is %s", self._name, self.trouble)
                     return
                 await asyncio.sleep(self._policy.delay_seconds())
-                self._restarts += 1
+                self._restarts[death.cause.value] += 1
         finally:
             self._worker = None
 
