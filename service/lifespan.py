@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from service.scoring.scorer import Limits, Scorer
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.pool import WorkerPool, create_pool
+from workers.pool import WorkerPool, create_cluster_pool, create_pool
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +74,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         if settings.traces:
             await stack.enter_async_context(tracing(version("soma-eval")))
         cache = await stack.enter_async_context(open_cache(settings))
-        pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
+        pool = await stack.enter_async_context(
+            _running(pool) if pool is not None else _open_served_pool(settings)
+        )
         if settings.traces:
             pool = TracedPool(pool)
         scheduler = await _make_scheduler(settings, pool, cache)
@@ -129,7 +132,7 @@ async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
 async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
     return Scheduler(
         queue_size=settings.queue_size,
-        max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
+        max_running=partial(_most_evaluations, pool),
         max_downloads=settings.max_weights_at_once,
         kept_bytes=await cache.capacity_bytes(),
         timeout_seconds=settings.request_timeout_seconds,
@@ -226,17 +229,39 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
-    """A worker process per device, tested. Raises a WorkerError when none can start."""
-    pool = await run_in_daemon_thread(  # the driver, asked for its devices, may hang
-        lambda: create_pool(
-            devices=settings.device,
-            small_model=settings.small_model,
-            precision=settings.precision,
-            memory_budget_bytes=settings.device_memory_bytes,
-        )
-    )
+    """A worker process per device of this machine, tested. Raises a WorkerError when none can start."""
+    pool = await run_in_daemon_thread(
+        lambda: _create_pool(settings)
+    )  # a driver, asked for its devices, may hang
     async with _running(pool):
         yield pool
+
+
+def _open_served_pool(settings: Settings) -> AbstractAsyncContextManager[WorkerPool]:
+    """The pool of a service, which may be on a cluster."""
+    return _running(_create_cluster_pool(settings)) if settings.pool == "ray" else open_pool(settings)
+
+
+def _create_pool(settings: Settings) -> WorkerPool:
+    return create_pool(
+        devices=settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+    )
+
+
+def _create_cluster_pool(settings: Settings) -> WorkerPool:
+    return create_cluster_pool(
+        settings.ray_address,
+        settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+        allow_open=settings.allow_open_cluster,
+        data_dir=settings.node_data_dir,
+        data_max_bytes=settings.node_cache_max_bytes,
+    )
 
 
 @asynccontextmanager
@@ -246,6 +271,11 @@ async def _running(pool: WorkerPool) -> AsyncIterator[WorkerPool]:
         yield pool
     finally:
         await pool.close()
+
+
+def _most_evaluations(pool: WorkerPool) -> int:
+    """One per worker, and one more, whose weights are loaded while the others are evaluated."""
+    return len(pool.status()) + 1
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:

@@ -70,6 +70,13 @@ class FairSemaphore(Generic[R]):
         self.expected_seconds = _EXPECTED_SECONDS_AT_FIRST
         """How long a grant is held, from those of late whose work succeeded."""
 
+    def resize(self, capacity: int) -> None:
+        """From now on there are so many units, all of which one request may hold; what is held stays held."""
+        if capacity != self._capacity:
+            self._num_free += capacity - self._capacity
+            self._capacity = self._max_per_request = capacity
+            self._hand_out()
+
     @property
     def num_waiting(self) -> int:
         """Grants that are waited for."""
