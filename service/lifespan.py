@@ -2,9 +2,11 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,8 @@ from service.cache.folder import make_private_folder
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
-from service.jobs.jobs import JobStore
+from service.jobs.jobs import Job, JobStore
+from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
@@ -36,6 +39,10 @@ class Components:
     architecture_version: str
     architecture: dict[str, Any]
     versions: dict[str, str]
+    started_at: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set before the APIs are closed: what is streamed without an end must end."""
 
     def readiness(self) -> Literal["ready", "draining", "no-worker", "no-storage"]:
         """Whether a request sent now would be worked on, and why not."""
@@ -73,9 +80,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )
-        jobs = JobStore()
-        stack.push_async_callback(jobs.close)
         metrics = Metrics()
+        jobs = JobStore(on_end=partial(_note_end, metrics.last_hour))
+        stack.push_async_callback(jobs.close)
         _watch(metrics, scheduler, pool)
         yield Components(
             settings=settings,
@@ -163,6 +170,13 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
+
+
+def _note_end(last_hour: LastHour, job: Job) -> None:
+    if job.error is not None:
+        last_hour.note_failed(job.error.fault, job.error.full_code)
+    elif job.state == "succeeded":
+        last_hour.note_served()
 
 
 def _count(pool: WorkerPool, attribute: Literal["ready", "busy", "restarts"]) -> int:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.last_hour import LastHour, Phase
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -28,13 +30,15 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self.phase_seconds = Histogram(
+        self._phase_seconds = Histogram(
             "soma_eval_phase_seconds",
             "Phases of an evaluation: queue, download, load, eval.",
             ["phase"],
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.last_hour = LastHour()
+        """For the status page."""
 
     def observe_request(
         self, protocol: Literal["http", "grpc"], method: str, outcome: str, seconds: float
@@ -42,6 +46,11 @@ class Metrics:
         """Count one request that has ended."""
         self._requests.labels(protocol=protocol, door=protocol, method=method, outcome=outcome).inc()
         self._request_seconds.labels(protocol=protocol, door=protocol, method=method).observe(seconds)
+
+    def observe_phase(self, phase: Phase, seconds: float) -> None:
+        """Count one phase of an evaluation that has ended."""
+        self._phase_seconds.labels(phase).observe(seconds)
+        self.last_hour.note_phase(phase, seconds)
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read whenever the metrics are rendered."""

@@ -176,9 +176,13 @@ def _method(
             try:
                 response = await respond(await arrivals.message(messages))
                 status, outcome = StatusCode.OK, "ok"
+                if name == "Score":
+                    metrics.last_hour.note_served()
             except Exception as error:
                 failure = _as_scoring_error(error)
                 (status, text), outcome = status_and_message(failure), failure.full_code
+                if name == "Score":
+                    metrics.last_hour.note_failed(failure.fault, failure.full_code)
             finally:
                 _account(name, status, outcome, time.monotonic() - started, metrics)
         context.set_trailing_metadata((("x-request-id", request_id),))

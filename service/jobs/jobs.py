@@ -93,11 +93,19 @@ class Job:
 class JobStore:
     """The jobs that run, and those recently finished."""
 
-    def __init__(self, *, max_finished: int = 256, max_age_seconds: float = 3600.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_finished: int = 256,
+        max_age_seconds: float = 3600.0,
+        on_end: Callable[[Job], None] = lambda job: None,
+    ) -> None:
+        """`on_end` is called with each job that was admitted and has ended."""
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._max_finished = max_finished
         self._max_age_seconds = max_age_seconds
+        self._on_end = on_end
 
     async def submit(self, kind: Literal["eval", "score"], num_models: int, work: Work) -> Job:
         """Start the work; returns once it is admitted. Raises the error that refused it."""
@@ -110,7 +118,7 @@ class JobStore:
             job.note(progress)
 
         task = asyncio.create_task(self._run(job, work, on_progress))
-        task.add_done_callback(lambda _: self._end(job))
+        task.add_done_callback(lambda _: self._end(job, was_admitted=admitted.is_set()))
         self._jobs[job.id], self._tasks[job.id] = job, task
         admission = asyncio.create_task(admitted.wait())
         try:
@@ -132,6 +140,13 @@ class JobStore:
             return self._jobs[job_id]
         except KeyError:
             raise JobNotFound("there is no job of this id, or its result is no longer kept") from None
+
+    def recent(self, limit: int) -> list[Job]:
+        """All that wait or run, and the `limit` that ended last; the latest first of both."""
+        self._forget_old()
+        ended = [job for job in self._jobs.values() if job.finished]
+        active = [job for job in self._jobs.values() if not job.finished]
+        return [*reversed(active), *reversed(ended[-limit:])]
 
     async def cancel(self, job_id: str) -> Job:
         """Stop the work; returns when it has stopped. A finished job stays what it is."""
@@ -179,11 +194,13 @@ class JobStore:
         self._jobs.move_to_end(job.id)
         job.finish(state)
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job, *, was_admitted: bool) -> None:
         """Its task is over."""
         del self._tasks[job.id]
         if not job.finished:  # cancelled before it began
             self._finish(job, "cancelled")
+        if was_admitted:
+            self._on_end(job)
 
     def _forget_old(self) -> None:
         finished = [job for job in self._jobs.values() if job.finished_at is not None]

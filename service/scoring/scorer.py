@@ -28,6 +28,7 @@ from service.errors import (
     ZeroEmbedding,
     exhaustion_of,
 )
+from service.last_hour import PHASES
 from service.log import log_bug
 from service.metrics import Metrics
 from service.scoring.competition import (
@@ -241,8 +242,8 @@ class Scorer:
         return _evaluation(job, data_blob, result, timings)
 
     def _observe(self, timings: Timings) -> None:
-        for phase in ("queue", "download", "load", "eval"):
-            self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
+        for phase in PHASES:
+            self._metrics.observe_phase(phase, getattr(timings, f"{phase}_seconds"))
 
 
 def _result(outcomes: list[ModelOutcome]) -> CompetitionResult:
