@@ -129,6 +129,38 @@ class EvalResult:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """What a worker takes of its device's memory, in bytes."""
+
+    total: int
+    """Of the device, or of the machine for a CPU."""
+    used: int
+    """By this worker's process: held by torch on a GPU, the resident set on a CPU."""
+    weights: int
+    """Of that, weights that stay loaded."""
+    weights_limit: int
+    """What they may take."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no number of bytes, as a malformed message may hold."""
+        if not all(0 <= size < 1 << 63 for size in (self.total, self.used, self.weights, self.weights_limit)):
+            raise ValueError("not a number of bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What a worker has in hand: a range of batches of one evaluation."""
+
+    weights_checksum: str
+    phase: Literal["loading", "evaluating"]
+    batch: int
+    """The batch that it is at, counted from 0 over the whole evaluation."""
+    start: int
+    stop: int
+    """Its share of the evaluation: the batches [start, stop)."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """One worker as seen from outside."""
 
@@ -142,3 +174,15 @@ class DeviceStatus:
     """What the vendor calls it; empty for a CPU."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
+    self_test_age_seconds: float | None = None
+    """Since a worker here last passed its self-test; None before the first time."""
+    restarts_by_reason: dict[str, int] = field(default_factory=dict)
+    """`restarts` by what ended the worker before: a value of `workers.processes.worker_death.Cause`."""
+    last_death: str = ""
+    """How the worker before the present one ended, in words; empty before the first death."""
+    memory: WorkerMemory | None = None
+    """None while there is no worker that has reported it."""
+    resident: frozenset[str] = frozenset()
+    """Checksums of the weights that lie on the device."""
+    task: RunningTask | None = None
+    """None when it has nothing in hand."""
