@@ -1,4 +1,4 @@
-"""What the last hour was like, minute by minute: answers, failures, how long the phases took. In memory, and bounded."""
+"""What the last hour was like, minute by minute: answers, failures, the length of the phases. In memory, bounded."""
 
 import math
 import time

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.config import Settings
-from service.http_api.api_keys import OPEN_PATHS, ApiKeys
+from service.http_api.api_keys import OPEN_PATHS, SIGN_IN, ApiKeys
 from service.http_api.request_body import BodyReader
 from service.metrics import Metrics
 
@@ -34,6 +34,7 @@ class RequestMiddleware:
         *,
         routes: list[BaseRoute],
         settings: Settings,
+        api_keys: ApiKeys,
         metrics: Metrics,
         check_queue: Callable[[], None],
         error_response: Callable[[Exception, Request], Response],
@@ -41,7 +42,7 @@ class RequestMiddleware:
         self._app = app
         self._routes = routes
         self._bodies = BodyReader(settings.max_body_bytes)
-        self._api_keys = ApiKeys(settings.api_keys)
+        self._api_keys = api_keys
         self._metrics = metrics
         self._check_queue = check_queue
         self._error_response = error_response
@@ -85,7 +86,9 @@ class RequestMiddleware:
                 self._check_queue()
                 body = await self._bodies.read(scope, receive)
                 self._check_queue()  # again, as others may have been admitted meanwhile
-            await self._app(scope, _receive_again(body, receive), send_noting_the_start)
+            is_form = scope["path"] == SIGN_IN
+            receive_body = receive if is_form else _receive_again(body, receive)
+            await self._app(scope, receive_body, send_noting_the_start)
         except Exception as error:
             if not has_started:
                 await self._error_response(error, Request(scope))(scope, receive, send)

@@ -4,7 +4,9 @@ The values hold moments, in seconds since 1970, and no ages. So a panel whose va
 changed, and is neither rendered nor sent again.
 """
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,10 +14,10 @@ from typing import Any
 from service.errors import Fault, ScoringError
 from service.http_api.operations import RequestLimits
 from service.http_api.status_page.job_view import JobRow, row_of
-from service.http_api.status_page.serving import Serving, Tone, serving_now
+from service.http_api.status_page.serving import Tone, serving_now
 from service.last_hour import PHASES, Durations, Minute, Phase
 from service.lifespan import Components
-from workers.types import DeviceStatus
+from workers.types import DeviceStatus, RunningTask, WorkerMemory
 
 NUM_ENDED_JOBS = 50
 
@@ -24,9 +26,21 @@ NUM_ENDED_JOBS = 50
 class DeviceView:
     """One device, and the worker on it."""
 
-    status: DeviceStatus
+    name: str
+    description: str
     state: str
     tone: Tone
+    trouble: str
+    tested: float | None
+    """When it last passed its self-test."""
+    num_restarts: int
+    restarts: tuple[tuple[str, int], ...]
+    """By what ended the worker before, the most frequent first."""
+    last_death: str
+    memory: WorkerMemory | None
+    resident: tuple[str, ...]
+    """Checksums of the weights that lie on it."""
+    task: RunningTask | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +101,19 @@ class Hour:
     """The most frequent first."""
 
     @property
-    def num_served(self) -> int:
-        """In the whole hour."""
-        return sum(self.served)
+    def without_own_failures(self) -> tuple[int, ...]:
+        """Served, and failed by others' fault."""
+        return tuple(map(sum, zip(self.served, self.failed_by_others, strict=True)))
 
     @property
-    def num_failed(self) -> int:
-        """In the whole hour."""
-        return sum(self.failed_by_others) + sum(self.failed_by_service)
+    def answered(self) -> tuple[int, ...]:
+        """Served or failed."""
+        return tuple(map(sum, zip(self.without_own_failures, self.failed_by_service, strict=True)))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has happened."""
+        return not any(self.answered) and all(phase.median is None for phase in self.phases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +153,64 @@ class About:
     has_api_keys: bool
 
 
-async def collect(components: Components) -> dict[str, object]:
-    """The value of each panel, by the name of its template."""
-    jobs = await _jobs(components)
-    return {
-        "serving": serving_now(components),
-        "devices": _devices(components),
-        "queue": _queue(components),
-        "jobs": jobs,
-        "hour": _hour(components),
-        "cache": _cache(components),
-        "about": _about(components),
-    }
+class Collector:
+    """Collects the panels; what is costly and has not changed is kept from the last time."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._about = _about(components)
+        self._hour: tuple[tuple[int, int], Hour] | None = None
+
+    async def __call__(self) -> Mapping[str, object]:
+        """The value of each panel, by the name of its template."""
+        components = self._components
+        return {
+            "serving": serving_now(components),
+            "devices": _devices(components),
+            "queue": _queue(components),
+            "jobs": await _jobs(components),
+            "hour": self._last_hour(),
+            "cache": _cache(components),
+            "about": self._about,
+        }
+
+    def _last_hour(self) -> Hour:
+        last_hour = self._components.metrics.last_hour
+        version = last_hour.version, last_hour.this_minute()
+        if self._hour is None or self._hour[0] != version:
+            self._hour = version, _hour(last_hour.minutes())
+        return self._hour[1]
 
 
 def _devices(components: Components) -> tuple[DeviceView, ...]:
-    return tuple(DeviceView(status, *_state_of(status)) for status in components.pool.status())
+    return tuple(_device(status, time.time()) for status in components.pool.status())
+
+
+def _device(status: DeviceStatus, now: float) -> DeviceView:
+    state, tone = _state_of(status)
+    age = status.self_test_age_seconds
+    return DeviceView(
+        name=status.device,
+        description=status.device_name,
+        state=state,
+        tone=tone,
+        trouble=status.trouble,
+        tested=None if age is None else round(now - age),
+        num_restarts=status.restarts,
+        restarts=tuple(Counter(status.restarts_by_reason).most_common()),
+        last_death=status.last_death,
+        memory=status.memory,
+        resident=tuple(sorted(status.resident)),
+        task=status.task,
+    )
 
 
 def _state_of(status: DeviceStatus) -> tuple[str, Tone]:
     if not status.ready:
         return ("not ready", "bad") if status.trouble else ("starting", "warn")
-    return ("evaluating" if status.busy else "idle"), "good"
+    if status.task is not None:
+        return status.task.phase, "good"
+    return ("busy" if status.busy else "idle"), "good"
 
 
 def _queue(components: Components) -> Queue:
@@ -184,8 +239,7 @@ async def _jobs(components: Components) -> Jobs:
     )
 
 
-def _hour(components: Components) -> Hour:
-    minutes = components.metrics.last_hour.minutes()
+def _hour(minutes: list[Minute]) -> Hour:
     totals = Counter[tuple[Fault, str]]()
     for minute in minutes:
         totals.update(minute.failures)
@@ -203,9 +257,7 @@ def _hour(components: Components) -> Hour:
 
 
 def _failed(minute: Minute, *, by_service: bool) -> int:
-    return sum(
-        count for (fault, _), count in minute.failures.items() if (fault == "service") is by_service
-    )
+    return sum(count for (fault, _), count in minute.failures.items() if (fault == "service") is by_service)
 
 
 def _phase(phase: Phase, minutes: list[Minute]) -> PhaseView:
@@ -256,6 +308,3 @@ def _about(components: Components) -> About:
         started=components.started_at,
         has_api_keys=bool(components.settings.api_keys),
     )
-
-
-__all__ = ["Serving", "collect"]

@@ -48,7 +48,9 @@ def serving_now(components: Components) -> Serving:
             return Serving(
                 "bad",
                 "No worker",
-                "No. No worker is ready." if not _ready(components) else "No. A kind of device has no worker.",
+                "No. No worker is ready."
+                if not _ready(components)
+                else "No. A kind of device has no worker.",
                 f"{_troubles(components.pool.status())} Workers are started again and tested by themselves; if this "
                 "lasts, the log says why.",
                 "no-worker",
@@ -88,9 +90,7 @@ def _with_room(components: Components) -> Serving:
     state = f"{idle} of {len(devices)} devices are idle" if len(devices) > 1 else "the device is idle"
     if not idle:
         state = "the device is busy" if len(devices) == 1 else f"all {len(devices)} devices are busy"
-    return Serving(
-        "good", "Ready", "Yes. A request sent now is served.", f"Nothing waits, and {state}."
-    )
+    return Serving("good", "Ready", "Yes. A request sent now is served.", f"Nothing waits, and {state}.")
 
 
 def _ready(components: Components) -> list[DeviceStatus]:

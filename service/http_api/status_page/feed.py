@@ -1,0 +1,120 @@
+"""What open pages are sent: each panel is rendered once when it changes, and all who watch get the same bytes."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+from service.log import log_bug
+
+Collect = Callable[[], Awaitable[Mapping[str, object]]]
+Render = Callable[[str, object, float], str]
+
+TICK_SECONDS = 0.5
+"""How often it is looked for changes while somebody watches."""
+ALIVE_SECONDS = 5.0
+"""After so long without a change a page is told that there is none; it takes longer silence for a lost connection."""
+
+
+class Feed:
+    """The panels of one page, as they are now. One event loop.
+
+    It collects and renders only while somebody watches, or asks, and at most once in `TICK_SECONDS`.
+    """
+
+    def __init__(self, collect: Collect, render: Render) -> None:
+        """`collect`: the value of each panel. `render`: the HTML of one, from its name, its value and the time."""
+        self._collect = collect
+        self._render = render
+        self._values: dict[str, object] = {}
+        self._rendered: dict[str, str] = {}
+        """By panel: its HTML as JSON."""
+        self._changed_at: dict[str, int] = {}
+        """By panel: the version that changed it last."""
+        self._version = 0
+        self._collected_at = float("-inf")
+        self._changed = asyncio.Event()
+        self._collecting = asyncio.Lock()
+        self._ticking: asyncio.Task[None] | None = None
+        self._latest_event: tuple[int, int, bytes] | None = None
+        self.num_watching = 0
+
+    async def values(self) -> Mapping[str, object]:
+        """The value of each panel now, or a tick ago. Raises what `collect` raises."""
+        await self._refresh()
+        return self._values
+
+    async def panels(self) -> bytes:
+        """All panels as JSON: `now` in seconds since 1970, and `panels` by name. Raises what `collect` raises."""
+        await self._refresh()
+        return self._payload(0)
+
+    async def events(self, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
+        """Server-sent events: `panels` with all, then with those that changed; `alive` when nothing did.
+
+        Ends with `closing`. Raises what `collect` raises at first.
+        """
+        await self._refresh()
+        self.num_watching += 1
+        end = asyncio.create_task(closing.wait())
+        try:
+            if self._ticking is None:
+                self._ticking = asyncio.create_task(self._tick())
+            seen = 0
+            while not closing.is_set():
+                if self._version > seen:
+                    event, seen = self._event(seen), self._version
+                    yield event
+                    continue
+                news = asyncio.create_task(self._changed.wait())
+                await asyncio.wait([news, end], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                if self._version == seen:
+                    yield b"event: alive\ndata:\n\n"
+        finally:
+            end.cancel()
+            self.num_watching -= 1
+            if self.num_watching == 0 and self._ticking is not None:
+                self._ticking.cancel()
+                self._ticking = None
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                await self._refresh()
+            except Exception as error:  # the next look may succeed
+                log_bug(error)
+
+    async def _refresh(self) -> None:
+        async with self._collecting:
+            if time.monotonic() - self._collected_at < TICK_SECONDS / 2:
+                return
+            values = await self._collect()
+            self._collected_at = time.monotonic()
+            changed = [name for name, value in values.items() if self._values.get(name) != value]
+            if not changed:
+                return
+            now = time.time()
+            self._version += 1
+            for name in changed:
+                self._values[name] = values[name]
+                self._rendered[name] = json.dumps(self._render(name, values[name], now))
+                self._changed_at[name] = self._version
+            changed_event, self._changed = self._changed, asyncio.Event()
+            changed_event.set()
+
+    def _event(self, seen: int) -> bytes:
+        """For a page that has the panels of version `seen`; rendered once for all of these."""
+        if self._latest_event is None or self._latest_event[:2] != (seen, self._version):
+            event = b"event: panels\ndata: " + self._payload(seen) + b"\n\n"
+            self._latest_event = (seen, self._version, event)
+        return self._latest_event[2]
+
+    def _payload(self, seen: int) -> bytes:
+        members = ",".join(
+            f"{json.dumps(name)}:{html}"
+            for name, html in self._rendered.items()
+            if self._changed_at[name] > seen
+        )
+        return f'{{"now":{time.time():.3f},"panels":{{{members}}}}}'.encode()
