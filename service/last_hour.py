@@ -70,13 +70,15 @@ class LastHour:
         self.version = 0
         """Grows with everything that is noted."""
 
-    def note_served(self) -> None:
-        """A scoring request or a job has its result."""
-        self._now().num_served += 1
+    def note(self, outcome: str, fault: Fault | None) -> None:
+        """A scoring request or a job has ended: "ok", or the code of the error that is somebody's fault.
 
-    def note_failed(self, fault: Fault, code: str) -> None:
-        """A scoring request or a job has ended in an error."""
-        self._now().failures[fault, code] += 1
+        Others, whose client has left, do not count.
+        """
+        if fault is not None:
+            self._now().failures[fault, outcome] += 1
+        elif outcome == "ok":
+            self._now().num_served += 1
 
     def note_phase(self, phase: Phase, seconds: float) -> None:
         """A phase of one model's evaluation has ended."""

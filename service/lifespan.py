@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from service.cache.blob_cache import BlobCache
 from service.cache.folder import make_private_folder
+from service.component_metrics import ComponentMetrics
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
@@ -80,10 +81,25 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             max_models=settings.max_models,
             architecture_version=CURRENT_VERSION,
         )
+        versions = {name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")}
         metrics = Metrics()
         jobs = JobStore(on_end=partial(_note_end, metrics.last_hour))
         stack.push_async_callback(jobs.close)
-        _watch(metrics, scheduler, pool)
+        metrics.register(
+            ComponentMetrics(
+                scheduler,
+                cache,
+                pool,
+                jobs.num_by_state,
+                build={
+                    "version": versions["soma-eval"],
+                    "torch": versions["torch"],
+                    "soma_arrgen": versions["soma-arrgen"],
+                    "architecture": CURRENT_VERSION,
+                    "precision": settings.precision,
+                },
+            )
+        )
         yield Components(
             settings=settings,
             cache=cache,
@@ -94,7 +110,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=asdict(config),
-            versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
+            versions=versions,
         )
 
 
@@ -159,25 +175,8 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
 
 
-def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
-    metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
-    metrics.watch(
-        "evaluations_waiting", "Evaluations that wait for an execution slot.", lambda: scheduler.num_waiting
-    )
-    metrics.watch(
-        "weights_waiting", "Models that wait for a weights slot.", lambda: scheduler.num_waiting_for_room
-    )
-    metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
-    metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
-    metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
-
-
 def _note_end(last_hour: LastHour, job: Job) -> None:
     if job.error is not None:
-        last_hour.note_failed(job.error.fault, job.error.full_code)
+        last_hour.note(job.error.full_code, job.error.fault)
     elif job.state == "succeeded":
-        last_hour.note_served()
-
-
-def _count(pool: WorkerPool, attribute: Literal["ready", "busy", "restarts"]) -> int:
-    return sum(getattr(worker, attribute) for worker in pool.status())
+        last_hour.note("ok", None)

@@ -1,14 +1,17 @@
 """What Prometheus reads: counts and times. No label is made of anybody's input."""
 
-from collections.abc import Callable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
+from service.errors import Fault, InternalError
 from service.last_hour import LastHour, Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+PREFIX = "soma_eval_"
+"""Of every name."""
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
 
@@ -30,6 +33,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._failures = Counter(
+            "soma_eval_request_failures",
+            "Requests that failed, by whose fault it was and the error's code.",
+            ["fault", "code"],
+            registry=self._registry,
+        )
+        # Prometheus sees a rise only in a series that was there before: the alert needs the first one too.
+        self._failures.labels("service", InternalError.code)
         self._phase_seconds = Histogram(
             "soma_eval_phase_seconds",
             "Phases of an evaluation: queue, download, load, eval.",
@@ -41,9 +52,16 @@ class Metrics:
         """For the status page."""
 
     def observe_request(
-        self, protocol: Literal["http", "grpc"], method: str, outcome: str, seconds: float
+        self,
+        protocol: Literal["http", "grpc"],
+        method: str,
+        outcome: str,
+        seconds: float,
+        fault: Fault | None = None,
     ) -> None:
-        """Count one request that has ended."""
+        """Count one request that has ended; `fault` is that of the error whose code is the outcome."""
+        if fault is not None:
+            self._failures.labels(fault, outcome).inc()
         self._requests.labels(protocol=protocol, door=protocol, method=method, outcome=outcome).inc()
         self._request_seconds.labels(protocol=protocol, door=protocol, method=method).observe(seconds)
 
@@ -52,9 +70,9 @@ class Metrics:
         self._phase_seconds.labels(phase).observe(seconds)
         self.last_hour.note_phase(phase, seconds)
 
-    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Add a gauge whose value is read whenever the metrics are rendered."""
-        Gauge(f"soma_eval_{name}", text, registry=self._registry).set_function(read)
+    def register(self, collector: Collector) -> None:
+        """Add metrics that are read whenever all are rendered."""
+        self._registry.register(collector)
 
     def render(self) -> bytes:
         """In Prometheus's text format."""

@@ -18,8 +18,10 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
     "service.cache": {ROOT_FILES, "service.download"},
     "service.scoring": {ROOT_FILES, "service.cache", "service.download", "service.egress", "workers"},
     "service.jobs": {ROOT_FILES, "service.scoring"},
+    "service.component_metrics": {ROOT_FILES, "service.jobs", "service.scoring", "service.cache", "workers"},
     "service.lifespan": {
         ROOT_FILES,
+        "service.component_metrics",
         "service.jobs",
         "service.scoring",
         "service.cache",
@@ -53,7 +55,7 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
         "workers",
     },
 }
-"""Each folder (and the two files that build and run the service) with those it may import."""
+"""Each folder (and the files that build, run and measure the service) with those it may import."""
 
 ALLOWED_IN_WORKERS: dict[str, set[str]] = {
     "workers": {"workers.processes", "workers.v1"},
@@ -73,6 +75,8 @@ ONLY_IN = {
     "sqlalchemy": {"service.jobs"},
     "httpx": {"service.egress", "service.download", "service.cli"},
     "httpcore": {"service.egress", "service.download"},
+    "jinja2": {"service.http_api.status_page"},
+    "markupsafe": {"service.http_api.status_page"},
     "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
     "typer": {"service.cli"},

@@ -14,7 +14,7 @@ from grpc import StatusCode
 
 from service.blob import BlobRef
 from service.checksum import is_checksum
-from service.errors import InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
+from service.errors import Fault, InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
 from service.grpc_api.bcs import BcsError, HealthRequest, HealthResponse, ScoreRequest, ScoreResponse
 from service.grpc_api.status import status_and_message
 from service.log import log_bug
@@ -172,19 +172,21 @@ def _method(
         started = time.monotonic()
         request_id = secrets.token_hex(8)
         status, text, outcome = StatusCode.CANCELLED, "", "cancelled"
+        fault: Fault | None = None
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 response = await respond(await arrivals.message(messages))
                 status, outcome = StatusCode.OK, "ok"
-                if name == "Score":
-                    metrics.last_hour.note_served()
             except Exception as error:
                 failure = _as_scoring_error(error)
                 (status, text), outcome = status_and_message(failure), failure.full_code
-                if name == "Score":
-                    metrics.last_hour.note_failed(failure.fault, failure.full_code)
+                fault = failure.fault
             finally:
-                _account(name, status, outcome, time.monotonic() - started, metrics)
+                seconds = time.monotonic() - started
+                metrics.observe_request("grpc", name, outcome, seconds, fault)
+                if name == "Score":
+                    metrics.last_hour.note(outcome, fault)
+                _log(name, status, outcome, seconds)
         context.set_trailing_metadata((("x-request-id", request_id),))
         if status is not StatusCode.OK:
             await context.abort(status, text)
@@ -193,8 +195,7 @@ def _method(
     return grpc.stream_unary_rpc_method_handler(serve)
 
 
-def _account(name: str, status: StatusCode, outcome: str, seconds: float, metrics: Metrics) -> None:
-    metrics.observe_request("grpc", name, outcome, seconds)
+def _log(name: str, status: StatusCode, outcome: str, seconds: float) -> None:
     quiet = status is StatusCode.RESOURCE_EXHAUSTED or (name == "Health" and status is StatusCode.OK)
     log.log(
         logging.DEBUG if quiet else logging.INFO,

@@ -98,20 +98,15 @@ class RequestMiddleware:
         routes = scope["soma_eval.routes"]
         method = f"{verb} {routes[0].path}" if routes else "unknown route"
         outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
-        self._metrics.observe_request("http", method, outcome, seconds)
-        if scope["path"] in SCORING_PATHS and verb == "POST":
-            self._note_for_the_status_page(scope, status, outcome)
+        fault = scope.get("soma_eval.fault")
+        self._metrics.observe_request("http", method, outcome, seconds, fault)
+        is_accepted_job = status == HTTPStatus.ACCEPTED  # it is noted at its end
+        if scope["path"] in SCORING_PATHS and verb == "POST" and not is_accepted_job:
+            self._metrics.last_hour.note(outcome, fault)
         is_watching = scope["path"] in OPEN_PATHS or scope["path"].startswith(STATUS_PATH)
         quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (is_watching and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
-
-    def _note_for_the_status_page(self, scope: Scope, status: int, outcome: str) -> None:
-        last_hour = self._metrics.last_hour
-        if "soma_eval.fault" in scope:
-            last_hour.note_failed(scope["soma_eval.fault"], outcome)
-        elif status == HTTPStatus.OK:  # 202 is a job, which is noted at its end
-            last_hour.note_served()
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:

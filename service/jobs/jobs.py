@@ -6,11 +6,11 @@ A job that waits or runs is kept; those that have ended are kept up to a number,
 import asyncio
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
 from service.errors import InternalError, JobNotFound, ScoringError
 from service.log import log_bug
@@ -147,6 +147,12 @@ class JobStore:
         ended = [job for job in self._jobs.values() if job.finished]
         active = [job for job in self._jobs.values() if not job.finished]
         return [*reversed(active), *reversed(ended[-limit:])]
+
+    def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs are kept in each state, 0 included."""
+        self._forget_old()
+        states = Counter(job.state for job in self._jobs.values())
+        return {state: states[state] for state in get_args(JobState)}
 
     async def cancel(self, job_id: str) -> Job:
         """Stop the work; returns when it has stopped. A finished job stays what it is."""

@@ -77,11 +77,13 @@ class InputFiles:
         # While the data is downloaded, the weights stay in the cache but hold no slot that others need.
         await asyncio.wait([data])
         known = replace(published, checksum=weights.checksum, size=weights.size)
-        async with self._weights(model_index, known):
+        async with self._weights(model_index, known, is_counted=False):
             yield weights, data.result()
 
     @asynccontextmanager
-    async def _weights(self, model_index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
+    async def _weights(
+        self, model_index: int, published: BlobRef, *, is_counted: bool = True
+    ) -> AsyncIterator[CachedBlob]:
         """One model's weights, in a slot that is released to others while the download is slow and they wait."""
         max_bytes = self._max_model_bytes
         most_bytes = max_bytes if published.size is None else min(published.size, max_bytes)
@@ -102,7 +104,11 @@ class InputFiles:
                     report_download(self._on_progress, progress, "model", model_index)
 
                 fetching = self._cache.fetch(
-                    published, kind="model", max_bytes=max_bytes, on_progress=on_progress
+                    published,
+                    kind="model",
+                    max_bytes=max_bytes,
+                    on_progress=on_progress,
+                    is_counted=is_counted,
                 )
                 try:
                     weights = await watch.wait(pins.enter_async_context(fetching))

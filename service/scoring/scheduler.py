@@ -65,7 +65,7 @@ class Scheduler:
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
-        self._queue_size = queue_size
+        self.queue_size = queue_size
         self._max_running = max_running
         self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
         # A request whose publishers are slow leaves half of the connections to others.
@@ -113,7 +113,7 @@ class Scheduler:
         """Raise QueueFull or Draining if a request would be refused now."""
         if self._draining:
             raise Draining("the service is stopping", retry_after_seconds=10.0)
-        if len(self._tickets) >= self._queue_size:
+        if len(self._tickets) >= self.queue_size:
             raise QueueFull(
                 f"{len(self._tickets)} requests are running or waiting",
                 retry_after_seconds=self.retry_after_seconds(),

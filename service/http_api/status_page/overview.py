@@ -77,6 +77,11 @@ class PhaseView:
     medians: tuple[float | None, ...]
     p99s: tuple[float | None, ...]
 
+    @property
+    def longest(self) -> float:
+        """The upper edge of its chart."""
+        return max([seconds for seconds in self.p99s if seconds], default=1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class FailureView:
@@ -134,9 +139,9 @@ class Cache:
     max_bytes: int
     trouble: str
     downloads: tuple[DownloadView, ...]
-    num_hits: int | None
-    num_misses: int | None
-    num_evictions: int | None
+    num_hits: int
+    num_misses: int
+    num_evictions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +292,12 @@ def _cache(components: Components) -> Cache:
         )
     return Cache(
         bytes_used=cache.bytes_used,
-        max_bytes=components.settings.cache_max_bytes,
+        max_bytes=cache.max_bytes,
         trouble=cache.trouble or "",
         downloads=tuple(downloads),
-        num_hits=None,
-        num_misses=None,
-        num_evictions=None,
+        num_hits=cache.counts.hits,
+        num_misses=cache.counts.misses,
+        num_evictions=cache.counts.evictions,
     )
 
 
