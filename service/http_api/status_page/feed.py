@@ -95,12 +95,11 @@ class Feed:
             changed = [name for name, value in values.items() if self._values.get(name) != value]
             if not changed:
                 return
-            now = time.time()
             self._version += 1
             for name in changed:
                 self._values[name] = values[name]
-                self._rendered[name] = json.dumps(self._render(name, values[name], now))
                 self._changed_at[name] = self._version
+                self._rendered.pop(name, None)
             changed_event, self._changed = self._changed, asyncio.Event()
             changed_event.set()
 
@@ -112,9 +111,11 @@ class Feed:
         return self._latest_event[2]
 
     def _payload(self, seen: int) -> bytes:
-        members = ",".join(
-            f"{json.dumps(name)}:{html}"
-            for name, html in self._rendered.items()
-            if self._changed_at[name] > seen
-        )
+        changed = [name for name, version in self._changed_at.items() if version > seen]
+        members = ",".join(f"{json.dumps(name)}:{self._html(name)}" for name in changed)
         return f'{{"now":{time.time():.3f},"panels":{{{members}}}}}'.encode()
+
+    def _html(self, name: str) -> str:
+        if name not in self._rendered:
+            self._rendered[name] = json.dumps(self._render(name, self._values[name], time.time()))
+        return self._rendered[name]

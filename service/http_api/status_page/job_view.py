@@ -6,7 +6,7 @@ from datetime import datetime
 from service.errors import Fault, ScoringError
 from service.jobs.jobs import Job, JobState
 from service.last_hour import Phase
-from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Progress, Timings
+from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Progress, Provenance, Timings
 
 _AFTER_DOWNLOAD = ("loading", "evaluating", "done", "failed")
 
@@ -92,6 +92,10 @@ class JobView:
     models: tuple[ModelView, ...]
     margin: float | None
     near_tie: bool
+    provenance: Provenance | None
+    """Of its numbers; what all models have in common."""
+    num_sequences: int
+    num_batches: int
 
     @property
     def longest_seconds(self) -> float:
@@ -138,12 +142,16 @@ def view_of(job: Job) -> JobView:
                 total_seconds=None if timings is None else timings.total_seconds,
             )
         )
+    evaluations = [outcome.evaluation for outcome in outcomes if outcome.evaluation]
     return JobView(
         row=row_of(job),
         data_bar=_download_bar([job.data], "data") if job.data and not job.finished else None,
         models=tuple(models),
         margin=result.margin if result else None,
         near_tie=result.near_tie if result else False,
+        provenance=evaluations[0].provenance if evaluations else None,
+        num_sequences=evaluations[0].num_sequences if evaluations else 0,
+        num_batches=evaluations[0].num_batches if evaluations else 0,
     )
 
 
