@@ -69,7 +69,7 @@ class Feed:
                 news = asyncio.create_task(self._changed.wait())
                 await asyncio.wait([news, end], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 news.cancel()
-                if self._version == seen:
+                if self._version == seen and not closing.is_set():
                     yield b"event: alive\ndata:\n\n"
         finally:
             end.cancel()
