@@ -22,8 +22,8 @@ def response_to_error(error: Exception, request: Request) -> Response:
     """The response to an exception: a page where a browser asked for one, else problem+json."""
     response = error_response(error, request)
     path = request.scope["path"]
-    is_problem = response.media_type == PROBLEM_JSON
-    if not is_problem or not _PAGES.fullmatch(path) or not prefers_html(request.scope):
+    is_page = request.method in ("GET", "HEAD", "POST") and _PAGES.fullmatch(path)
+    if response.media_type != PROBLEM_JSON or not is_page or not prefers_html(request.scope):
         return response
     problem = json.loads(bytes(response.body))
     if problem["code"] == "unauthorized" and request.method in ("GET", "HEAD"):

@@ -1,6 +1,7 @@
 """What open pages are sent: each panel is rendered once when it changes, and all who watch get the same bytes."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -22,8 +23,12 @@ class Feed:
     It collects and renders only while somebody watches, or asks, and at most once in `TICK_SECONDS`.
     """
 
-    def __init__(self, collect: Collect, render: Render) -> None:
-        """`collect`: the value of each panel. `render`: the HTML of one, from its name, its value and the time."""
+    def __init__(self, collect: Collect, render: Render, closing: asyncio.Event) -> None:
+        """`collect`: the value of each panel. `render`: the HTML of one, from its name, its value and the time.
+
+        `closing` is set when the service closes.
+        """
+        self._closing = closing
         self._collect = collect
         self._render = render
         self._values: dict[str, object] = {}
@@ -49,42 +54,48 @@ class Feed:
         await self._refresh()
         return self._payload(0)
 
-    async def events(self, closing: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events: `panels` with all, then with those that changed; `alive` when nothing did.
 
-        Ends with `closing`. Raises what `collect` raises at first.
+        Ends when the service closes. Raises what `collect` raises at first.
         """
         await self._refresh()
         self.num_watching += 1
-        end = asyncio.create_task(closing.wait())
         try:
             if self._ticking is None:
                 self._ticking = asyncio.create_task(self._tick())
             seen = 0
-            while not closing.is_set():
+            while not self._closing.is_set():
+                changed = self._changed
                 if self._version > seen:
                     event, seen = self._event(seen), self._version
                     yield event
                     continue
-                news = asyncio.create_task(self._changed.wait())
-                await asyncio.wait([news, end], timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                if self._version == seen and not closing.is_set():
+                try:
+                    async with asyncio.timeout(ALIVE_SECONDS):
+                        await changed.wait()
+                except TimeoutError:
                     yield b"event: alive\ndata:\n\n"
         finally:
-            end.cancel()
             self.num_watching -= 1
             if self.num_watching == 0 and self._ticking is not None:
                 self._ticking.cancel()
                 self._ticking = None
 
     async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
+        while not self._closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._closing.wait()
             try:
                 await self._refresh()
             except Exception as error:  # the next look may succeed
                 log_bug(error)
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _refresh(self) -> None:
         async with self._collecting:
@@ -100,8 +111,7 @@ class Feed:
                 self._values[name] = values[name]
                 self._changed_at[name] = self._version
                 self._rendered.pop(name, None)
-            changed_event, self._changed = self._changed, asyncio.Event()
-            changed_event.set()
+            self._wake()
 
     def _event(self, seen: int) -> bytes:
         """For a page that has the panels of version `seen`; rendered once for all of these."""

@@ -129,6 +129,13 @@ _environment = Environment(
     auto_reload=False,
 )
 _environment.filters.update(
-    duration=duration, size=size, moment=moment, since=since, blame=blame, words=words, counted=counted, bars=bars
+    duration=duration,
+    size=size,
+    moment=moment,
+    since=since,
+    blame=blame,
+    words=words,
+    counted=counted,
+    bars=bars,
 )
 _environment.globals.update(CHART_HEIGHT=CHART_HEIGHT, files_version=_version_of_files())

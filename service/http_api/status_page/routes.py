@@ -38,7 +38,7 @@ class StatusPage:
     def __init__(self, components: Components, sessions: Sessions) -> None:
         self._components = components
         self._sessions = sessions
-        self._overview = Feed(Collector(components), _render_panel)
+        self._overview = Feed(Collector(components), _render_panel, components.closing)
         self._jobs: dict[str, Feed] = {}
         """Those that somebody watches."""
 
@@ -107,14 +107,16 @@ class StatusPage:
 
     async def _events(self, feed: Feed, job_id: str) -> AsyncIterator[bytes]:
         try:
-            async for event in feed.events(self._components.closing):
+            async for event in feed.events():
                 yield event
         finally:
             if feed.num_watching == 0:
                 self._jobs.pop(job_id, None)
 
     def _job_feed(self, job_id: str) -> Feed:
-        return self._jobs.get(job_id) or Feed(_JobCollector(self._components, job_id), _render_panel)
+        components = self._components
+        collector = _JobCollector(components, job_id)
+        return self._jobs.get(job_id) or Feed(collector, _render_panel, components.closing)
 
     # -- forms
 

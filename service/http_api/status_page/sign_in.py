@@ -79,5 +79,8 @@ async def _read_form(request: Request) -> dict[str, str]:
                     raise BodyTooLarge(f"the form has at most {_MAX_FORM_BYTES} bytes")
     except TimeoutError:
         raise InvalidRequest("the form was sent too slowly") from None
-    fields = parse_qs(body.decode(errors="replace"), max_num_fields=16)
+    try:
+        fields = parse_qs(body.decode(errors="replace"), max_num_fields=16)
+    except ValueError:
+        raise InvalidRequest("the form has too many fields") from None
     return {name: values[-1] for name, values in fields.items()}

@@ -21,7 +21,15 @@ from tests.in_process_pool import InProcessPool, eval_result
 from tests.in_process_service import InProcessService
 from tests.recipe import small_weights_bytes
 from workers.errors import NonFiniteResult, WeightsInvalid
-from workers.types import DeviceStatus, EvalJob, EvalProgress, EvalResult, OnEvalProgress, RunningTask, WorkerMemory
+from workers.types import (
+    DeviceStatus,
+    EvalJob,
+    EvalProgress,
+    EvalResult,
+    OnEvalProgress,
+    RunningTask,
+    WorkerMemory,
+)
 
 GIB = 1 << 30
 _BATCHES = 41
@@ -61,7 +69,9 @@ class BusyPool(InProcessPool):
     def status(self) -> list[DeviceStatus]:
         """Of its four devices."""
         memory = WorkerMemory(total=80 * GIB, used=23 * GIB, weights=int(13.6 * GIB), weights_limit=58 * GIB)
-        checksums = frozenset({"4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi", "8qbHbw2BbbTHBW1sbeqakYXVKRQM8Ne7pLK7m6CVfeR"})
+        checksums = frozenset(
+            {"4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi", "8qbHbw2BbbTHBW1sbeqakYXVKRQM8Ne7pLK7m6CVfeR"}
+        )
         sound = DeviceStatus(
             "cuda:0",
             ready=True,
@@ -75,7 +85,10 @@ class BusyPool(InProcessPool):
             task=RunningTask("4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi", "evaluating", 13, 0, 21),
         )
         second = replace(
-            sound, device="cuda:1", self_test_age_seconds=143.0, task=replace(sound.task, batch=31, start=21, stop=41)
+            sound,
+            device="cuda:1",
+            self_test_age_seconds=143.0,
+            task=replace(sound.task, batch=31, start=21, stop=41),
         )
         third = replace(
             sound,
@@ -146,7 +159,13 @@ def _send_jobs(service: InProcessService, pool: BusyPool, files: FileServer) -> 
             if wait:
                 client.get(f"{response.headers['location']}/events")
 
-        for path, body in (("/eval", good), ("/eval", bad), ("/score", mixed), ("/eval", absent), ("/eval", good)):
+        for path, body in (
+            ("/eval", good),
+            ("/eval", bad),
+            ("/score", mixed),
+            ("/eval", absent),
+            ("/eval", good),
+        ):
             post(path, body)
         first, second, third = contest["model_manifests"][:3]
         pool.stuck = {first["checksum"]: 13, second["checksum"]: 31, third["checksum"]: 0}
@@ -176,7 +195,8 @@ def make_up_an_hour(last_hour: LastHour) -> None:
         peak = 1.0 if 18 <= ago <= 25 else 0.0
         for _ in range(int(dice.gauss(7 + 4 * (1 - abs(ago - 24) / 36) + 6 * peak, 1.5))):
             failed = next(
-                ((f, c) for f, c, p in causes if dice.random() < p + (0.2 * peak if f == "service" else 0)), None
+                ((f, c) for f, c, p in causes if dice.random() < p + (0.2 * peak if f == "service" else 0)),
+                None,
             )
             if failed:
                 last_hour.note(failed[1], failed[0])

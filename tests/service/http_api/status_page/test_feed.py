@@ -42,8 +42,13 @@ def source() -> Source:
 
 
 @pytest.fixture
-def feed(source: Source) -> Feed:
-    return Feed(source.collect, source.render)
+def closing() -> asyncio.Event:
+    return asyncio.Event()
+
+
+@pytest.fixture
+def feed(source: Source, closing: asyncio.Event) -> Feed:
+    return Feed(source.collect, source.render, closing)
 
 
 def panels_of(event: bytes) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def panels_of(event: bytes) -> dict[str, Any]:
 
 
 async def test_all_panels_and_then_those_that_changed(feed: Feed, source: Source) -> None:
-    events = feed.events(asyncio.Event())
+    events = feed.events()
     assert panels_of(await anext(events)) == {"a": "<p>a1</p>", "b": "<p>b1</p>"}
     source.panels["b"] = 2
     assert panels_of(await anext(events)) == {"b": "<p>b2</p>"}
@@ -62,8 +67,7 @@ async def test_all_panels_and_then_those_that_changed(feed: Feed, source: Source
 
 
 async def test_a_panel_is_rendered_once_for_all_who_watch(feed: Feed, source: Source) -> None:
-    closing = asyncio.Event()
-    streams = [feed.events(closing) for _ in range(20)]
+    streams = [feed.events() for _ in range(20)]
     for stream in streams:
         await anext(stream)
     source.panels["a"] = 2
@@ -75,8 +79,7 @@ async def test_a_panel_is_rendered_once_for_all_who_watch(feed: Feed, source: So
 
 
 async def test_who_was_slow_gets_the_latest_state_of_all_it_missed(feed: Feed, source: Source) -> None:
-    closing = asyncio.Event()
-    slow, quick = feed.events(closing), feed.events(closing)
+    slow, quick = feed.events(), feed.events()
     await anext(slow)
     await anext(quick)
     for name, value in (("a", 2), ("b", 2), ("a", 3)):
@@ -89,14 +92,14 @@ async def test_who_was_slow_gets_the_latest_state_of_all_it_missed(feed: Feed, s
 
 async def test_silence_is_broken(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "ALIVE_SECONDS", 0.02)
-    events = feed.events(asyncio.Event())
+    events = feed.events()
     await anext(events)
     assert await anext(events) == b"event: alive\ndata:\n\n"
     await events.aclose()
 
 
 async def test_nothing_is_collected_while_nobody_watches(feed: Feed, source: Source) -> None:
-    events = feed.events(asyncio.Event())
+    events = feed.events()
     await anext(events)
     await events.aclose()
     assert feed.num_watching == 0
@@ -105,9 +108,8 @@ async def test_nothing_is_collected_while_nobody_watches(feed: Feed, source: Sou
     assert source.num_collected == num_collected
 
 
-async def test_streams_end_when_the_service_closes(feed: Feed) -> None:
-    closing = asyncio.Event()
-    events = feed.events(closing)
+async def test_streams_end_when_the_service_closes(feed: Feed, closing: asyncio.Event) -> None:
+    events = feed.events()
     await anext(events)
     closing.set()
     assert [event async for event in events] == []
@@ -118,7 +120,7 @@ async def test_an_error_is_raised_at_first_and_passes_later(feed: Feed, source: 
     with pytest.raises(ValueError, match="not now"):
         await feed.panels()
     source.error = None
-    events = feed.events(asyncio.Event())
+    events = feed.events()
     await anext(events)
     source.error = ValueError("not now")
     await asyncio.sleep(0.05)
