@@ -12,6 +12,7 @@ let clock = Number(document.body.dataset.now) * 1000 - Date.now(); // the servic
 let heardAt = Date.now();
 let source = null;
 let isPolling = false;
+let isRefused = false; // nobody answers at all
 
 function show(panels, now) {
   clock = now * 1000 - Date.now();
@@ -58,7 +59,7 @@ function write(element, text) {
 
 function tick() {
   const now = Date.now();
-  const isLost = now - heardAt > SILENCE_MS;
+  const isLost = isRefused || now - heardAt > SILENCE_MS;
   for (const time of isLost ? [] : document.querySelectorAll("time[data-age]")) {
     write(time, age((now + clock - Date.parse(time.dateTime)) / 1000));
   }
@@ -71,24 +72,25 @@ function tick() {
   document.title = `${isLost ? "No answer" : document.querySelector("[data-title]").dataset.title} · ${pageName}`;
 }
 
-function heard() {
+function heard(byPolling) {
   heardAt = Date.now();
+  isPolling = byPolling;
+  isRefused = false;
 }
 
 function listen() {
   source?.close();
   source = new EventSource(`${feed}/events`);
   source.addEventListener("panels", (event) => {
-    heard();
-    isPolling = false;
+    heard(false);
     const { panels, now } = JSON.parse(event.data);
     show(panels, now);
   });
   source.addEventListener("alive", () => {
-    heard();
-    isPolling = false;
+    heard(false);
     tick();
   });
+  source.addEventListener("error", poll);
 }
 
 async function poll() {
@@ -97,11 +99,11 @@ async function poll() {
     if (response.status === 401) location.reload(); // to the form that asks for the key
     if (!response.ok) return;
     const { panels, now } = await response.json();
-    heard();
-    isPolling = true;
+    heard(true);
     show(panels, now);
   } catch {
-    // the next one may be answered
+    isRefused = true;
+    tick();
   }
 }
 

@@ -84,6 +84,7 @@ class BusyPool(InProcessPool):
             resident=checksums,
             task=RunningTask("4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi", "evaluating", 13, 0, 21),
         )
+        assert sound.task is not None
         second = replace(
             sound,
             device="cuda:1",
