@@ -42,12 +42,13 @@ class BusyPool(InProcessPool):
         super().__init__(default=eval_result(loss=4.578473))
         self.stuck: dict[str, int] = {}
         """Checksum of weights: the batch at which they stay."""
-        self.is_stuck = True
+        self.is_whole = False
+        """Whether all four are in service."""
 
     async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
         """Like the in-process pool's, unless the weights are stuck."""
         report = on_progress or (lambda progress: None)
-        if job.weights_checksum in self.stuck and self.is_stuck:
+        if job.weights_checksum in self.stuck:
             batch = self.stuck[job.weights_checksum]
             phase = "evaluating" if batch else "loading"
             report(EvalProgress(phase, batch, _BATCHES))  # type: ignore[arg-type]
@@ -115,6 +116,12 @@ class BusyPool(InProcessPool):
             resident=frozenset(),
             self_test_age_seconds=871.0,
         )
+        if self.is_whole:
+            return [
+                sound,
+                second,
+                *(replace(third, device=name, restarts=0) for name in ("cuda:2", "cuda:3")),
+            ]
         return [sound, second, third, fourth]
 
 

@@ -55,7 +55,7 @@ class Chromium:
 
     def hosts(self) -> set[str]:
         """Where requests went to since the last call, as scheme://host:port."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return {
             "/".join(url.split("/")[:3]) for url in urls if not url.startswith(("data:", "chrome", "about:"))
@@ -63,7 +63,7 @@ class Chromium:
 
     def complaints(self) -> list[str]:
         """What the browser wrote to its console since the last call: scripts that fail, what the policy forbids."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return [entry["message"] for entry in self._log("browser")]
 
     def barriers(self) -> list[str]:
         """The rules of axe that the page violates, and where."""
@@ -75,13 +75,15 @@ class Chromium:
             for node in violation["nodes"]
         ]
 
-    def picture(self) -> bytes:
-        """The whole page as PNG."""
-        width, height = self.js("return [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = self.driver.execute_cdp_cmd(
-            "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
-        )
+    def _log(self, name: str) -> list[dict[str, Any]]:
+        return list(self.driver.get_log(name))  # type: ignore[no-untyped-call]
+
+    def picture(self, height: int | None = None) -> bytes:
+        """The page as WebP, down to `height` or its end."""
+        width, whole = self.js("return [innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        options = {"format": "webp", "quality": 90, "captureBeyondViewport": True, "clip": clip}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
         return base64.b64decode(shot["data"])
 
 
