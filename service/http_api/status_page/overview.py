@@ -163,12 +163,13 @@ class Collector:
 
     def __init__(self, components: Components) -> None:
         self._components = components
-        self._about = _about(components)
+        self._about: About | None = None
         self._hour: tuple[tuple[int, int], Hour] | None = None
 
     async def __call__(self) -> Mapping[str, object]:
         """The value of each panel, by the name of its template."""
         components = self._components
+        self._about = self._about or _about(components)
         return {
             "serving": serving_now(components),
             "devices": _devices(components),

@@ -10,9 +10,8 @@ from pydantic import SecretStr
 from tests.file_server import FileServer
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.api_key import CANARY_API_KEY
+from tests.service.http_api.status_page.accept_html import HTML
 from tests.service.http_api.status_page.busy_service import busy_service
-
-HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from service.scoring.results import Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.in_process_service import InProcessService, in_process_service
-from tests.service.http_api.status_page.conftest import HTML
+from tests.service.http_api.status_page.accept_html import HTML
 
 BLOCKS = {"dt", "dd", "td", "th", "li", "p", "h1", "h2", "h3", "rect"}
 VOID = {"meta", "link", "input", "rect", "path", "circle"}

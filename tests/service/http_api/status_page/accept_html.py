@@ -1,0 +1,3 @@
+"""What a browser sends as `Accept`."""
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
