@@ -3,6 +3,7 @@
 The text below a field is also the help of its flag, which the command line makes from the field.
 """
 
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -122,6 +123,8 @@ class Settings(BaseSettings):
     max_download_attempts: Annotated[int, _within(1, 100)] = 5
     """Attempts per file."""
 
+    traces: bool = False
+    """Send traces as OTLP over HTTP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `otel`."""
     log_format: Literal["console", "json"] = "console"
     """console for people, json for a log collector."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -180,7 +183,16 @@ class Settings(BaseSettings):
             raise ValueError(f"precision {self.precision} needs a cuda device, and device is cpu")
         if self.max_data_bytes > self.cache_max_bytes:
             raise ValueError("cache_max_bytes is smaller than max_data_bytes")
+        if self.traces and not _has_module("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("traces need the extra: pip install 'soma-eval[otel]'")
         return self
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a package above it
+        return False
 
 
 def is_loopback(host: str) -> bool:

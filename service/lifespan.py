@@ -22,6 +22,8 @@ from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
+from service.scoring.traced_pool import TracedPool
+from service.tracing import tracing
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
 
@@ -65,8 +67,12 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     architecture = load_architecture(CURRENT_VERSION)
     config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
     async with AsyncExitStack() as stack:
+        if settings.traces:
+            await stack.enter_async_context(tracing(version("soma-eval")))
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
+        if settings.traces:
+            pool = TracedPool(pool)
         scheduler = Scheduler(
             queue_size=settings.queue_size,
             max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated

@@ -1,8 +1,9 @@
 """What Prometheus reads: counts and times. No label is made of anybody's input."""
 
+from collections.abc import Callable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
 from service.errors import Fault, InternalError
@@ -73,6 +74,10 @@ class Metrics:
     def register(self, collector: Collector) -> None:
         """Add metrics that are read whenever all are rendered."""
         self._registry.register(collector)
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value is read whenever the metrics are rendered."""
+        Gauge(PREFIX + name, text, registry=self._registry).set_function(read)
 
     def render(self) -> bytes:
         """In Prometheus's text format."""

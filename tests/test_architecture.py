@@ -80,6 +80,7 @@ ONLY_IN = {
     "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
     "typer": {"service.cli"},
+    "opentelemetry": {"service.otel_tracer"},
 }
 """A library that has one place: the folders and modules that may import it."""
 

@@ -105,6 +105,24 @@ class BatchScore:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskTimes:
+    """One worker's share of an evaluation; times in seconds since that was asked for, as its messages were received."""
+
+    device: str
+    start: int
+    stop: int
+    """The batches [start, stop) that it has done."""
+    began: float
+    """When the worker had accepted it."""
+    ended: float
+    """When its last message was received."""
+    loaded: float | None = None
+    """When the weights lay on the device; None if they never did."""
+    load_seconds: float = 0.0
+    """What the worker took to load them, by its own clock; 0.0 when they were resident."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """One model on one data set: what a pool answers."""
 
@@ -126,6 +144,8 @@ class EvalResult:
     """Of the packages that made the numbers: torch, soma-arrgen."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
+    tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
+    """Each worker's share, in the order in which they were begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +197,7 @@ class DeviceStatus:
     self_test_age_seconds: float | None = None
     """Since a worker here last passed its self-test; None before the first time."""
     restarts_by_reason: dict[str, int] = field(default_factory=dict)
-    """`restarts` by what ended the worker before: a value of `workers.processes.worker_death.Cause`."""
+    """`restarts` by what ended the worker before, 0 included: the values of `workers.processes.worker_death.Cause`."""
     last_death: str = ""
     """How the worker before the present one ended, in words; empty before the first death."""
     memory: WorkerMemory | None = None

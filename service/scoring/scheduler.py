@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from service import tracing
 from service.errors import DeadlineExceeded, Draining, QueueFull
 from service.scoring.fair_semaphore import FairSemaphore, Grant
 
@@ -65,7 +66,7 @@ class Scheduler:
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
-        self.queue_size = queue_size
+        self._queue_size = queue_size
         self._max_running = max_running
         self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
         # A request whose publishers are slow leaves half of the connections to others.
@@ -76,6 +77,11 @@ class Scheduler:
         self._drained = asyncio.Event()
         self._draining = False
         self._ended = False
+
+    @property
+    def queue_size(self) -> int:
+        """Requests that may hold a ticket at once."""
+        return self._queue_size
 
     @property
     def num_admitted(self) -> int:
@@ -113,7 +119,7 @@ class Scheduler:
         """Raise QueueFull or Draining if a request would be refused now."""
         if self._draining:
             raise Draining("the service is stopping", retry_after_seconds=10.0)
-        if len(self._tickets) >= self.queue_size:
+        if len(self._tickets) >= self._queue_size:
             raise QueueFull(
                 f"{len(self._tickets)} requests are running or waiting",
                 retry_after_seconds=self.retry_after_seconds(),
@@ -126,7 +132,8 @@ class Scheduler:
         Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
         request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
         """
-        self.check_room()
+        with tracing.span("admission", {"soma_eval.models": num_evaluations}):
+            self.check_room()
         deadline = asyncio.timeout(self._timeout_seconds)
         now = asyncio.get_running_loop().time()
         ticket = Ticket(num_evaluations, deadline, now)
@@ -158,15 +165,18 @@ class Scheduler:
         """
         async with AsyncExitStack() as grants:
             connections = []
-            if not is_downloaded:
-                connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
-            room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
+            with tracing.span("wait for weights slot"):
+                if not is_downloaded:
+                    connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
+                room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
             yield WeightsSlot(room, *connections)
 
     @asynccontextmanager
     async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait until one evaluation may run, and hold the slot for the length of the block."""
-        async with self._execution.hold(ticket):
+        async with AsyncExitStack() as grants:
+            with tracing.span("wait for execution slot"):
+                await grants.enter_async_context(self._execution.hold(ticket))
             yield
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:

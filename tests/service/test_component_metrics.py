@@ -1,6 +1,7 @@
 """What /metrics says of devices, cache, downloads and jobs, after real requests."""
 
 import base64
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_a_new_service_tells_what_it_is_and_counts_from_0(service: InProcessServ
     assert value(found, "download_bytes_total", kind="model") == 0
     assert value(found, "jobs", state="queued") == 0
     assert value(found, "request_failures_total", fault="service", code="internal-error") == 0
+
+
+def test_the_operators_guide_names_every_metric_and_no_other(service: InProcessService) -> None:
+    with service.client() as client:
+        client.get("/health")
+        exposed = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE))
+    guide = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    table = "".join(line for line in guide.splitlines(keepends=True) if line.startswith("| `soma_eval_"))
+    assert set(re.findall(r"soma_eval_\w+", table)) == {
+        name for name in exposed if not name.endswith("_created")
+    }
 
 
 def test_downloads_and_the_cache_are_counted(service: InProcessService, files: FileServer) -> None:

@@ -10,7 +10,7 @@ from workers.messages import Evaluate, FromWorker
 from workers.processes.restart_policy import RestartPolicy
 from workers.processes.running_worker import RunningWorker, State
 from workers.processes.timeouts import Timeouts
-from workers.processes.worker_death import Death
+from workers.processes.worker_death import Cause, Death
 from workers.processes.worker_process import ENTRY_MODULE
 from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 
@@ -126,7 +126,7 @@ class Supervisor:
             device_name=self._device_name,
             trouble=trouble,
             self_test_age_seconds=time.monotonic() - tested_at if tested_at else None,
-            restarts_by_reason=dict(self._restarts),
+            restarts_by_reason={cause.value: self._restarts[cause.value] for cause in Cause},
             last_death=self._policy.last_death,
             memory=worker.memory if worker else None,
             resident=frozenset(checksum for _version, checksum, _key in self.resident),

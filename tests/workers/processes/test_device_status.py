@@ -19,7 +19,8 @@ async def test_a_device_that_has_done_nothing_yet(pool: ProcessPool) -> None:
     status = device(pool)
     assert status.self_test_age_seconds is not None
     assert status.self_test_age_seconds >= 0
-    assert (status.restarts_by_reason, status.last_death) == ({}, "")
+    assert set(status.restarts_by_reason.values()) == {0}
+    assert status.last_death == ""
     assert (status.resident, status.task) == (frozenset(), None)
 
 
@@ -55,7 +56,8 @@ async def test_restarts_have_their_reason(pool: ProcessPool, tmp_path: Path) -> 
     await until(lambda: device(pool).restarts == 1)
     await until_whole(pool)
     await pool.evaluate(job("segfaults-once", tmp_path))
-    assert device(pool).restarts_by_reason == {"killed": 1, "fault": 1}
+    reasons = device(pool).restarts_by_reason
+    assert (reasons["killed"], reasons["fault"], sum(reasons.values())) == (1, 1, 2)
     assert device(pool).restarts == 2
     assert "signal 11" in device(pool).last_death
 
