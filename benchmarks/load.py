@@ -34,6 +34,8 @@ from tests.misbehaving_server import MisbehavingServer, silent
 from tests.recipe import encrypt, golden_cases, make_data, small_weights_bytes
 
 GOLDEN = golden_cases()["small-70000"]
+NO_CACHE = {"Cache-Control": "no-cache"}
+"""Every request is to be computed, and none shared with others that ask the same."""
 
 
 async def overflow(
@@ -45,7 +47,7 @@ async def overflow(
     """
     host, port = service.http_url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
-    head = f"POST /eval HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n"
+    head = f"POST /eval HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\nCache-Control: no-cache\r\n"
     message = f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + content
     connections = [await asyncio.open_connection(host, int(port)) for _ in range(num_clients)]
 
@@ -73,7 +75,9 @@ async def leave(service: LiveService, body: dict[str, Any], num_leavers: int, lo
     generator = random.Random(1)
     async with httpx.AsyncClient(base_url=service.http_url, trust_env=False, timeout=60.0) as watcher:
         for i in range(num_leavers):
-            async with httpx.AsyncClient(base_url=service.http_url, trust_env=False) as leaver:
+            async with httpx.AsyncClient(
+                base_url=service.http_url, trust_env=False, headers=NO_CACHE
+            ) as leaver:
                 posting = asyncio.create_task(leaver.post("/eval", json={**body, "seed": i}))
                 await asyncio.sleep(generator.uniform(0.0, longest))
                 posting.cancel()
@@ -90,7 +94,9 @@ async def beside_single_evaluations(
 ) -> tuple[float, float, int]:
     """Seconds of a competition alone and beside three busy clients, and how many evaluations these had meanwhile."""
     num_answered = 0
-    async with httpx.AsyncClient(base_url=service.http_url, trust_env=False, timeout=600.0) as client:
+    async with httpx.AsyncClient(
+        base_url=service.http_url, trust_env=False, timeout=600.0, headers=NO_CACHE
+    ) as client:
 
         async def ask_again_and_again() -> None:
             nonlocal num_answered
@@ -115,7 +121,7 @@ async def beside_hanging_publishers(
     async with MisbehavingServer(silent, tls=False) as server:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
-            base_url=service.http_url, trust_env=False, timeout=600.0, limits=limits
+            base_url=service.http_url, trust_env=False, timeout=600.0, limits=limits, headers=NO_CACHE
         ) as client:
             (await client.post("/eval", json=known)).raise_for_status()
             bodies = [{**known, "weights_url": server.url(f"/{i}")} for i in range(num_hanging)]

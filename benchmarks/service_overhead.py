@@ -70,7 +70,8 @@ def request(files: FileServer, weights: bytes) -> dict[str, object]:
 
 def post(client: http.client.HTTPConnection, body: bytes) -> None:
     """One request that must succeed."""
-    client.request("POST", "/eval", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
+    client.request("POST", "/eval", body, headers)
     with client.getresponse() as response:
         response.read()
         assert response.status == 200

@@ -8,7 +8,7 @@ from typing import TypeVar
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service.cache.blob_cache import BlobCache
-from service.jobs.jobs import JobState
+from service.jobs.job import JobState
 from service.metrics import PREFIX
 from service.scoring.scheduler import Scheduler
 from workers.pool import WorkerPool
@@ -25,6 +25,7 @@ class ComponentMetrics:
     cache: BlobCache
     pool: WorkerPool
     num_jobs_by_state: Callable[[], Mapping[JobState, int]]
+    is_state_ok: Callable[[], bool]
     build: Mapping[str, str]
     """Labels of `build_info`: versions, architecture, precision."""
 
@@ -38,10 +39,15 @@ class ComponentMetrics:
         yield from self._queue()
         yield from _devices(self.pool.status())
         yield from self._cache()
+        states = self.num_jobs_by_state()
         yield _by_label(
-            GaugeMetricFamily(f"{PREFIX}jobs", "Jobs that are kept, by state.", labels=["state"]),
-            self.num_jobs_by_state(),
+            GaugeMetricFamily(
+                f"{PREFIX}jobs", "Jobs that this service works on, by state.", labels=["state"]
+            ),
+            states,
         )
+        yield _gauge("jobs_running", "Jobs that this service works on.", sum(states.values()))
+        yield _gauge("state_ok", "1 while the database of jobs and results works.", self.is_state_ok())
 
     def _queue(self) -> Iterator[Metric]:
         scheduler = self.scheduler

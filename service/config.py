@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -89,6 +90,21 @@ class Settings(BaseSettings):
     cache_max_bytes: Annotated[int, _within(MIB, 1024 * TIB)] = 100 * GIB
     """Size limit of the download cache in bytes; least recently used files go first."""
 
+    state_url: SecretStr | None = None
+    """Where jobs and results are kept: postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, or off to keep nothing; by
+    default a SQLite file in the data folder. Prefer SOMA_EVAL_STATE_URL where it holds a password."""
+    state_key_file: Annotated[Path, AfterValidator(_in_home)] | None = None
+    """File of the key that seals the requests of stored jobs, made if there is none; by default state.key in the data
+    folder. Services that share a database share this too."""
+    max_finished_jobs: Annotated[int, _within(1, 1_000_000)] = 1_000
+    """Jobs that are kept after they have ended, the last to end longest."""
+    finished_job_seconds: Annotated[float, _within(1.0, 31_536_000.0)] = 86_400.0
+    """Seconds that a job is kept after it has ended."""
+    max_kept_results: Annotated[int, _within(0, 100_000_000)] = 10_000
+    """Results that are kept, so that the same is not computed twice; 0 for none. One of full V1 takes 12 KB."""
+    max_result_age_seconds: Annotated[float, _within(1.0, 315_360_000.0)] = 2_592_000.0
+    """Seconds after which a kept result that was not used is dropped."""
+
     queue_size: Annotated[int, _within(1, 10_000)] = 64
     """Requests that may run or wait at once; one more is refused as queue-full (HTTP 429)."""
     max_weights_at_once: Annotated[int, _within(1, 1_000)] = 16
@@ -141,6 +157,11 @@ class Settings(BaseSettings):
         return 4 * MIB + self.max_data_bytes * 4 // 3
 
     @property
+    def state_database(self) -> str | None:
+        """The URL of the database of jobs and results, or `off`; None for SQLite in the data folder."""
+        return self.state_url.get_secret_value() if self.state_url else None
+
+    @property
     def is_open_to_all(self) -> bool:
         """Whether HTTP listens beyond this machine and asks for no API key."""
         return not self.api_keys and not is_loopback(self.host)
@@ -177,6 +198,17 @@ class Settings(BaseSettings):
             raise ValueError("one of them is empty")
         return keys
 
+    @field_validator("state_url")
+    @classmethod
+    def _check_state_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or url.get_secret_value() == "off":
+            return url
+        if not _is_postgres_url(url.get_secret_value()):
+            raise ValueError("give off, or a URL like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")
+        if find_spec("psycopg") is None:
+            raise ValueError("PostgreSQL's driver is not installed: pip install 'soma-eval[postgres]'")
+        return url
+
     @model_validator(mode="after")
     def _check_contradictions(self) -> Self:
         if self.precision != "float32" and set(self.device) == {"cpu"}:
@@ -192,6 +224,14 @@ def _has_module(name: str) -> bool:
     try:
         return find_spec(name) is not None
     except ModuleNotFoundError:  # a package above it
+        return False
+
+
+def _is_postgres_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "postgresql+psycopg" and bool(parts.path.strip("/")) and parts.port != 0
+    except ValueError:
         return False
 
 

@@ -8,6 +8,7 @@ ScoringError
 ├── MethodNotAllowed             method-not-allowed          client
 ├── BodyTooLarge                 body-too-large              client
 ├── JobNotFound                  job-not-found               client
+├── IdempotencyKeyReused         idempotency-key-reused      client
 ├── BlobError                    of the data or of one model's weights; fault: who published it, or sent it
 │   ├── InvalidUrl               invalid-url
 │   ├── ForbiddenUrl             url-forbidden
@@ -32,6 +33,7 @@ ScoringError
     ├── OutOfMemory              out-of-memory
     ├── InsufficientStorage      insufficient-storage
     ├── OutOfResources           out-of-resources            descriptors, threads, memory, ports, a disk that works
+    ├── Interrupted              interrupted                 a job that a restart has ended
     └── InternalError            internal-error              our bug; not retryable
 
 Messages are for people and carry no key, no URL, no address and no path.
@@ -132,6 +134,13 @@ class JobNotFound(ScoringError):
 
     code = "job-not-found"
     title = "There is no such job"
+
+
+class IdempotencyKeyReused(ScoringError):
+    """Another request has this idempotency key."""
+
+    code = "idempotency-key-reused"
+    title = "The Idempotency-Key belongs to another request"
 
 
 class BlobError(ScoringError):
@@ -318,6 +327,13 @@ class OutOfResources(ServiceTrouble):
 
     code = "out-of-resources"
     title = "The machine is out of resources"
+
+
+class Interrupted(ServiceTrouble):
+    """The job was ended before it had a result, and this service cannot go on with it."""
+
+    code = "interrupted"
+    title = "The job was interrupted"
 
 
 class InternalError(ServiceTrouble):

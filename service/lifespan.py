@@ -11,21 +11,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
+
 from service.cache.blob_cache import BlobCache
-from service.cache.folder import make_private_folder
+from service.cache.folder import claim_folder, make_private_folder
 from service.component_metrics import ComponentMetrics
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
-from service.jobs.jobs import Job, JobStore
+from service.jobs import state_key
+from service.jobs.database import Database, open_database
+from service.jobs.job import Job
+from service.jobs.jobs import JobService, Retention
+from service.jobs.result_store import ResultStore
+from service.jobs.state_key import StateKey
 from service.last_hour import LastHour
 from service.metrics import Metrics
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ class Components:
     scorer: Scorer
     scheduler: Scheduler
     pool: WorkerPool
-    jobs: JobStore
+    jobs: JobService
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -62,10 +73,10 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
 
     `pool` is started and closed with the service; without one, there is a worker process per device of `settings`.
 
-    Raises CacheInUse, OSError, a ScoringError or a WorkerError when the machine does not allow it.
+    Raises CacheInUse, NewerDatabase, BadStateKey, OSError, a ScoringError or a WorkerError when the machine does not
+    allow it. Jobs that an earlier run has left are gone on with.
     """
-    architecture = load_architecture(CURRENT_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    model = served_model(settings)
     async with AsyncExitStack() as stack:
         if settings.traces:
             await stack.enter_async_context(tracing(version("soma-eval")))
@@ -81,7 +92,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             timeout_seconds=settings.request_timeout_seconds,
         )
         limits = Limits(
-            embedding_dim=config.embedding_dim,
+            embedding_dim=model.config["embedding_dim"],
             max_data_bytes=settings.max_data_bytes,
             max_model_bytes=settings.max_model_bytes,
             max_models=settings.max_models,
@@ -89,14 +100,26 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         )
         versions = {name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")}
         metrics = Metrics()
-        jobs = JobStore(on_end=partial(_note_end, metrics.last_hour))
+        database = await stack.enter_async_context(open_state(settings))
+        evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
+        scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        jobs = JobService(
+            database,
+            await asyncio.to_thread(load_state_key, settings),
+            scorer,
+            scheduler,
+            retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
+            on_end=partial(_note_end, metrics.last_hour),
+        )
         stack.push_async_callback(jobs.close)
+        jobs.start()
         metrics.register(
             ComponentMetrics(
                 scheduler,
                 cache,
                 pool,
                 jobs.num_by_state,
+                is_state_ok=lambda: database.trouble is None,
                 build={
                     "version": versions["soma-eval"],
                     "torch": versions["torch"],
@@ -109,15 +132,63 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         yield Components(
             settings=settings,
             cache=cache,
-            scorer=Scorer(cache, scheduler, pool, limits, metrics),
+            scorer=scorer,
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
-            architecture=asdict(config),
+            architecture=dict(model.config),
             versions=versions,
         )
+
+
+def served_model(settings: Settings) -> ServedModel:
+    """The architecture and the precision that the settings name."""
+    architecture = load_architecture(CURRENT_VERSION)
+    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
+    return ServedModel(CURRENT_VERSION, asdict(config), settings.precision)
+
+
+@asynccontextmanager
+async def open_state(settings: Settings) -> AsyncIterator[Database]:
+    """The database of jobs and results. Raises NewerDatabase; other trouble may pass, and is told to who uses it."""
+    database = open_database(settings.state_database, settings.data_dir)
+    try:
+        await database.start()
+        yield database
+    finally:
+        await database.close()
+
+
+def load_state_key(settings: Settings) -> StateKey:
+    """The key that seals stored requests; one of this process alone where nothing is kept. Raises OSError."""
+    if settings.state_database == "off":
+        return state_key.random_state_key()
+    path = settings.state_key_file or settings.data_dir / state_key.FILE_NAME
+    return state_key.load_state_key(path)
+
+
+def kept_results(database: Database, settings: Settings) -> KeptResults:
+    """The results that are kept in the database, if any are to be."""
+    if not database.is_kept or settings.max_kept_results == 0:
+        return NoKeptResults()
+    return ResultStore(
+        database, max_results=settings.max_kept_results, max_age_seconds=settings.max_result_age_seconds
+    )
+
+
+@asynccontextmanager
+async def open_kept_results(settings: Settings) -> AsyncIterator[KeptResults]:
+    """The kept results for one command, beside a service that may use them too; none if the folder cannot be used."""
+    async with AsyncExitStack() as stack:
+        try:
+            await asyncio.to_thread(claim_folder, settings.data_dir)
+            kept = kept_results(await stack.enter_async_context(open_state(settings)), settings)
+        except OSError as error:
+            log.warning("no result is kept", reason=error.strerror or str(error))
+            kept = NoKeptResults()
+        yield kept
 
 
 def open_cache(settings: Settings) -> AbstractAsyncContextManager[BlobCache]:

@@ -49,6 +49,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.result_cache_hits = Counter(
+            "soma_eval_result_cache_hits",
+            "Evaluations that were answered with a kept result.",
+            registry=self._registry,
+        )
+        self.result_mismatches = Counter(
+            "soma_eval_result_mismatches",
+            "Results computed anew that differ from the kept ones: the fault of a machine.",
+            registry=self._registry,
+        )
         self.last_hour = LastHour()
         """For the status page."""
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import base58
 
-from .responses import EvalResponse, Health, Info, Job, Readiness, Response, ScoreResponse
+from .responses import EvalResponse, Health, Info, Job, JobPage, Readiness, Response, ScoreResponse
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Response)
@@ -62,11 +62,13 @@ def eval(
     decryption_key: str | bytes | None = None,
     seed: int = 0,
     target_embedding: Sequence[float] | None = None,
+    compute_anew: bool = False,
 ) -> Call[EvalResponse]:
     """Evaluate one model's weights on data with a seed.
 
     The data are bytes, or published at `data_url`; `data_checksum` and `data_size` go with the URL. The decryption key
     is 32 bytes or their Base58, None for weights that are not encrypted. With a target the answer has a distance.
+    `compute_anew`: even what is kept from an earlier request.
     """
     body = {
         "data": None if data is None else base64.b64encode(data).decode("ascii"),
@@ -80,7 +82,7 @@ def eval(
         "seed": seed,
         "target_embedding": None if target_embedding is None else _numbers(target_embedding),
     }
-    return _post("/eval", body, EvalResponse)
+    return _post("/eval", body, EvalResponse, compute_anew)
 
 
 def score(
@@ -91,8 +93,12 @@ def score(
     model_manifests: Sequence[ModelManifest],
     target_embedding: Sequence[float],
     seed: int,
+    compute_anew: bool = False,
 ) -> Call[ScoreResponse]:
-    """Run a competition: every model on the same data; the lowest loss wins."""
+    """Run a competition: every model on the same data; the lowest loss wins.
+
+    `compute_anew`: even what is kept from an earlier request.
+    """
     body = {
         "data_url": data_url,
         "data_checksum": data_checksum,
@@ -109,7 +115,7 @@ def score(
         "target_embedding": _numbers(target_embedding),
         "seed": seed,
     }
-    return _post("/score", body, ScoreResponse)
+    return _post("/score", body, ScoreResponse, compute_anew)
 
 
 def as_job(build: Callable[P, Call[R]], response: type[Job[R]]) -> Callable[P, Call[Job[R]]]:
@@ -131,6 +137,13 @@ submit_score = as_job(score, Job[ScoreResponse])
 def job(job_id: str) -> Call[AnyJob]:
     """How a job stands, by its id."""
     return Call("GET", _job_path(job_id), AnyJob)
+
+
+def jobs(*, state: str | None = None, limit: int = 20, after: str | None = None) -> Call[JobPage]:
+    """The jobs, newest first: at most `limit` of them, in one state, and older than the job whose id is `after`."""
+    query = {"state": state, "limit": limit, "after": after}
+    given = {name: value for name, value in query.items() if value is not None}
+    return Call("GET", f"/jobs?{urlencode(given)}", JobPage)
 
 
 def cancel(job: Job[R]) -> Call[Job[R]]:
@@ -158,10 +171,11 @@ def info() -> Call[Info]:
     return Call("GET", "/info", Info)
 
 
-def _post(path: str, body: Mapping[str, Any], response: type[R]) -> Call[R]:
+def _post(path: str, body: Mapping[str, Any], response: type[R], compute_anew: bool) -> Call[R]:
     given = {name: value for name, value in body.items() if value is not None}
     content = json.dumps(given, allow_nan=False).encode()
-    return Call("POST", path, response, content, {"Content-Type": "application/json"})
+    no_cache = {"Cache-Control": "no-cache"} if compute_anew else {}
+    return Call("POST", path, response, content, {"Content-Type": "application/json", **no_cache})
 
 
 def _key_text(key: str | bytes | None) -> str | None:

@@ -13,7 +13,8 @@ SomaEvalError
     │   ├── NotFound                    not-found
     │   ├── MethodNotAllowed            method-not-allowed
     │   ├── BodyTooLarge                body-too-large
-    │   └── JobNotFound                 job-not-found
+    │   ├── JobNotFound                 job-not-found
+    │   └── IdempotencyKeyReused        idempotency-key-reused
     ├── SubmissionError             the data or the weights are at fault, the same on every validator
     │   ├── InvalidUrl                  invalid-url
     │   ├── ForbiddenUrl                url-forbidden
@@ -40,7 +41,8 @@ SomaEvalError
     │   ├── WorkerCrashed               worker-crashed
     │   ├── OutOfMemory                 out-of-memory
     │   ├── InsufficientStorage         insufficient-storage
-    │   └── OutOfResources              out-of-resources
+    │   ├── OutOfResources              out-of-resources
+    │   └── Interrupted                 interrupted
     └── ServiceError                the service has failed, and another try will not help
         └── InternalError               internal-error
 
@@ -162,6 +164,12 @@ class JobNotFound(RequestError):
     """No such job, or its result is no longer kept."""
 
     code = "job-not-found"
+
+
+class IdempotencyKeyReused(RequestError):
+    """Another request has this idempotency key."""
+
+    code = "idempotency-key-reused"
 
 
 class SubmissionError(ApiError):
@@ -320,6 +328,12 @@ class OutOfResources(TemporaryError):
     """The service's machine has no descriptor, thread, memory or port left, or its disk does not work."""
 
     code = "out-of-resources"
+
+
+class Interrupted(TemporaryError):
+    """The job was ended before it had a result, and the service cannot go on with it."""
+
+    code = "interrupted"
 
 
 class ServiceError(ApiError):

@@ -66,6 +66,10 @@ class Provenance(Response):
     data_checksum: str
     seed: int
     architecture_version: str
+    numerics_version: str
+    """Two results of one version and device are equal to the last bit."""
+    computed_at: datetime
+    """UTC; before the request where the result was kept."""
     precision: str
     device: str
     versions: dict[str, str]
@@ -81,6 +85,8 @@ class Timings(Response):
     total_seconds: float
     weights_cached: str
     """disk, device or no."""
+    result_cached: bool
+    """Whether the result was kept from an earlier request."""
 
 
 class EvalResponse(Response):
@@ -192,6 +198,14 @@ class Job(Response, Generic[R]):
         if self.state == "cancelled":
             raise JobCancelled("the job was cancelled before it had a result")
         raise UnexpectedResponse(f"the job is {self.state} and has no result")
+
+
+class JobPage(Response):
+    """Some of the jobs, the newest first."""
+
+    jobs: list[Job[EvalResponse | ScoreResponse]]
+    next: str | None
+    """What to give as `after` for the jobs that are older; None where there are none."""
 
 
 class Health(Response):

@@ -10,6 +10,8 @@ from workers.types import DeviceStatus, EvalJob, EvalProgress, EvalResult, OnEva
 
 EMBEDDING_DIM = 16
 """Of the small model."""
+DEVICE_NAME = "a table"
+VERSIONS = {"torch": "none"}
 
 Answer = EvalResult | Exception
 
@@ -60,7 +62,17 @@ class InProcessPool:
 
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""
-        return [DeviceStatus("cpu", ready=self.is_ready, busy=self.num_running > 0, pid=None, restarts=0)]
+        return [
+            DeviceStatus(
+                "cpu",
+                ready=self.is_ready,
+                busy=self.num_running > 0,
+                pid=None,
+                restarts=0,
+                device_name=DEVICE_NAME,
+                versions=VERSIONS,
+            )
+        ]
 
     async def close(self) -> None:
         """Nothing has to be ended."""
@@ -81,7 +93,8 @@ def eval_result(loss: float = 1.0, embedding: float = 1.0) -> EvalResult:
         device="cpu",
         load_seconds=0.0,
         eval_seconds=0.0,
-        versions={"torch": "none"},
+        versions=VERSIONS,
+        device_name=DEVICE_NAME,
     )
 
 

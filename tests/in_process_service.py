@@ -95,6 +95,7 @@ def in_process_service(
         "grpc_port": 0,
         "data_dir": folder,
         "small_model": True,
+        "max_kept_results": 0,  # so that each evaluation reaches the pool
         "allow_http": True,
         "allow_private_addresses": True,
         **settings,

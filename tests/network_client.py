@@ -5,10 +5,11 @@ from typing import Any
 
 from soma_sdk import SomaClient
 
+from tests.in_process_service import InProcessService
 from tests.live_service import LiveService
 
 
-async def connect(service: LiveService) -> SomaClient:
+async def connect(service: LiveService | InProcessService) -> SomaClient:
     """Connect as a validator does, without the chain that it would also speak to."""
     return await SomaClient("http://127.0.0.1:9000", scoring_url=service.grpc_url)
 

@@ -17,7 +17,7 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
     "service.download": {ROOT_FILES, "service.egress"},
     "service.cache": {ROOT_FILES, "service.download"},
     "service.scoring": {ROOT_FILES, "service.cache", "service.download", "service.egress", "workers"},
-    "service.jobs": {ROOT_FILES, "service.scoring"},
+    "service.jobs": {ROOT_FILES, "service.scoring", "workers"},
     "service.component_metrics": {ROOT_FILES, "service.jobs", "service.scoring", "service.cache", "workers"},
     "service.lifespan": {
         ROOT_FILES,

@@ -20,6 +20,9 @@ ARCHITECTURE_VERSIONS: tuple[str, ...] = tuple(_PACKAGES)
 class Architecture(Protocol):
     """What the package of every version offers, and all that is used of one outside it."""
 
+    NUMERICS_VERSION: str
+    """Changes whenever any bit of a result, or what is refused, does."""
+
     ModelConfig: Any
     """The shape of a model: `ModelConfig()` is the network's, `ModelConfig.small()` the one for tests."""
     ModelRunner: Any

@@ -38,7 +38,7 @@ class DeviceKind(NamedTuple):
     device: str
     """"cpu" or "cuda"."""
     name: str
-    """What the vendor calls it; empty for a CPU."""
+    """What the vendor calls it; of a CPU also what else decides its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,8 @@ class BatchScore:
     attends_to_future: bool
     token_cross_entropy: NDArray[np.float32] | None = None
     """[sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
+    was_cut_smaller: bool = False
+    """Computed in smaller pieces for lack of memory: the last bits may differ from those of other tries."""
 
     @property
     def is_finite(self) -> bool:
@@ -142,10 +144,19 @@ class EvalResult:
     eval_seconds: float
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that made the numbers: torch, soma-arrgen."""
+    device_name: str = ""
+    """What the vendor calls the devices that took part, which are of one kind: see DeviceStatus."""
+    was_cut_smaller: bool = False
+    """Some of it was computed in smaller pieces for lack of memory: its last bits may differ from another try's."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
     tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
     """Each worker's share, in the order in which they were begun."""
+
+    @property
+    def kind(self) -> DeviceKind:
+        """What it was computed on."""
+        return DeviceKind(self.device.partition(":")[0], self.device_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +202,7 @@ class DeviceStatus:
     pid: int | None
     restarts: int
     device_name: str = ""
-    """What the vendor calls it; empty for a CPU."""
+    """What the vendor calls it; of a CPU also what else decides its bits. Empty until it was ready once."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
     self_test_age_seconds: float | None = None
@@ -206,3 +217,10 @@ class DeviceStatus:
     """Checksums of the weights that lie on the device."""
     task: RunningTask | None = None
     """None when it has nothing in hand."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that make its numbers; empty until it was ready once."""
+
+    @property
+    def kind(self) -> DeviceKind:
+        """What it computes on."""
+        return DeviceKind(self.device.partition(":")[0], self.device_name)

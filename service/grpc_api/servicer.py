@@ -283,7 +283,7 @@ def response_of(result: CompetitionResult) -> ScoreResponse:
         raise InternalError("a competition with a target gave no distance")
     return ScoreResponse(
         winner=result.winner,
-        loss_score=(winner.loss,),
-        embedding=tuple(winner.embedding.tolist()),
+        loss_score=(winner.result.loss,),
+        embedding=tuple(winner.result.embedding.tolist()),
         distance=(winner.distance,),
     )

@@ -35,6 +35,7 @@ REPLIES: dict[type[ScoringError], Reply] = {
     errors.MethodNotAllowed: Reply(StatusCode.INTERNAL, "the method is not allowed"),
     errors.BodyTooLarge: Reply(StatusCode.INVALID_ARGUMENT, "the request is too large"),
     errors.JobNotFound: Reply(StatusCode.INTERNAL, "there is no such job"),
+    errors.IdempotencyKeyReused: Reply(StatusCode.INTERNAL, "the idempotency key belongs to another request"),
     # For data that cannot be fetched the network knows one message, whatever the reason.
     errors.InvalidUrl: Reply(
         StatusCode.INVALID_ARGUMENT, "the address of the weights is not valid", NOT_AVAILABLE
@@ -72,6 +73,7 @@ REPLIES: dict[type[ScoringError], Reply] = {
     errors.OutOfMemory: Reply(StatusCode.INTERNAL, "the device is out of memory"),
     errors.InsufficientStorage: Reply(StatusCode.INTERNAL, "the disk is full"),
     errors.OutOfResources: Reply(StatusCode.INTERNAL, "this machine is out of resources"),
+    errors.Interrupted: Reply(StatusCode.INTERNAL, "the job was interrupted"),
     errors.InternalError: Reply(StatusCode.INTERNAL, "the service has failed"),
 }
 """One row per error; a class without a row has that of its nearest parent with one."""

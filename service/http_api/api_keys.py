@@ -31,14 +31,18 @@ class ApiKeys:
         self._digests = [_digest(key) for key in given]
         self.sessions = Sessions(given)
 
-    def check(self, scope: Scope) -> None:
-        """Raise Unauthorized where the path needs a key and the request has no valid one."""
+    def check(self, scope: Scope) -> bytes:
+        """The digest of the request's key; empty where no key is needed.
+
+        Raises Unauthorized where the path needs a key and the request has no valid one.
+        """
         if not self._digests or _is_open(scope["path"]):
-            return
+            return b""
         given = _digest(_given_key(scope))
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         if not any(matches) and not (_takes_session(scope) and self.sessions.is_valid(scope)):
             raise Unauthorized("send an API key this service knows as Authorization: Bearer")
+        return given
 
 
 def _is_open(path: str) -> bool:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
@@ -16,7 +17,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from service.cancellation import cancel_when
-from service.errors import Draining, NoWorker, OutOfResources, ScoringError
+from service.errors import Draining, InvalidRequest, NoWorker, OutOfResources, ScoringError
 from service.http_api.accept import prefers_html
 from service.http_api.api_keys import ApiKeys
 from service.http_api.docs_page import docs_routes
@@ -29,13 +30,21 @@ from service.http_api.problems import (
     problem_response,
 )
 from service.http_api.requests import EvalRequest, ScoreRequest
-from service.http_api.responses import EvalResponse, JobProgress, JobStatus, PhaseProgress, ScoreResponse
+from service.http_api.responses import (
+    EvalResponse,
+    JobPage,
+    JobProgress,
+    JobStatus,
+    PhaseProgress,
+    ScoreResponse,
+)
 from service.http_api.status_page.error_pages import on_error, response_to_error
 from service.http_api.status_page.routes import StatusPage
-from service.jobs.jobs import Job
+from service.jobs.job import Job, JobKind, JobState
 from service.lifespan import Components
 from service.metrics import CONTENT_TYPE
-from service.scoring.results import CompetitionResult, Evaluation, OnProgress, Progress, ignore_progress
+from service.scoring.competition import Competition
+from service.scoring.results import CompetitionResult, Evaluation, Progress
 
 OPENAPI_URL = "/openapi.json"
 
@@ -47,6 +56,9 @@ _NOT_READY_DOCUMENTED: dict[str, Any] = {
     "description": "No request is taken now: the problem, and how the workers stand.",
     "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/NotReady"}}},
 }
+
+_IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
+_EVENT_ID = re.compile(r"[0-9]{1,18}")
 
 T = TypeVar("T")
 
@@ -103,6 +115,15 @@ _API_KEY_DOCUMENTED = HTTPBearer(
 """Puts the scheme into the OpenAPI document; the middleware has checked the key itself."""
 
 Prefer = Annotated[list[str] | None, Header(description="`respond-async`: answer 202 and a job.")]
+CacheControl = Annotated[
+    list[str] | None, Header(description="`no-cache`: compute even what is kept from an earlier request.")
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Chosen by the client: the same key and request again give the same job, or its result, for a day."
+    ),
+]
 JobId = Annotated[str, Path(description="As the `Location` header of the 202 has it.")]
 
 
@@ -116,32 +137,53 @@ ComponentsOfApp = Annotated[Components, Depends(_components)]
 
 @_scoring.post("/eval", response_model=EvalResponse, responses={202: {"model": JobStatus}})
 async def eval_one(
-    body: EvalRequest, request: Request, components: ComponentsOfApp, prefer: Prefer = None
+    body: EvalRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Evaluate one model's weights on data with a seed."""
-    competition = body.to_competition()
-
-    def work(on_progress: OnProgress) -> Awaitable[Evaluation]:
-        return components.scorer.evaluate(competition, on_progress)
-
-    if _wants_async(prefer):
-        return _accepted(await components.jobs.submit("eval", 1, work), request)
-    return _json(EvalResponse.of(await _while_connected(request, work(ignore_progress))))
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
+    if _names(prefer, "respond-async") or idempotency_key is not None:
+        return await _as_job("eval", competition, request, components, prefer, idempotency_key)
+    return _result(await _while_connected(request, components.scorer.evaluate(competition)))
 
 
 @_scoring.post("/score", response_model=ScoreResponse, responses={202: {"model": JobStatus}})
 async def score(
-    body: ScoreRequest, request: Request, components: ComponentsOfApp, prefer: Prefer = None
+    body: ScoreRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+    cache_control: CacheControl = None,
 ) -> Any:
     """Run a competition: every model on the same data; the lowest loss wins."""
-    competition = body.to_competition()
+    competition = replace(body.to_competition(), compute_anew=_names(cache_control, "no-cache"))
+    if _names(prefer, "respond-async") or idempotency_key is not None:
+        return await _as_job("score", competition, request, components, prefer, idempotency_key)
+    return _result(await _while_connected(request, components.scorer.score(competition)))
 
-    def work(on_progress: OnProgress) -> Awaitable[CompetitionResult]:
-        return components.scorer.score(competition, on_progress)
 
-    if _wants_async(prefer):
-        return _accepted(await components.jobs.submit("score", len(competition.models), work), request)
-    return _json(ScoreResponse.of(await _while_connected(request, work(ignore_progress))))
+@_scoring.get("/jobs")
+async def list_jobs(
+    request: Request,
+    components: ComponentsOfApp,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many jobs at most.")] = 20,
+    after: Annotated[
+        str | None,
+        Query(pattern="^[0-9a-f]{32}$", description="The id of a job: only older ones are listed."),
+    ] = None,
+) -> JobPage:
+    """The jobs that run and those that are kept, the newest first."""
+    jobs = await components.jobs.page(state=state, limit=limit, after=after)
+    return JobPage(
+        jobs=[_job_status(job, request) for job in jobs],
+        next=jobs[-1].id if len(jobs) == limit else None,
+    )
 
 
 @_scoring.get("/jobs/{job_id}", response_model=JobStatus)
@@ -150,7 +192,7 @@ async def read_job(job_id: JobId, request: Request, response: Response, componen
     if prefers_html(request.scope):
         return await request.app.state.status_page.job(job_id, request)
     response.headers["Vary"] = "Accept"
-    return _job_status(components.jobs.get(job_id), request)
+    return _job_status(await components.jobs.get(job_id), request)
 
 
 @_scoring.delete("/jobs/{job_id}")
@@ -162,19 +204,44 @@ async def cancel_job(job_id: JobId, request: Request, components: ComponentsOfAp
 @_scoring.get(
     "/jobs/{job_id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "One event per change."}},
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "One event per change."},
+        204: {"description": "The event of `Last-Event-ID` was the last one."},
+    },
 )
-async def follow_job(job_id: JobId, request: Request, components: ComponentsOfApp) -> StreamingResponse:
-    """Server-sent events: `progress` after each change, at last `succeeded`, `failed` or `cancelled`."""
-    components.jobs.get(job_id)
-    return StreamingResponse(_events(job_id, request, components), media_type="text/event-stream")
+async def follow_job(
+    job_id: JobId,
+    request: Request,
+    components: ComponentsOfApp,
+    last_event_id: Annotated[
+        str | None, Header(description="The id of an event that is known: only later ones are sent.")
+    ] = None,
+) -> Response:
+    """Server-sent events: `progress` after each change, at last `succeeded`, `failed` or `cancelled`.
+
+    Each event has the whole job, so a client that was away misses nothing by the events it did not see.
+    """
+    job = await components.jobs.get(job_id)
+    known = int(last_event_id) if last_event_id and _EVENT_ID.fullmatch(last_event_id) else None
+    if job.finished and job.event == known:
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
+    events = _events(job_id, known, request, components)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def _events(job_id: str, request: Request, components: Components) -> AsyncIterator[str]:
-    async for job in components.jobs.follow(job_id):
-        status = _job_status(job, request)
-        event = job.state if job.finished else "progress"
-        yield f"event: {event}\ndata: {status.model_dump_json()}\n\n"
+async def _events(
+    job_id: str, known: int | None, request: Request, components: Components
+) -> AsyncIterator[str]:
+    try:
+        async for job in components.jobs.follow(job_id, known):
+            if job is None:
+                yield ": no change\n\n"  # keeps what is between here and the client from closing the connection
+                continue
+            event = job.state if job.finished else "progress"
+            data = _job_status(job, request).model_dump_json()
+            yield f"event: {event}\nid: {job.event}\ndata: {data}\n\n"
+    except ScoringError as error:  # the stream has begun, so it can only end; the client connects again
+        request.scope["soma_eval.outcome"] = error.full_code
 
 
 @_probes.head("/health", include_in_schema=False)
@@ -224,9 +291,28 @@ async def metrics(components: ComponentsOfApp) -> Response:
     return Response(components.metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _json(model: EvalResponse | ScoreResponse) -> Response:
-    """The response as JSON; returned as a model, the framework would validate it a second time."""
-    return Response(model.model_dump_json(), media_type="application/json")
+async def _as_job(
+    kind: JobKind,
+    competition: Competition,
+    request: Request,
+    components: Components,
+    prefer: list[str] | None,
+    idempotency_key: str | None,
+) -> Response:
+    """A job, or its result if the client waits. With an idempotency key it goes on when the client disconnects."""
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
+    job = await components.jobs.submit(
+        kind, competition, caller=request.scope["soma_eval.caller"], idempotency_key=idempotency_key
+    )
+    if _names(prefer, "respond-async"):
+        return _accepted(job, request)
+    return _result(await _while_connected(request, components.jobs.wait(job.id)))
+
+
+def _result(result: Evaluation | CompetitionResult) -> Response:
+    """The result as JSON; returned as a model, the framework would validate it a second time."""
+    return Response(_response_of(result).model_dump_json(), media_type="application/json")
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -244,9 +330,9 @@ async def _watch_connection(request: Request) -> NoReturn:
     raise ClientDisconnect
 
 
-def _wants_async(prefer: list[str] | None) -> bool:
-    """Whether any `Prefer` header asks for a job."""
-    return "respond-async" in re.split(r"[,;\s]+", ",".join(prefer or ()).lower())
+def _names(headers: list[str] | None, wish: str) -> bool:
+    """Whether any header of this name has the wish in its list."""
+    return wish in re.split(r"[,;\s]+", ",".join(headers or ()).lower())
 
 
 def _accepted(job: Job, request: Request) -> JSONResponse:
@@ -269,19 +355,13 @@ def _job_status(job: Job, request: Request) -> JobStatus:
             models=[_phase_progress(progress) for progress in job.models],
             estimated_seconds_left=job.estimated_seconds_left(),
         ),
-        result=_result_of(job),
+        result=None if job.result is None else _response_of(job.result),
         error=problem_of_request(job.error, request) if job.error else None,
     )
 
 
-def _result_of(job: Job) -> EvalResponse | ScoreResponse | None:
-    match job.result:
-        case Evaluation() as evaluation:
-            return EvalResponse.of(evaluation)
-        case CompetitionResult() as result:
-            return ScoreResponse.of(result)
-        case None:
-            return None
+def _response_of(result: Evaluation | CompetitionResult) -> EvalResponse | ScoreResponse:
+    return EvalResponse.of(result) if isinstance(result, Evaluation) else ScoreResponse.of(result)
 
 
 def _phase_progress(progress: Progress) -> PhaseProgress:

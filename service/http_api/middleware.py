@@ -86,7 +86,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            self._api_keys.check(scope)
+            scope["soma_eval.caller"] = self._api_keys.check(scope)
             body = b""  # of every other request the body is not read
             if scope["path"] in SCORING_PATHS and scope["method"] == "POST":
                 self._check_queue()

@@ -19,7 +19,7 @@ class Device(Schema):
     device: str
     """`cpu`, `cuda:0`."""
     device_name: str
-    """The driver's name for it; empty for a CPU."""
+    """The vendor's name for it; of a CPU also the instruction set and the threads, which decide the last bits."""
     ready: bool
     """It has recently passed its self-test."""
     busy: bool

@@ -41,6 +41,7 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.JobNotFound: HTTPStatus.NOT_FOUND,
+    errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.InvalidUrl: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ForbiddenUrl: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.BlobTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -62,6 +63,7 @@ STATUS_OF: dict[type[ScoringError], HTTPStatus] = {
     errors.OutOfMemory: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InsufficientStorage: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.OutOfResources: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Interrupted: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """One row per error; a test proves that none is missing."""

@@ -1,5 +1,7 @@
 """What scoring requests and jobs are answered with, as JSON."""
 
+from dataclasses import fields
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -7,7 +9,10 @@ from pydantic import BeforeValidator
 
 from service.http_api.problems import ModelError, Problem, model_error_of
 from service.http_api.schema import Schema
+from service.jobs.job import JobKind, JobState
 from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome
+from service.scoring.results import Provenance as EvaluationProvenance
+from workers.types import EvalResult
 
 
 def _as_list(embedding: Any) -> Any:
@@ -28,6 +33,10 @@ class Provenance(Schema):
     """Seed of the SIGReg noise, from the request."""
     architecture_version: str
     """Version of the network's architecture that the weights are of."""
+    numerics_version: str
+    """Version of the service's own computation: two results of one version and device are equal to the last bit."""
+    computed_at: datetime
+    """UTC, ISO 8601; before the request where `timings.result_cached` is true."""
     precision: str
     """float32 unless the service was started with another."""
     device: str
@@ -51,6 +60,8 @@ class Timings(Schema):
     """From admission to the result."""
     weights_cached: Literal["disk", "device", "no"]
     """Where the weights were found."""
+    result_cached: bool
+    """True for a result that was computed for an earlier request and kept."""
 
 
 class EvalResponse(Schema):
@@ -80,7 +91,7 @@ class EvalResponse(Schema):
     @classmethod
     def of(cls, evaluation: Evaluation) -> Self:
         """The evaluation as its schema."""
-        return cls.model_validate(evaluation, from_attributes=True)
+        return cls.model_validate(_members_of(evaluation), from_attributes=True, extra="ignore")
 
 
 class ModelResult(Schema):
@@ -109,7 +120,8 @@ class ModelResult(Schema):
         error = None if outcome.error is None else model_error_of(outcome.error)
         if outcome.evaluation is None:
             return cls(error=error)
-        result = cls.model_validate(outcome.evaluation, from_attributes=True, extra="ignore")
+        members = _members_of(outcome.evaluation)
+        result = cls.model_validate(members, from_attributes=True, extra="ignore")
         return result.model_copy(update={"error": error})
 
 
@@ -137,13 +149,28 @@ class ScoreResponse(Schema):
         winning = result.winning
         return cls(
             winner=result.winner,
-            loss_score=[winning.loss],
-            embedding=winning.embedding.tolist(),
+            loss_score=[winning.result.loss],
+            embedding=winning.result.embedding.tolist(),
             distance=[] if winning.distance is None else [winning.distance],
             margin=result.margin,
             near_tie=result.near_tie,
             models=[ModelResult.of(outcome) for outcome in result.outcomes],
         )
+
+
+def _members_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation's values by the names of the schemas, among others."""
+    result = _values_of(evaluation.result)
+    return {
+        **result,
+        "distance": evaluation.distance,
+        "provenance": {**result, **_values_of(evaluation.provenance)},
+        "timings": evaluation.timings,
+    }
+
+
+def _values_of(value: EvalResult | EvaluationProvenance) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 class PhaseProgress(Schema):
@@ -179,9 +206,9 @@ class JobStatus(Schema):
 
     id: str
     """Identifies the job in `/jobs/{id}`."""
-    kind: Literal["eval", "score"]
+    kind: JobKind
     """The request: POST /eval or POST /score."""
-    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    state: JobState
     """The last three are final."""
     created_at: str
     """UTC, ISO 8601."""
@@ -193,3 +220,12 @@ class JobStatus(Schema):
     """The response of `kind`; null until `state` is succeeded."""
     error: Problem | None
     """Null unless `state` is failed."""
+
+
+class JobPage(Schema):
+    """Some of the jobs, the newest first."""
+
+    jobs: list[JobStatus]
+    """As `/jobs/{id}` has them."""
+    next: str | None
+    """What to give as `after` for the jobs that are older; null where there are none."""

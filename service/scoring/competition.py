@@ -39,6 +39,8 @@ class Competition:
     seed: int
     """0 .. 2**64 - 1."""
     target_embedding: tuple[float, ...] | None = field(default=None, repr=False)
+    compute_anew: bool = False
+    """Whether to compute even what is kept from an earlier request."""
 
 
 def pick_winner(losses: Sequence[float | None]) -> int | None:

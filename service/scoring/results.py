@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.errors import BlobKind, ScoringError
-from workers.types import Precision
+from workers.types import EvalResult
 
 WeightsCached = Literal["disk", "device", "no"]
 
@@ -24,35 +22,30 @@ class Timings:
     total_seconds: float
     weights_cached: WeightsCached
     """Where the weights were found: on the device, on disk, or nowhere yet."""
+    result_cached: bool
+    """Whether the result was kept from an earlier request: nothing was queued, loaded or computed for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What the numbers were made from and with."""
+    """What the numbers were made from, by which version, and when; the result says by which device and packages."""
 
     weights_checksum: str
     """As computed from the bytes received, not as promised."""
     data_checksum: str
     seed: int
     architecture_version: str
-    precision: Precision
-    device: str
-    versions: dict[str, str]
+    numerics_version: str
+    computed_at: datetime
+    """UTC; before the request for a result that was kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What one model is worth on the data."""
 
-    loss: float
-    cross_entropy: float
-    sig_reg: float
-    embedding: NDArray[np.float32]
-    """[embedding_dim]"""
+    result: EvalResult
     distance: float | None
-    attends_to_future: bool
-    num_sequences: int
-    num_batches: int
     provenance: Provenance
     timings: Timings
 

@@ -29,6 +29,8 @@ class Ticket:
     deadline: asyncio.Timeout
     started: float
     """When it was admitted, on the event loop's clock."""
+    timeout_seconds: float
+    """How long it may take."""
     num_finished: int = 0
     """Models whose evaluation, or error, is there."""
 
@@ -101,6 +103,16 @@ class Scheduler:
         return min((moment for moment in since if moment is not None), default=None)
 
     @property
+    def num_free_places(self) -> int:
+        """Requests that would be admitted now; 0 while draining."""
+        return 0 if self._draining else max(0, self._queue_size - len(self._tickets))
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a request may take."""
+        return self._timeout_seconds
+
+    @property
     def num_waiting(self) -> int:
         """Evaluations that wait for an execution slot."""
         return self._execution.num_waiting
@@ -126,17 +138,20 @@ class Scheduler:
             )
 
     @asynccontextmanager
-    async def admit(self, num_evaluations: int = 1) -> AsyncIterator[Ticket]:
-        """Hold one ticket for the length of the block.
+    async def admit(
+        self, num_evaluations: int = 1, *, timeout_seconds: float | None = None
+    ) -> AsyncIterator[Ticket]:
+        """Hold one ticket for the length of the block. `timeout_seconds` is less for a request that was begun before.
 
         Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
         request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
         """
         with tracing.span("admission", {"soma_eval.models": num_evaluations}):
             self.check_room()
-        deadline = asyncio.timeout(self._timeout_seconds)
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = asyncio.timeout(seconds)
         now = asyncio.get_running_loop().time()
-        ticket = Ticket(num_evaluations, deadline, now)
+        ticket = Ticket(num_evaluations, deadline, now, seconds)
         self._tickets.add(ticket)
         try:
             async with deadline:
@@ -188,9 +203,9 @@ class Scheduler:
         num_left = ticket.num_evaluations - ticket.num_finished
         num_sharing = max(1, self._execution.num_active_requests)
         expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running
-        reserved = min(expected, _MAX_EVALUATION_SHARE * self._timeout_seconds)
-        reserved = max(reserved, _MIN_EVALUATION_SHARE * self._timeout_seconds)
-        return ticket.started + self._timeout_seconds - reserved - asyncio.get_running_loop().time()
+        reserved = min(expected, _MAX_EVALUATION_SHARE * ticket.timeout_seconds)
+        reserved = max(reserved, _MIN_EVALUATION_SHARE * ticket.timeout_seconds)
+        return ticket.started + ticket.timeout_seconds - reserved - asyncio.get_running_loop().time()
 
     def retry_after_seconds(self) -> float:
         """When a ticket may be free: after the shortest admitted request, with evaluations as long as recent ones."""

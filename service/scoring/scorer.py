@@ -5,7 +5,7 @@ API ──► Scorer.score ──► Scheduler.admit         queue-full is answe
             ├─ data ────► InputFiles ──► BlobCache ──► Downloader ──► address guard
             ├─ model 0 ─► InputFiles ─┐
             ├─ model 1 ─► InputFiles ─┤ each as soon as its own weights and the data are here
-            │                         └► Scheduler.execution_slot ──► WorkerPool.evaluate
+            │                         └► Evaluator ──► kept? else Scheduler.execution_slot ──► WorkerPool
             ▼
         CompetitionResult: the winner, its distance to the target, and every model's own outcome
 """
@@ -39,6 +39,7 @@ from service.scoring.competition import (
     margin,
     pick_winner,
 )
+from service.scoring.evaluator import Computed, Evaluator
 from service.scoring.input_files import InputFiles
 from service.scoring.progress import batch_reporter, logging_errors
 from service.scoring.results import (
@@ -55,8 +56,7 @@ from service.scoring.results import (
 from service.scoring.scheduler import Scheduler, Ticket
 from service.scoring.worker_errors import to_scoring_error
 from workers.errors import WorkerError
-from workers.pool import WorkerPool
-from workers.types import EvalJob, EvalResult
+from workers.types import EvalJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +91,20 @@ class Scorer:
     """Answers competitions; a single evaluation is a competition of one."""
 
     def __init__(
-        self, cache: BlobCache, scheduler: Scheduler, pool: WorkerPool, limits: Limits, metrics: Metrics
+        self, cache: BlobCache, scheduler: Scheduler, evaluator: Evaluator, limits: Limits, metrics: Metrics
     ) -> None:
         self._cache = cache
         self._scheduler = scheduler
-        self._pool = pool
+        self._evaluator = evaluator
         self._limits = limits
         self._metrics = metrics
 
     async def score(
-        self, competition: Competition, on_progress: OnProgress = ignore_progress
+        self,
+        competition: Competition,
+        on_progress: OnProgress = ignore_progress,
+        *,
+        timeout_seconds: float | None = None,
     ) -> CompetitionResult:
         """Evaluate every model on the data with the seed, and name the winner.
 
@@ -110,11 +114,13 @@ class Scorer:
         to evaluate would be misleading. Time is treated the same way: a file that does not come in time is its
         publisher's DownloadTimeout, but an evaluation that does not end in time would end on a faster machine, so
         the whole request is DeadlineExceeded.
-        Cancelling the awaiting task stops all work.
+        Cancelling the awaiting task stops all work. `timeout_seconds` is less for a request that was begun before.
         """
         self._check(competition)
         try:
-            async with self._scheduler.admit(len(competition.models)) as ticket:
+            async with self._scheduler.admit(
+                len(competition.models), timeout_seconds=timeout_seconds
+            ) as ticket:
                 request = self._admitted(competition, ticket, logging_errors(on_progress))
                 request.on_progress(Progress("admitted"))
                 outcomes = await self._evaluate_all(request)
@@ -129,10 +135,14 @@ class Scorer:
         return _result(outcomes)
 
     async def evaluate(
-        self, competition: Competition, on_progress: OnProgress = ignore_progress
+        self,
+        competition: Competition,
+        on_progress: OnProgress = ignore_progress,
+        *,
+        timeout_seconds: float | None = None,
     ) -> Evaluation:
         """Score a competition of one model; its error is raised."""
-        return (await self.score(competition, on_progress)).winning
+        return (await self.score(competition, on_progress, timeout_seconds=timeout_seconds)).winning
 
     def _admitted(self, competition: Competition, ticket: Ticket, on_progress: OnProgress) -> _Request:
         files = InputFiles(
@@ -222,32 +232,35 @@ class Scorer:
                 decryption_key=model.decryption_key,
                 architecture_version=self._limits.architecture_version,
             )
-            waiting_since = time.monotonic()
             request.on_progress(Progress("queued", model_index=index))
-            async with self._scheduler.execution_slot(request.ticket):
-                queue_seconds = time.monotonic() - waiting_since
-                try:
-                    result = await self._pool.evaluate(job, batch_reporter(request.on_progress, index))
-                except WorkerError as error:
-                    raise to_scoring_error(error, request.data_fault) from error
+            try:
+                computed = await self._evaluator.evaluate(
+                    job,
+                    self._scheduler.execution_slot(request.ticket),
+                    batch_reporter(request.on_progress, index),
+                    anew=request.competition.compute_anew,
+                )
+            except WorkerError as error:
+                raise to_scoring_error(error, request.data_fault) from error
         timings = Timings(
-            queue_seconds=queue_seconds,
+            queue_seconds=computed.queue_seconds,
             download_seconds=max(weights.download_seconds, data_blob.download_seconds),
-            load_seconds=result.load_seconds,
-            eval_seconds=result.eval_seconds,
+            load_seconds=computed.result.load_seconds,
+            eval_seconds=computed.result.eval_seconds,
             total_seconds=time.monotonic() - request.started,
-            weights_cached=_where_cached(weights, result),
+            weights_cached=_where_cached(weights, computed),
+            result_cached=computed.was_kept,
         )
         self._observe(timings)
-        return _evaluation(job, data_blob, result, timings)
+        return _evaluation(job, computed, timings)
 
     def _observe(self, timings: Timings) -> None:
-        for phase in PHASES:
+        for phase in ("download",) if timings.result_cached else PHASES:
             self._metrics.observe_phase(phase, getattr(timings, f"{phase}_seconds"))
 
 
 def _result(outcomes: list[ModelOutcome]) -> CompetitionResult:
-    losses = [outcome.evaluation.loss if outcome.evaluation else None for outcome in outcomes]
+    losses = [outcome.evaluation.result.loss if outcome.evaluation else None for outcome in outcomes]
     winner = pick_winner(losses)
     if winner is None:
         raise _first_retryable([outcome.error for outcome in outcomes if outcome.error])
@@ -284,36 +297,25 @@ def _with_distance(
     if target is None:
         return ModelOutcome(evaluation)
     try:
-        distance = cosine_distance(evaluation.embedding, target)
+        distance = cosine_distance(evaluation.result.embedding, target)
     except ZeroEmbedding as error:
         return ModelOutcome(evaluation, error.with_model_index(model_index))
     return ModelOutcome(replace(evaluation, distance=distance))
 
 
-def _evaluation(job: EvalJob, data: CachedBlob, result: EvalResult, timings: Timings) -> Evaluation:
-    return Evaluation(
-        loss=result.loss,
-        cross_entropy=result.cross_entropy,
-        sig_reg=result.sig_reg,
-        embedding=result.embedding,
-        distance=None,
-        attends_to_future=result.attends_to_future,
-        num_sequences=result.num_sequences,
-        num_batches=result.num_batches,
-        provenance=Provenance(
-            weights_checksum=job.weights_checksum,
-            data_checksum=data.checksum,
-            seed=job.seed,
-            architecture_version=job.architecture_version,
-            precision=result.precision,
-            device=result.device,
-            versions=result.versions,
-        ),
-        timings=timings,
+def _evaluation(job: EvalJob, computed: Computed, timings: Timings) -> Evaluation:
+    provenance = Provenance(
+        weights_checksum=job.weights_checksum,
+        data_checksum=job.data_checksum,
+        seed=job.seed,
+        architecture_version=job.architecture_version,
+        numerics_version=computed.numerics_version,
+        computed_at=computed.computed_at,
     )
+    return Evaluation(computed.result, None, provenance, timings)
 
 
-def _where_cached(weights: CachedBlob, result: EvalResult) -> WeightsCached:
-    if result.load_seconds == 0.0:
+def _where_cached(weights: CachedBlob, computed: Computed) -> WeightsCached:
+    if computed.result.load_seconds == 0.0 and not computed.was_kept:
         return "device"
     return "disk" if weights.was_cached else "no"

@@ -17,10 +17,13 @@ from structlog.testing import capture_logs
 
 from service.config import Settings
 from service.http_api.app import create_app
-from service.jobs.jobs import JobStore
+from service.jobs.database import in_memory_database
+from service.jobs.jobs import JobService
+from service.jobs.state_key import random_state_key
 from service.lifespan import Components
 from service.log import log_loop_error
 from service.metrics import Metrics
+from service.scoring.competition import Competition
 from service.scoring.results import Evaluation, OnProgress, Progress
 from service.scoring.scheduler import Scheduler
 from tests.recipe import TEST_KEY
@@ -103,18 +106,22 @@ async def test_a_lack_of_descriptors_under_an_http_request_may_pass(tmp_path: Pa
 
 
 async def test_a_bug_under_a_job() -> None:
-    async def work(on_progress: OnProgress) -> Evaluation:
+    async def work(_: Competition, on_progress: OnProgress, *, timeout_seconds: float) -> Evaluation:
         on_progress(Progress("admitted"))
         await asyncio.sleep(0)
         return await _failing()
 
     with capture_logs() as lines:
-        store = JobStore()
-        job = await store.submit("eval", 1, work)
-        states = [seen.state async for seen in store.follow(job.id)]
-    assert states[-1] == "failed"
-    assert job.error is not None
-    assert job.error.code == "internal-error"
+        database = in_memory_database()
+        await database.start()
+        scorer = SimpleNamespace(evaluate=work)
+        admission = SimpleNamespace(timeout_seconds=60.0, num_free_places=1, draining=False)
+        jobs = JobService(database, random_state_key(), scorer, admission)
+        job = await jobs.submit("eval", Competition(b"data", (), seed=0))
+        ended = [seen async for seen in jobs.follow(job.id) if seen][-1]
+        await jobs.close()
+        await database.close()
+    assert (ended.state, ended.error and ended.error.code) == ("failed", "internal-error")
     _assert_logged_without_its_message(lines)
     assert lines[0]["job_id"] == job.id
 

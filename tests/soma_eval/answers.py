@@ -22,11 +22,17 @@ def answer() -> dict[str, Any]:
         "provenance": {
             **made_of,
             "seed": 1,
+            "numerics_version": "1",
+            "computed_at": "2026-01-02T03:04:05.678901Z",
             "precision": "float32",
             "device": "cpu",
             "versions": {"torch": "2"},
         },
-        "timings": {**{f"{name}_seconds": 0.5 for name in times}, "weights_cached": "no"},
+        "timings": {
+            **{f"{name}_seconds": 0.5 for name in times},
+            "weights_cached": "no",
+            "result_cached": False,
+        },
     }
 
 

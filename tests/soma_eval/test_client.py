@@ -62,6 +62,18 @@ def test_eval(remote: Client, evaluation: dict[str, Any]) -> None:
     assert response.provenance.data_checksum == checksum_of(evaluation["data"])
 
 
+def test_what_is_kept_is_told_and_can_be_computed_anew(remote: Client, evaluation: dict[str, Any]) -> None:
+    first, again = remote.eval(**evaluation), remote.eval(**evaluation)
+    assert again.timings.result_cached
+    assert (again.loss, again.provenance) == (first.loss, first.provenance)
+    job = remote.submit_eval(**evaluation, compute_anew=True)
+    anew = remote.result(job)
+    assert not anew.timings.result_cached
+    assert anew.loss == first.loss
+    assert anew.provenance.computed_at > first.provenance.computed_at
+    assert anew.provenance.numerics_version == first.provenance.numerics_version
+
+
 def test_data_by_url(remote: Client, evaluation: dict[str, Any], competition: dict[str, Any]) -> None:
     data = {name: competition[name] for name in ("data_url", "data_checksum", "data_size")}
     response = remote.eval(**{**evaluation, "data": None}, **data)
@@ -84,6 +96,7 @@ def test_a_job_is_followed_to_its_result(remote: Client, competition: dict[str, 
     assert (last.id, last.state, last.kind) == (submitted.id, "succeeded", "score")
     assert [model.phase for model in last.progress.models] == ["failed", "done"]
     found = remote.job(submitted.id)
+    assert submitted.id in [job.id for job in remote.jobs(state="succeeded", limit=100).jobs]
     result = last.require_result()
     assert isinstance(result, ScoreResponse)
     assert result == found.result == remote.result(submitted)

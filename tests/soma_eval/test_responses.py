@@ -1,5 +1,6 @@
 """The client's answers have the fields of the service's API document."""
 
+import json
 from typing import Any
 
 import httpx
@@ -35,8 +36,8 @@ def test_every_field_of_an_answer_is_read(client: httpx.Client) -> None:
 
 def test_fields_of_a_newer_service_are_ignored() -> None:
     newer = answer() | {"brand_new": 1}
-    newer["timings"]["result_cached"] = True
-    assert EvalResponse.model_validate(newer) == EvalResponse.model_validate(answer())
+    newer["timings"]["brand_new"] = True
+    assert read(newer) == read(answer())
 
 
 @pytest.mark.parametrize(
@@ -51,5 +52,9 @@ def test_fields_of_a_newer_service_are_ignored() -> None:
     ],
 )
 def test_odd_fields_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        EvalResponse.model_validate(answer() | change)
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        read(answer() | change)
+
+
+def read(body: dict[str, Any]) -> EvalResponse:
+    return EvalResponse.model_validate_json(json.dumps(body))

@@ -176,6 +176,8 @@ class PendingEvaluation:
             eval_seconds=self._eval_seconds(),
             versions=self._versions,
             tasks=self.clock.times,
+            device_name=self.kind.name if self.kind else "",
+            was_cut_smaller=any(score.was_cut_smaller for score in scores),
             token_cross_entropy=_token_cross_entropy(scores) if self.job.detail else None,
         )
 

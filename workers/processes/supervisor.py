@@ -51,6 +51,7 @@ class Supervisor:
         self._worker: RunningWorker | None = None
         """None between a death and the next start."""
         self._device_name = ""
+        self._versions: dict[str, str] = {}
         self._restarts: Counter[str] = Counter()
         """By what ended the worker before."""
         self._tested_at: float | None = None
@@ -96,7 +97,7 @@ class Supervisor:
     @property
     def versions(self) -> dict[str, str]:
         """Of the packages that make the numbers."""
-        return self._worker.versions if self._worker else {}
+        return self._versions
 
     def assign(self, task: Evaluate) -> None:
         """Give an idle worker a task."""
@@ -131,6 +132,7 @@ class Supervisor:
             memory=worker.memory if worker else None,
             resident=frozenset(checksum for _version, checksum, _key in self.resident),
             task=worker.running_task if worker else None,
+            versions=self._versions,
         )
 
     @property
@@ -170,7 +172,7 @@ class Supervisor:
     def self_test_passed(self) -> None:
         """Whatever was wrong with the device before, it may be relied on again."""
         assert self._worker is not None
-        self._device_name = self._worker.device_name
+        self._device_name, self._versions = self._worker.device_name, self._worker.versions
         self._policy.self_test_passed()
         self._owner.worker_started(self)
 

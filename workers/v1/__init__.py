@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from . import weights_header
 from .config import (
     ARCHITECTURE_VERSION,
+    NUMERICS_VERSION,
     V1_BATCH_SIZE,
     V1_EMBEDDING_DIM,
     V1_EOS_TOKEN_ID,
@@ -62,6 +63,7 @@ _NEED_TORCH = {
 
 __all__ = [
     "ARCHITECTURE_VERSION",
+    "NUMERICS_VERSION",
     "V1_BATCH_SIZE",
     "V1_EMBEDDING_DIM",
     "V1_EOS_TOKEN_ID",

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 ARCHITECTURE_VERSION = 1
 """What the network's protocol calls `model_architecture_version`."""
 
+NUMERICS_VERSION = "1"
+"""Names what this package computes, to the bit: results are kept under it and given out again.
+
+A change that alters a bit of any result, or which weights are refused and why, must give it a new value; see
+`tests/workers/v1/test_numerics_version.py`.
+"""
+
 V1_PAD_TOKEN_ID = 256
 """Fills the last sequence up; its targets cost nothing."""
 V1_EOS_TOKEN_ID = 257

@@ -1,8 +1,10 @@
 """The body of a worker: keeps weights resident on one device and evaluates ranges of batches with them."""
 
+import contextlib
 import errno
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,9 +71,12 @@ class Runner:
 
     @property
     def device_name(self) -> str:
-        """What the vendor calls the device; empty for a CPU."""
-        is_gpu = self._config.device.startswith("cuda")
-        return torch.cuda.get_device_name(self._config.device) if is_gpu else ""
+        """What the vendor calls the device; of a CPU also what else decides its bits."""
+        if self._config.device.startswith("cuda"):
+            return torch.cuda.get_device_name(self._config.device)
+        return (
+            f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {_threads(torch.get_num_threads())}"
+        )
 
     @property
     def versions(self) -> dict[str, str]:
@@ -174,6 +179,7 @@ class Runner:
                     score.embedding,
                     score.attends_to_future,
                     score.token_cross_entropy,
+                    was_cut_smaller=shrink,
                 )
 
     def _acquire_loading(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
@@ -238,6 +244,22 @@ class Runner:
         self._weights.evict_all()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def cpu_model(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """What the vendor calls the CPU, with family and model where a hypervisor hides the name."""
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in cpu_info.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), " ".join(value.split()))
+    name = facts.get("model name") or facts.get("CPU part") or platform.machine()
+    numbers = "/".join(facts[key] for key in ("cpu family", "model") if key in facts)
+    return f"{name} ({numbers})" if numbers else name
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

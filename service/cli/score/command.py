@@ -61,6 +61,9 @@ def score(
     api_key: Annotated[
         str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
     ] = None,
+    no_cache: Annotated[
+        bool, Option("--no-cache", help="Compute anew, even what is kept from an earlier evaluation.")
+    ] = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -100,5 +103,6 @@ def score(
         embedding_out=embedding_out,
         url=url,
         api_key=api_key,
+        no_cache=no_cache,
         settings=settings,
     )

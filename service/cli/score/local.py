@@ -1,16 +1,16 @@
 """Answers a question with workers of this process's own: no server, files evaluated where they lie."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache
 from service.cli.diagnosis import Expected, Finding
-from service.cli.encryption import commitment_of, commitment_of_plain
+from service.cli.encryption import Commitment, commitment_of, commitment_of_plain
 from service.cli.header_check import FileHead, check_header
 from service.cli.score.file_state import FileChanged, FileState, FileUnreadable, state_of
 from service.cli.score.held_out import HeldOut
@@ -27,13 +27,14 @@ from service.cli.score.score_sheet import (
 from service.config import Settings
 from service.download.throughput import DownloadProgress
 from service.errors import DecryptionFailed, ScoringError, WeightsInvalid
-from service.lifespan import open_pool, open_private_cache
+from service.lifespan import open_kept_results, open_pool, open_private_cache, served_model
+from service.metrics import Metrics
 from service.scoring.competition import cosine_distance
+from service.scoring.evaluator import Computed, Evaluator
 from service.scoring.worker_errors import to_scoring_error
 from workers import errors
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.pool import WorkerPool
-from workers.types import EvalJob, EvalProgress, EvalResult
+from workers.types import EvalJob, EvalProgress
 
 
 async def score_locally(question: Question, settings: Settings, on_progress: OnProgress) -> ScoreSheet:
@@ -45,8 +46,14 @@ async def score_locally(question: Question, settings: Settings, on_progress: OnP
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(_cache_for(question, settings))
         pool = await stack.enter_async_context(open_pool(settings))
-        scoring = _Scoring(question, settings, pool, cache, on_progress)
-        return await score_all(question, scoring.score)
+        kept = await stack.enter_async_context(open_kept_results(settings))
+        evaluator = Evaluator(pool, kept, served_model(settings), Metrics())
+        data_checksums = await asyncio.to_thread(_data_checksums, question)
+        scoring = _Scoring(
+            question, data_checksums, settings, evaluator, cache, on_progress, num_workers=len(pool.status())
+        )
+        sheet = await score_all(question, scoring.score)
+        return replace(sheet, data_checksums=data_checksums)
 
 
 async def score_all(question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]) -> ScoreSheet:
@@ -61,15 +68,14 @@ async def score_all(question: Question, score: Callable[[int], Coroutine[None, N
             tasks = [group.create_task(score(i)) for i in range(len(question.candidates))]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    data_checksums = await asyncio.to_thread(_data_checksums, question)
     for data in question.data:
         data.check_unchanged()
     outcomes = (_error_if_changed(task.result(), state) for task, state in zip(tasks, states, strict=True))
-    return ScoreSheet(question, tuple(outcomes), data_checksums)
+    return ScoreSheet(question, tuple(outcomes))
 
 
 def _data_checksums(question: Question) -> tuple[str, ...]:
-    return tuple(commitment_of(data.path).checksum for data in question.data) if question.checksums else ()
+    return tuple(commitment_of(data.path).checksum for data in question.data)
 
 
 def _state_of_weights(candidate: Candidate) -> FileState | None:
@@ -77,12 +83,30 @@ def _state_of_weights(candidate: Candidate) -> FileState | None:
 
 
 def _error_if_changed(outcome: Outcome, before: FileState | None) -> Outcome:
-    if _state_of_weights(outcome.candidate) == before:
-        return outcome
-    error = FileChanged(
-        "the file was changed, replaced or removed while the candidates were evaluated", blob="model"
-    )
-    return Outcome(outcome.candidate, error=error)
+    try:
+        _check_unchanged(outcome.candidate, before)
+    except FileChanged as error:
+        return Outcome(outcome.candidate, error=error)
+    return outcome
+
+
+def _check_unchanged(candidate: Candidate, before: FileState | None) -> None:
+    if _state_of_weights(candidate) != before:
+        raise FileChanged(
+            "the file was changed, replaced or removed while the candidates were evaluated", blob="model"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """One candidate's file, and what it was when its checksum was taken."""
+
+    candidate: Candidate
+    path: Path
+    checksum: str
+    """Blake2b-256, Base58."""
+    state: FileState | None
+    """None for a file in the cache, which nobody changes."""
 
 
 class _Scoring:
@@ -91,42 +115,48 @@ class _Scoring:
     def __init__(
         self,
         question: Question,
+        data_checksums: tuple[str, ...],
         settings: Settings,
-        pool: WorkerPool,
+        evaluator: Evaluator,
         cache: BlobCache | None,
         on_progress: OnProgress,
+        *,
+        num_workers: int,
     ) -> None:
+        """`data_checksums` are those of the question's files of data."""
         self._question = question
+        self._data_checksums = data_checksums
         self._settings = settings
-        self._pool = pool
+        self._evaluator = evaluator
         self._cache = cache
         self._on_progress = on_progress
         self._architecture = load_architecture(CURRENT_VERSION)
         # With one run each, the next candidate loads while another is evaluated; with more, two candidates
         # that alternate on one device would evict each other's weights from its memory.
         spare = 1 if question.num_runs == 1 else 0
-        self._slots = asyncio.Semaphore(len(pool.status()) + spare)
+        self._slots = asyncio.Semaphore(num_workers + spare)
 
     async def score(self, index: int) -> Outcome:
         """All runs of one candidate, or why there is none."""
         candidate = self._question.candidates[index]
         self._on_progress(CandidateProgress(index, "waiting"))
         try:
-            async with self._weights(index) as (path, identity), self._slots:
-                outcome = await self._evaluate_runs(index, candidate, path, identity)
+            async with self._weights(index) as weights, self._slots:
+                outcome = await self._evaluate_runs(index, weights)
         except ScoringError as error:
             outcome = Outcome(candidate, error=error)
         self._on_progress(CandidateProgress(index, "done" if outcome.error is None else "failed"))
         return outcome
 
-    async def _evaluate_runs(self, index: int, candidate: Candidate, path: Path, identity: str) -> Outcome:
+    async def _evaluate_runs(self, index: int, weights: _Weights) -> Outcome:
         started = time.monotonic()
+        candidate = weights.candidate
         try:
-            runs = await self._runs(index, candidate, path, identity)
+            runs = await self._runs(index, weights)
         except (WeightsInvalid, DecryptionFailed) as error:
-            return Outcome(candidate, error=error, findings=await self._why_refused(candidate, path))
+            return Outcome(candidate, error=error, findings=await self._why_refused(candidate, weights.path))
         seconds = time.monotonic() - started
-        return Outcome(candidate, runs, seconds=seconds, checksums=await self._checksums(path, candidate.key))
+        return Outcome(candidate, runs, seconds=seconds, checksums=await self._checksums(weights))
 
     async def _why_refused(self, candidate: Candidate, path: Path) -> tuple[Finding, ...]:
         """What `check` finds in the same file; nothing where it can no longer be read."""
@@ -137,47 +167,64 @@ class _Scoring:
             return ()
         return tuple(checked.findings)
 
-    async def _checksums(self, path: Path, key: bytes | None) -> WeightsChecksums | None:
+    async def _checksums(self, weights: _Weights) -> WeightsChecksums | None:
         if not self._question.checksums:
             return None
-        try:
-            file = await asyncio.to_thread(commitment_of, path)
-            plain = file if key is None else await asyncio.to_thread(commitment_of_plain, path, key)
-        except OSError as error:
-            raise FileUnreadable(f"the file could not be read: {error.strerror}") from error
-        return WeightsChecksums(file.checksum, plain.checksum)
+        key, plain = weights.candidate.key, weights.checksum
+        if key is not None:
+            plain = await _checksum(lambda: commitment_of_plain(weights.path, key))
+        return WeightsChecksums(weights.checksum, plain)
 
-    async def _runs(self, index: int, candidate: Candidate, path: Path, identity: str) -> tuple[Run, ...]:
+    async def _runs(self, index: int, weights: _Weights) -> tuple[Run, ...]:
         num_batches = [self._architecture.num_batches(data.size) for data in self._question.data]
         total = sum(num_batches) * len(self._question.seeds)
         runs: list[Run] = []
         done = 0
-        for data, batches in zip(self._question.data, num_batches, strict=True):
+        for data, checksum, batches in zip(
+            self._question.data, self._data_checksums, num_batches, strict=True
+        ):
             for seed in self._question.seeds:
                 job = EvalJob(
-                    weights_path=str(path),
-                    weights_checksum=identity,
+                    weights_path=str(weights.path),
+                    weights_checksum=weights.checksum,
                     data_path=str(data.path),
                     data_size=data.size,
+                    data_checksum=checksum,
                     seed=seed,
-                    decryption_key=candidate.key,
+                    decryption_key=weights.candidate.key,
                     architecture_version=CURRENT_VERSION,
                     detail=self._question.detail and seed == self._question.seeds[0],
                 )
-                result = await self._evaluate(job, self._report_batches(index, done, total))
-                runs.append(self._run(data, seed, result))
+                unchanged = self._unchanged(weights, data)
+                computed = await self._evaluate(job, unchanged, self._report_batches(index, done, total))
+                runs.append(self._run(data, seed, computed))
                 done += batches
         return tuple(runs)
 
-    async def _evaluate(self, job: EvalJob, on_progress: Callable[[EvalProgress], None]) -> EvalResult:
+    async def _evaluate(
+        self,
+        job: EvalJob,
+        unchanged: AbstractAsyncContextManager[None],
+        on_progress: Callable[[EvalProgress], None],
+    ) -> Computed:
+        anew = self._question.compute_anew
         try:
-            return await self._pool.evaluate(job, on_progress)
+            return await self._evaluator.evaluate(job, unchanged, on_progress, anew=anew)
         except errors.FileUnreadable as error:
             raise FileUnreadable(error.detail) from error
         except errors.WorkerError as error:
             raise to_scoring_error(error, "client") from error
 
-    def _run(self, data: HeldOut, seed: int, result: EvalResult) -> Run:
+    @asynccontextmanager
+    async def _unchanged(self, weights: _Weights, data: HeldOut) -> AsyncIterator[None]:
+        """Raises FileChanged after the block if a file is not the one that its checksum was taken of."""
+        yield
+        data.check_unchanged()
+        if weights.state is not None:
+            _check_unchanged(weights.candidate, weights.state)
+
+    def _run(self, data: HeldOut, seed: int, computed: Computed) -> Run:
+        result = computed.result
         target = self._question.target
         num_tokens, num_predicted = self._architecture.count_targets(data.size)
         return Run(
@@ -196,15 +243,20 @@ class _Scoring:
             precision=result.precision,
             device=result.device,
             versions=result.versions,
+            numerics_version=computed.numerics_version,
+            computed_at=computed.computed_at,
+            result_cached=computed.was_kept,
             token_cross_entropy=result.token_cross_entropy,
         )
 
     @asynccontextmanager
-    async def _weights(self, index: int) -> AsyncIterator[tuple[Path, str]]:
-        """Where the file lies, and a name for its bytes."""
+    async def _weights(self, index: int) -> AsyncIterator[_Weights]:
+        """Where the file lies, and its checksum. Raises FileUnreadable and what BlobCache.fetch raises."""
         candidate = self._question.candidates[index]
         if not candidate.is_url:
-            yield Path(candidate.weights), _identity(Path(candidate.weights))
+            path = Path(candidate.weights)
+            state = state_of(path)
+            yield _Weights(candidate, path, await _checksum(lambda: commitment_of(path)), state)
             return
         assert self._cache is not None
         blob = BlobRef(candidate.weights)
@@ -212,7 +264,7 @@ class _Scoring:
         async with self._cache.fetch(
             blob, kind="model", max_bytes=self._settings.max_model_bytes, on_progress=report
         ) as cached:
-            yield cached.path, cached.checksum
+            yield _Weights(candidate, cached.path, cached.checksum, None)
 
     def _report_batches(self, index: int, done: int, total: int) -> Callable[[EvalProgress], None]:
         def report(progress: EvalProgress) -> None:
@@ -230,12 +282,12 @@ class _Scoring:
         return report
 
 
-def _identity(path: Path) -> str:
-    """A key by which a worker knows whether it holds this file already. Raises FileUnreadable."""
-    state = state_of(path)
-    if state is None:
-        raise FileUnreadable("the file could not be read: it is no longer there, or you may not read it")
-    return hashlib.blake2b(repr((str(path.resolve()), state)).encode(), digest_size=16).hexdigest()
+async def _checksum(commitment: Callable[[], Commitment]) -> str:
+    """The checksum of a file that is read for it. Raises FileUnreadable."""
+    try:
+        return (await asyncio.to_thread(commitment)).checksum
+    except OSError as error:
+        raise FileUnreadable(f"the file could not be read: {error.strerror}") from error
 
 
 @asynccontextmanager

@@ -47,9 +47,11 @@ class Question:
     detail: bool = False
     """Whether the cross-entropy of every token is wanted too; it is the same for every seed."""
     checksums: bool = False
-    """Whether the checksums of weights and data are wanted too, which takes reading every byte once more."""
+    """Whether the checksums of the weights are wanted too, which for encrypted ones takes reading them once more."""
     num_skipped: int = 0
     """Files of a folder of data that are not evaluated."""
+    compute_anew: bool = False
+    """Whether to compute even what is kept from an earlier evaluation."""
 
     @property
     def num_runs(self) -> int:

@@ -75,6 +75,11 @@ def _remarks_on_the_question(sheet: ScoreSheet) -> Iterator[Text]:
     question = sheet.question
     if len(question.data) > 1:
         yield Text("Every number is the mean over the files, each counting the same whatever its size.")
+    num_kept = sum(run.result_cached for outcome in sheet.outcomes for run in outcome.runs)
+    if num_kept:
+        num_runs = sum(len(outcome.runs) for outcome in sheet.outcomes)
+        kept = f"{num_kept} of {num_runs} results were" if num_runs > 1 else "The result was"
+        yield Text(f"{kept} kept from an earlier evaluation; --no-cache computes anew.")
     if question.num_skipped:
         yield Text(f"Left out of the folder: {question.num_skipped} hidden, backup or empty files.")
     if any(data.size > _NETWORK_MAX_DATA_BYTES for data in question.data):

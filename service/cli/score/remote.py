@@ -45,6 +45,8 @@ async def score_remotely(
     """
     _check_reach(question, url)
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    if question.compute_anew:
+        headers["Cache-Control"] = "no-cache"
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
         async with httpx.AsyncClient(

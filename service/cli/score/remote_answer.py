@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +53,9 @@ def parse_run(
         eval_seconds=_number(timings, "eval_seconds"),
         precision=shortened(str(provenance.get("precision", ""))),
         device=shortened(str(provenance.get("device", ""))),
+        numerics_version=shortened(str(provenance.get("numerics_version", ""))),
+        computed_at=_time(provenance, "computed_at"),
+        result_cached=_flag(timings, "result_cached"),
         versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
     )
 
@@ -75,6 +79,13 @@ def _flag(answer: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise NotOurs(f"{name} is {_kind(value)}")
     return value
+
+
+def _time(answer: Mapping[str, Any], name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(str(answer.get(name)))
+    except ValueError:
+        raise NotOurs(f"{name} is no time") from None
 
 
 def _embedding(answer: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ from service.cli.urls import is_url, without_secrets
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ZeroEmbedding
+from service.log import configure_log
 from workers.architectures import CURRENT_VERSION
 
 
@@ -45,9 +46,11 @@ def run_score(
     embedding_out: Path | None,
     url: str | None,
     api_key: str | None,
+    no_cache: bool,
     settings: Settings,
 ) -> int:
     """Returns the exit code, see `exit_code`. Raises BadUsage, ScoringError, WorkerError or OSError."""
+    configure_log("console", "warning")
     outputs = {"--report": report, "--embedding-out": embedding_out}
     _refuse_impossible_outputs(outputs, url)
     with find_data(data) as found:
@@ -59,6 +62,7 @@ def run_score(
             detail=report is not None,
             checksums=any(outputs.values()),
             num_skipped=found.num_skipped,
+            compute_anew=no_cache,
         )
         inputs = _inputs(question, found, [target, *(key_file or [])])
         if report is not None:
@@ -136,7 +140,7 @@ def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> Embeddi
         precision=run.precision,
         device=run.device,
         versions={"soma-eval": version("soma-eval"), **run.versions},
-        computed_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        computed_at=f"{run.computed_at or now:%Y-%m-%dT%H:%M:%SZ}",
     )
 
 

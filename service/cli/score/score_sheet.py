@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,11 @@ class Run:
     """The devices that took part."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that made the numbers, by name."""
+    numerics_version: str = ""
+    computed_at: datetime | None = None
+    """UTC."""
+    result_cached: bool = False
+    """Whether it was computed earlier, and kept."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless it was asked for."""
 
@@ -116,6 +122,11 @@ class Outcome:
         """In any of the runs."""
         return any(run.attends_to_future for run in self.runs)
 
+    @property
+    def result_cached(self) -> bool:
+        """Whether nothing was computed for it."""
+        return bool(self.runs) and all(run.result_cached for run in self.runs)
+
     def mean(self, number: Callable[[Run], float]) -> float:
         """The mean of a number over the runs."""
         return statistics.fmean(number(run) for run in self.runs)
@@ -129,7 +140,7 @@ class ScoreSheet:
     outcomes: tuple[Outcome, ...]
     """In the order of the candidates."""
     data_checksums: tuple[str, ...] = ()
-    """Of each file of data, Blake2b-256 in Base58; empty unless the question asks for them."""
+    """Of each file of data, Blake2b-256 in Base58; empty where a service has read them."""
 
     @property
     def losses(self) -> list[float | None]:
@@ -214,6 +225,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         **numbers,
         "error": None if outcome.error is None else _error(outcome),
         "seconds": outcome.seconds,
+        "result_cached": outcome.result_cached,
         "runs": [_run(run) for run in outcome.runs] if outcome.error is None else [],
     }
 
@@ -221,7 +233,9 @@ def _model(outcome: Outcome) -> dict[str, Any]:
 def _run(run: Run) -> dict[str, Any]:
     names = ("data", "seed", "loss", "cross_entropy", "sig_reg", "distance", "bits_per_byte")
     facts = ("attends_to_future", "load_seconds", "eval_seconds", "precision", "device")
-    return {name: getattr(run, name) for name in (*names, *facts)}
+    origin = ("numerics_version", "result_cached")
+    computed_at = None if run.computed_at is None else run.computed_at.isoformat()
+    return {name: getattr(run, name) for name in (*names, *facts, *origin)} | {"computed_at": computed_at}
 
 
 def _error(outcome: Outcome) -> dict[str, Any]:

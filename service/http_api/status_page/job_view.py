@@ -4,9 +4,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.errors import Fault, ScoringError
-from service.jobs.jobs import Job, JobState
+from service.jobs.job import Job, JobState
 from service.last_hour import Phase
-from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Progress, Provenance, Timings
+from service.scoring.results import (
+    CompetitionResult,
+    Evaluation,
+    ModelOutcome,
+    Progress,
+    Timings,
+    WeightsCached,
+)
 
 _AFTER_DOWNLOAD = ("loading", "evaluating", "done", "failed")
 
@@ -70,17 +77,51 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """What one model is worth, and where and how that was found."""
+
+    loss: float
+    cross_entropy: float
+    sig_reg: float
+    distance: float | None
+    attends_to_future: bool
+    weights_checksum: str
+    weights_cached: WeightsCached
+    device: str
+    computed: float | None
+    """When, for numbers that were kept from an earlier request."""
+    total_seconds: float
+    timeline: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> "Numbers":
+        """Those of an evaluation."""
+        result, provenance, timings = evaluation.result, evaluation.provenance, evaluation.timings
+        return cls(
+            loss=result.loss,
+            cross_entropy=result.cross_entropy,
+            sig_reg=result.sig_reg,
+            distance=evaluation.distance,
+            attends_to_future=result.attends_to_future,
+            weights_checksum=provenance.weights_checksum,
+            weights_cached=timings.weights_cached,
+            device=result.device,
+            computed=provenance.computed_at.timestamp() if timings.result_cached else None,
+            total_seconds=timings.total_seconds,
+            timeline=tuple(_timeline(timings)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelView:
     """One model of a job."""
 
     index: int
     phase: str
     bars: tuple[Bar, ...]
-    timeline: tuple[Segment, ...]
-    evaluation: Evaluation | None
+    numbers: Numbers | None
     failure: Failure | None
     is_winner: bool
-    total_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +133,15 @@ class JobView:
     models: tuple[ModelView, ...]
     margin: float | None
     near_tie: bool
-    provenance: Provenance | None
-    """Of its numbers; what all models have in common."""
-    num_sequences: int
-    num_batches: int
+    provenance: tuple[tuple[str, str], ...]
+    """What all its numbers have in common, by name; empty where it has none."""
 
     @property
     def longest_seconds(self) -> float:
         """The length of the time lines."""
-        return max((model.total_seconds or 0.0 for model in self.models), default=0.0)
+        return (
+            max((model.numbers.total_seconds for model in self.models if model.numbers), default=0.0) or 1.0
+        )
 
 
 def row_of(job: Job) -> JobRow:
@@ -122,37 +163,45 @@ def row_of(job: Job) -> JobRow:
 def view_of(job: Job) -> JobView:
     """The job as a page of its own."""
     result = job.result if isinstance(job.result, CompetitionResult) else None
-    outcomes = _outcomes(job)
-    models = []
-    for index, progress in enumerate(job.models):
-        outcome = outcomes[index] if outcomes else ModelOutcome()
-        timings = outcome.evaluation.timings if outcome.evaluation else None
-        error = outcome.error
-        if error is None and job.error is not None and job.error.model_index == index:
-            error = job.error
-        models.append(
-            ModelView(
-                index=index,
-                phase=progress.phase,
-                bars=() if job.finished else tuple(_bars([progress])),
-                timeline=() if timings is None else tuple(_timeline(timings)),
-                evaluation=outcome.evaluation,
-                failure=None if error is None else Failure.of(error),
-                is_winner=result is not None and result.winner == index,
-                total_seconds=None if timings is None else timings.total_seconds,
-            )
-        )
-    evaluations = [outcome.evaluation for outcome in outcomes if outcome.evaluation]
+    evaluations = [outcome.evaluation for outcome in _outcomes(job) if outcome.evaluation]
     return JobView(
         row=row_of(job),
         data_bar=_download_bar([job.data], "data") if job.data and not job.finished else None,
-        models=tuple(models),
+        models=tuple(_model(job, index) for index in range(len(job.models))),
         margin=result.margin if result else None,
         near_tie=result.near_tie if result else False,
-        provenance=evaluations[0].provenance if evaluations else None,
-        num_sequences=evaluations[0].num_sequences if evaluations else 0,
-        num_batches=evaluations[0].num_batches if evaluations else 0,
+        provenance=tuple(_provenance(evaluations[0])) if evaluations else (),
     )
+
+
+def _model(job: Job, index: int) -> ModelView:
+    outcomes, progress = _outcomes(job), job.models[index]
+    outcome = outcomes[index] if outcomes else ModelOutcome()
+    error = outcome.error
+    if error is None and job.error is not None and job.error.model_index == index:
+        error = job.error
+    return ModelView(
+        index=index,
+        phase=progress.phase,
+        bars=() if job.finished else tuple(_bars([progress])),
+        numbers=None if outcome.evaluation is None else Numbers.of(outcome.evaluation),
+        failure=None if error is None else Failure.of(error),
+        is_winner=isinstance(job.result, CompetitionResult) and job.result.winner == index,
+    )
+
+
+def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
+    result, provenance = evaluation.result, evaluation.provenance
+    return [
+        ("data", provenance.data_checksum),
+        ("sequences", f"{result.num_sequences:,}"),
+        ("batches", f"{result.num_batches:,}"),
+        ("seed", str(provenance.seed)),
+        ("architecture", provenance.architecture_version),
+        ("numerics", provenance.numerics_version),
+        ("precision", result.precision),
+        *sorted(result.versions.items()),
+    ]
 
 
 def _moment(moment: datetime | None) -> float | None:
@@ -172,9 +221,9 @@ def _outcomes(job: Job) -> tuple[ModelOutcome, ...]:
 def _summary(job: Job) -> str:
     match job.result:
         case Evaluation() as evaluation:
-            return f"loss {evaluation.loss:.6f}"
+            return f"loss {evaluation.result.loss:.6f}"
         case CompetitionResult() as result:
-            return f"model {result.winner} wins with loss {result.winning.loss:.6f}"
+            return f"model {result.winner} wins with loss {result.winning.result.loss:.6f}"
         case None:
             return ""
 

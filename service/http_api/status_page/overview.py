@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from service.errors import Fault, ScoringError
+from service.errors import Fault
 from service.http_api.operations import RequestLimits
-from service.http_api.status_page.job_view import JobRow, row_of
+from service.http_api.status_page.job_list import JobList
 from service.http_api.status_page.serving import Tone, serving_now
 from service.last_hour import PHASES, Durations, Minute, Phase
 from service.lifespan import Components
 from workers.types import DeviceStatus, RunningTask, WorkerMemory
-
-NUM_ENDED_JOBS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +53,6 @@ class Queue:
     oldest_waiting_since: float | None
     retry_after_seconds: float | None
     """None while a request would be admitted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """Those that run, and those that ended last."""
-
-    active: tuple[JobRow, ...]
-    ended: tuple[JobRow, ...]
-    trouble: str
-    """Why they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +152,7 @@ class Collector:
     def __init__(self, components: Components) -> None:
         self._components = components
         self._about: About | None = None
+        self._jobs = JobList(components)
         self._hour: tuple[tuple[int, int], Hour] | None = None
 
     async def __call__(self) -> Mapping[str, object]:
@@ -174,7 +163,7 @@ class Collector:
             "serving": serving_now(components),
             "devices": _devices(components),
             "queue": _queue(components),
-            "jobs": await _jobs(components),
+            "jobs": await self._jobs.read(),
             "hour": self._last_hour(),
             "cache": _cache(components),
             "about": self._about,
@@ -203,7 +192,7 @@ def _device(status: DeviceStatus, now: float) -> DeviceView:
         trouble=status.trouble,
         tested=None if age is None else round(now - age),
         num_restarts=status.restarts,
-        restarts=tuple(Counter(status.restarts_by_reason).most_common()),
+        restarts=tuple((+Counter(status.restarts_by_reason)).most_common()),
         last_death=status.last_death,
         memory=status.memory,
         resident=tuple(sorted(status.resident)),
@@ -230,18 +219,6 @@ def _queue(components: Components) -> Queue:
         num_waiting_for_room=scheduler.num_waiting_for_room,
         oldest_waiting_since=scheduler.oldest_waiting_since,
         retry_after_seconds=scheduler.retry_after_seconds() if is_full else None,
-    )
-
-
-async def _jobs(components: Components) -> Jobs:
-    try:
-        rows = [row_of(job) for job in components.jobs.recent(NUM_ENDED_JOBS)]
-    except ScoringError as error:
-        return Jobs((), (), f"{error.title}: {error.detail}")
-    return Jobs(
-        active=tuple(row for row in rows if row.ended is None),
-        ended=tuple(row for row in rows if row.ended is not None),
-        trouble="",
     )
 
 

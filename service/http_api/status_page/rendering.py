@@ -83,11 +83,6 @@ def blame(fault: str) -> str:
     return _FAULTS[fault]
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 batch`, `2 batches`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def words(name: str) -> str:
     """A field's name as words."""
     return name.replace("_", " ")
@@ -135,7 +130,6 @@ _environment.filters.update(
     since=since,
     blame=blame,
     words=words,
-    counted=counted,
     bars=bars,
 )
 _environment.globals.update(CHART_HEIGHT=CHART_HEIGHT, files_version=_version_of_files())

@@ -136,7 +136,7 @@ class _JobCollector:
 
     async def __call__(self) -> Mapping[str, object]:
         try:
-            self._latest = {"job": view_of(self._components.jobs.get(self._job_id))}
+            self._latest = {"job": view_of(await self._components.jobs.get(self._job_id))}
         except JobNotFound:
             if not self._latest:
                 raise

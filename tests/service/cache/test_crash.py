@@ -20,6 +20,7 @@ from service.cache.blob_cache import BlobCache, download_name
 from service.checksum import checksum_of
 from service.errors import ServiceTrouble
 from tests import misbehaving_server as servers
+from tests.file_systems import mounted, remount
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import delivery
 
@@ -145,31 +146,17 @@ async def test_after_a_crash_the_download_is_resumed_to_its_end(
 # -- a full disk -----------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _mounted(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a tmpfs needs more rights than these")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one mebibyte."""
-    with _mounted(tmp_path / "disk", "size=1m") as folder:
+    with mounted(tmp_path / "disk", "size=1m") as folder:
         yield folder
 
 
 @pytest.fixture
 def few_inodes(tmp_path: Path) -> Iterator[Path]:
     """A file system that takes about forty files and folders."""
-    with _mounted(tmp_path / "disk", "size=64m,nr_inodes=40") as folder:
+    with mounted(tmp_path / "disk", "size=64m,nr_inodes=40") as folder:
         yield folder
 
 
@@ -224,11 +211,6 @@ async def test_without_inodes_small_blobs_are_evicted_and_large_ones_stay(few_in
         assert d.cache.trouble is None
 
 
-async def _remount(folder: Path, mode: str) -> None:
-    command = ["mount", "-o", f"remount,{mode}", str(folder)]
-    await asyncio.to_thread(subprocess.run, command, check=True)
-
-
 async def _until_trouble(cache: BlobCache, expected: bool) -> None:
     while (cache.trouble is not None) is not expected:
         await asyncio.sleep(0.01)
@@ -238,7 +220,7 @@ async def test_a_read_only_disk_is_reported_until_it_works_again(small_disk: Pat
     async with delivery(small_disk, retry_seconds=0.05) as d:
         await d.fetch()
         mirror = d.blob(path="/mirror")
-        await _remount(small_disk, "ro")
+        await asyncio.to_thread(remount, small_disk, "ro")
         failure = await d.refused(mirror)
         assert (failure.full_code, failure.fault, failure.retryable) == ("out-of-resources", "service", True)
         with pytest.raises(ServiceTrouble):
@@ -246,7 +228,7 @@ async def test_a_read_only_disk_is_reported_until_it_works_again(small_disk: Pat
                 pass
         assert (await d.fetch()).was_cached  # what is here can still be read
         await _until_trouble(d.cache, True)
-        await _remount(small_disk, "rw")
+        await asyncio.to_thread(remount, small_disk, "rw")
         await _until_trouble(d.cache, False)
         assert not (await d.fetch(mirror)).was_cached
 

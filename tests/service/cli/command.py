@@ -38,9 +38,11 @@ class InProcess:
     """Runs command lines in a folder, within the test's own process."""
 
     def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self, folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
+        """`data_dir` is where the commands keep what they keep, unless their flags say otherwise."""
         self.folder = folder
+        self._data_dir = data_dir
         self._monkeypatch = monkeypatch
         self._capfd = capfd
 
@@ -51,7 +53,8 @@ class InProcess:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
             for name in [name for name in os.environ if name.startswith("SOMA_EVAL_")]:
                 patch.delenv(name)
-            for name, value in ({"TERM": "dumb", "COLUMNS": "100"} | variables).items():
+            always = {"TERM": "dumb", "COLUMNS": "100", "SOMA_EVAL_DATA_DIR": str(self._data_dir)}
+            for name, value in (always | variables).items():
                 patch.setenv(name, value)
             self._capfd.readouterr()
             prepare_standard_streams()
@@ -60,10 +63,11 @@ class InProcess:
         return Ran(code, out, err)
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """The environment without the variables of soma-eval, and with these."""
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """The environment without the variables of soma-eval, and with these. What is kept lies beside the folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
-    return kept | {"PYTHONPATH": str(ROOT), "TERM": "dumb"} | variables
+    data_dir = str(folder.with_name(f"{folder.name}-data"))
+    return kept | {"PYTHONPATH": str(ROOT), "TERM": "dumb", "SOMA_EVAL_DATA_DIR": data_dir} | variables
 
 
 CTRL_C_ACTS = Inherited(ignores_ctrl_c=False)
@@ -81,7 +85,7 @@ def start_command(
     return subprocess.Popen(
         prepared([sys.executable, "-P", "-m", "service.cli.main", *arguments], inherited),
         cwd=folder,
-        env=environment(**(variables or {})),
+        env=environment(folder, **(variables or {})),
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -77,12 +78,14 @@ class ComputingPool:
             load_seconds=load_seconds,
             eval_seconds=eval_seconds,
             versions=self._runner.versions,
+            device_name=self._runner.device_name,
             token_cross_entropy=np.concatenate(details) if details else None,
         )
 
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""
-        return [DeviceStatus("cpu", ready=True, busy=self._lock.locked(), pid=None, restarts=0)]
+        status = DeviceStatus("cpu", ready=True, busy=self._lock.locked(), pid=None, restarts=0)
+        return [replace(status, device_name=self._runner.device_name, versions=self._runner.versions)]
 
     async def close(self) -> None:
         """Nothing has to be ended."""

@@ -65,13 +65,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_process(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_processes: None
+    prepared: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    no_processes: None,
 ) -> InProcess:
     """Runs commands in the prepared folder, without a process of their own."""
-    return InProcess(prepared, monkeypatch, capfd)
+    return InProcess(prepared, tmp_path_factory.mktemp("data"), monkeypatch, capfd)
 
 
 @pytest.fixture
-def in_plain(plain: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
+def in_plain(
+    plain: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> InProcess:
     """The same in a folder with plain.safetensors and nothing else."""
-    return InProcess(plain, monkeypatch, capfd)
+    return InProcess(plain, tmp_path_factory.mktemp("data"), monkeypatch, capfd)

@@ -123,7 +123,7 @@ print(*(name for name in heavy if name in sys.modules), file=sys.stderr)
 )
 def test_a_help_loads_nothing_heavy(arguments: list[str], loaded: str) -> None:
     command = [sys.executable, "-c", LOADED, *arguments]
-    ran = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment(), check=True, text=True)
+    ran = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment(ROOT), check=True, text=True)
     assert ran.stderr == f"{loaded}\n"
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -30,6 +31,7 @@ from service.metrics import Metrics
 from service.scoring.competition import MAX_MANIFESTS, Competition, ModelManifest
 from service.scoring.results import CompetitionResult, Evaluation, ModelOutcome, Provenance, Timings
 from tests.http2_client import Http2Client, data, headers
+from tests.in_process_pool import eval_result
 
 DIGEST = SomaClient.commitment(b"some bytes")
 KEY = bytes(range(32))
@@ -58,16 +60,10 @@ COMPETITION = Competition(
 
 def evaluation(loss: float, distance: float | None = 0.25) -> Evaluation:
     return Evaluation(
-        loss=loss,
-        cross_entropy=loss,
-        sig_reg=0.0,
-        embedding=np.array([0.1, -0.2, 3.0], dtype=np.float32),
+        result=replace(eval_result(loss), embedding=np.array([0.1, -0.2, 3.0], dtype=np.float32)),
         distance=distance,
-        attends_to_future=False,
-        num_sequences=1,
-        num_batches=1,
-        provenance=Provenance(DIGEST, DIGEST, 0, "1", "float32", "cpu", {}),
-        timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0, "no"),
+        provenance=Provenance(DIGEST, DIGEST, 0, "1", "1", datetime.now(UTC)),
+        timings=Timings(0.0, 0.0, 0.0, 0.0, 0.0, "no", result_cached=False),
     )
 
 
@@ -292,7 +288,7 @@ async def test_a_competition_is_asked_and_answered(api: Api) -> None:
     assert api.scorer.asked == [COMPETITION]
     assert response.winner == 1
     assert (response.loss_score, response.distance) == ((4.5,), (0.25,))
-    assert response.embedding == tuple(evaluation(4.5).embedding.tolist())
+    assert response.embedding == tuple(evaluation(4.5).result.embedding.tolist())
     assert api.count("Score", "ok") == 1
 
 

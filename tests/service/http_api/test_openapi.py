@@ -27,7 +27,7 @@ from workers.types import DeviceStatus
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [
     *("POST /eval", "POST /score", "GET /health", "GET /ready", "GET /info", "GET /metrics"),
-    *("GET /jobs/{job_id}", "DELETE /jobs/{job_id}", "GET /jobs/{job_id}/events"),
+    *("GET /jobs", "GET /jobs/{job_id}", "DELETE /jobs/{job_id}", "GET /jobs/{job_id}/events"),
 ]
 GUARDED = set(OPERATIONS) - {"GET /health", "GET /ready", "GET /metrics"}
 

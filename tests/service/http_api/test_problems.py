@@ -33,7 +33,7 @@ def test_only_trouble_is_retryable() -> None:
     assert retryable == {
         *("{blob}-unavailable", "download-timeout", "queue-full", "draining", "no-worker"),
         *("deadline-exceeded", "worker-crashed", "out-of-memory", "out-of-resources"),
-        "insufficient-storage",
+        *("insufficient-storage", "interrupted"),
     }
 
 

@@ -165,12 +165,12 @@ def is_healthy(service: LiveService) -> bool:
 def test_connections_that_are_worked_for_do_not_give_way(tmp_path: Path, plain: dict[str, Any]) -> None:
     limits = replace(HttpLimits(), max_connections=2)
     with in_process_service(tmp_path, http_limits=limits) as service, contextlib.ExitStack() as held:
-        body = json.dumps(plain).encode()
-        request = POST_EVAL + f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         with service.busy():
             working = [held.enter_context(connect(service.http_url)) for _ in range(2)]
             for number, connection in enumerate(working, start=1):
-                connection.sendall(request)
+                body = json.dumps({**plain, "seed": number}).encode()
+                head = f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                connection.sendall(POST_EVAL + head + body)
                 wait_until(lambda number=number: service.pool.num_running == number)  # type: ignore[misc]
             for _ in range(8):
                 with connect(service.http_url) as one_too_many:

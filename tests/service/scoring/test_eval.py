@@ -2,6 +2,8 @@
 
 import base64
 import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import base58
@@ -26,6 +28,8 @@ from tests.recipe import (
     safetensors_bytes,
     small_weights_bytes,
 )
+from tests.service.cli.command import run_command
+from workers.v1 import NUMERICS_VERSION
 
 WRONG_KEY = base58.b58encode(bytes(32)).decode()
 
@@ -59,6 +63,8 @@ def test_the_whole_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
         "data_checksum": answer["provenance"]["data_checksum"],
         "seed": 1,
         "architecture_version": "1",
+        "numerics_version": NUMERICS_VERSION,
+        "computed_at": answer["provenance"]["computed_at"],
         "precision": "float32",
         "device": "cpu",
         "versions": answer["provenance"]["versions"],
@@ -70,6 +76,7 @@ def test_the_whole_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
         "eval_seconds",
         "total_seconds",
         "weights_cached",
+        "result_cached",
     }
 
 
@@ -77,10 +84,46 @@ def test_no_target_no_distance(client: httpx.Client, plain: dict[str, Any]) -> N
     assert post(client, plain)["distance"] is None
 
 
-def test_the_second_time_the_weights_are_on_the_device(client: httpx.Client, sealed: dict[str, Any]) -> None:
-    first, second = post(client, sealed), post(client, sealed)
-    assert second["timings"]["weights_cached"] == "device"
+def test_computed_anew_the_weights_are_on_the_device_and_the_bits_are_the_same(
+    client: httpx.Client, sealed: dict[str, Any]
+) -> None:
+    first = post(client, sealed)
+    second = client.post("/eval", json=sealed, headers={"Cache-Control": "no-cache"}).json()
+    assert (second["timings"]["weights_cached"], second["timings"]["result_cached"]) == ("device", False)
     assert (first["loss"], first["embedding"]) == (second["loss"], second["embedding"])
+    assert "soma_eval_result_mismatches_total 0.0" in client.get("/metrics").text
+
+
+def test_the_same_again_is_not_computed(client: httpx.Client, sealed: dict[str, Any]) -> None:
+    first, second = post(client, sealed), post(client, sealed)
+    assert second["timings"]["result_cached"]
+    assert (first["loss"], first["embedding"]) == (second["loss"], second["embedding"])
+    assert first["provenance"] == second["provenance"]
+    computed_at = datetime.fromisoformat(second["provenance"]["computed_at"])
+    assert computed_at.utcoffset() == timedelta(0)
+    assert computed_at <= datetime.now(UTC)
+
+
+def test_a_command_uses_what_a_running_service_has_computed(
+    client: httpx.Client, sealed: dict[str, Any], service: LiveService, tmp_path: Path
+) -> None:
+    answer = post(client, sealed)
+    (tmp_path / "weights.enc").write_bytes(encrypt(small_weights_bytes()))
+    (tmp_path / "data").write_bytes(make_data(GOLDEN.data))
+    command = ("score", "weights.enc", "--key", KEY, "--data", "data", "--seed", "1", "--json")
+    flags = ("--small-model", "--device", "cpu", "--data-dir", str(service.data_dir))
+    ran = run_command(tmp_path, *command, *flags)
+    (model,) = ran.json["models"]
+    assert (ran.code, ran.err) == (0, "")
+    assert (model["result_cached"], model["loss"]) == (True, answer["loss"])
+    (run,) = model["runs"]
+    assert datetime.fromisoformat(run["computed_at"]) == datetime.fromisoformat(
+        answer["provenance"]["computed_at"]
+    )
+    assert run["numerics_version"] == NUMERICS_VERSION
+    by_service = ("--url", service.http_url, "--no-cache")
+    (model,) = run_command(tmp_path, *command, *by_service).json["models"]
+    assert (model["result_cached"], model["loss"]) == (False, answer["loss"])
 
 
 def test_data_by_url(client: httpx.Client, plain: dict[str, Any], files: FileServer) -> None:

@@ -19,6 +19,8 @@ import pytest
 from service.errors import BlobUnavailable, DecryptionFailed, NoWorker, OutOfResources, ScoringError
 from service.metrics import Metrics
 from service.scoring.competition import Competition, ModelManifest
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_results import NoKeptResults, ServedModel
 from service.scoring.results import Progress
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer, first_of_ours
@@ -127,8 +129,9 @@ def scorer_over(d: Delivery, failure: Exception) -> Scorer:
         max_models=2,
         architecture_version="1",
     )
-    pool = cast(WorkerPool, SimpleNamespace(evaluate=evaluate))
-    return Scorer(d.cache, scheduler, pool, limits, Metrics())
+    pool = cast(WorkerPool, SimpleNamespace(evaluate=evaluate, status=list))
+    evaluator = Evaluator(pool, NoKeptResults(), ServedModel("1", {}, "float32"), Metrics())
+    return Scorer(d.cache, scheduler, evaluator, limits, Metrics())
 
 
 @pytest.mark.parametrize("ours", [NoWorker("none"), OSError(errno.EMFILE, "no"), MemoryError()], ids=repr)

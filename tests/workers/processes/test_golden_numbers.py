@@ -71,6 +71,9 @@ async def test_golden(pools: dict[int, WorkerPool], name: str, key: bytes | None
     np.testing.assert_allclose(result.embedding, case.embedding, rtol=0, atol=tolerance)
     assert result.attends_to_future == case.attends_to_future
     assert set(result.versions) == {"torch", "soma-arrgen"}
+    (worker,) = pools[1].status()
+    assert (worker.kind, worker.versions) == (result.kind, result.versions)
+    assert worker.device_name.endswith(", 1 thread")
 
 
 async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPool], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The bookkeeping of one evaluation: every batch once, whoever dies."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from workers.errors import NonFiniteResult, WorkerCrashed
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
 
-CPU = DeviceKind("cpu", "")
+CPU = DeviceKind("cpu", "a CPU")
 
 
 def evaluation(num_batches: int) -> PendingEvaluation:
@@ -96,6 +97,16 @@ async def test_what_was_done_on_one_kind_of_device_is_not_mixed_with_another() -
     assert one.kind == CPU
     one.start_over()
     assert one.take(2, DeviceKind("cuda", "any"), num_workers=1) == range(4)
+
+
+@pytest.mark.parametrize("was_cut_smaller", [False, True])
+async def test_a_result_tells_whether_any_batch_was_cut_smaller(was_cut_smaller: bool) -> None:
+    one = evaluation(2)
+    one.take(1, CPU, num_workers=1)
+    one.batch_done(score(0))
+    one.batch_done(replace(score(1), was_cut_smaller=was_cut_smaller))
+    result = await one.result("float32")
+    assert (result.was_cut_smaller, result.device_name) == (was_cut_smaller, CPU.name)
 
 
 async def test_a_mean_that_is_not_finite_is_no_result() -> None:

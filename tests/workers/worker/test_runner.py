@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from workers.architectures import Architecture
 from workers.errors import FileUnreadable, OutOfMemory
 from workers.types import BatchScore, EvalJob, WorkerConfig
 from workers.v1 import errors as v1_errors
-from workers.worker.runner import Runner
+from workers.worker.runner import Runner, cpu_model
 
 
 @dataclass
@@ -191,8 +192,18 @@ def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
     runner.load(a, never_cancelled)
     runner.load(b, never_cancelled)
     device.max_micro_batch = 4
-    assert evaluate(runner, b) == [16, 4, 4]
+    scores = list(runner.evaluate(b, range(3), never_cancelled))
+    assert [(int(s.cross_entropy), s.was_cut_smaller) for s in scores] == [(16, False), (4, True), (4, True)]
     assert names(runner) == {"b"}
+
+
+def test_a_cpu_is_named_by_what_decides_its_bits(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: A  CPU\n\ncpu family\t: 7\n")
+    assert cpu_model(info) == "A CPU (6/143)"
+    info.write_text("CPU part\t: 0xd4f\n")
+    assert cpu_model(info) == "0xd4f"
+    assert cpu_model(tmp_path / "none") == platform.machine()
 
 
 def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_path: Path) -> None:

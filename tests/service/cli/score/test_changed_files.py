@@ -19,7 +19,6 @@ from tests.recipe import SMALL_CONFIG, golden_cases, golden_competitions, make_d
 
 RECIPES = golden_competitions()["competition-three"].models
 pytestmark = pytest.mark.usefixtures("no_processes")
-SETTINGS = ExplicitSettings(small_model=True, device=("cpu",))
 
 
 def rewrite(path: Path) -> None:
@@ -53,7 +52,8 @@ def score(
             changed = True
             change()
 
-    sheet = asyncio.run(score_locally(question, SETTINGS, on_progress))
+    settings = ExplicitSettings(small_model=True, device=("cpu",), data_dir=folder / "kept")
+    sheet = asyncio.run(score_locally(question, settings, on_progress))
     assert changed
     return sheet
 
@@ -69,7 +69,7 @@ def test_weights_that_change_have_an_error_and_no_number(
     sheet = score(tmp_path, evaluating_first, lambda: change(tmp_path / "a.safetensors"))
     first, second = sheet.to_json()["models"]
     assert (first["loss"], first["embedding"], first["error"]["code"]) == (None, None, "file-changed")
-    assert second["error"] is None
+    assert (second["error"], second["result_cached"]) == (None, False)
     assert sheet.winner == 1
     assert exit_code(sheet) == ExitCode.MACHINE
 
@@ -81,6 +81,14 @@ def test_weights_that_change_after_their_own_evaluation_have_none_either(tmp_pat
         lambda: rewrite(tmp_path / "a.safetensors"),
     )
     assert sheet.to_json()["models"][0]["error"]["code"] == "file-changed"
+
+
+def test_the_number_of_a_file_that_changed_is_not_kept(tmp_path: Path) -> None:
+    """The first candidate is, for its checksum, what it was when it was scored at first."""
+    changed = score(tmp_path, evaluating_first, lambda: rewrite(tmp_path / "a.safetensors"))
+    again = score(tmp_path, evaluating_first, lambda: None)
+    assert [model["result_cached"] for model in changed.to_json()["models"]] == [False, False]
+    assert [model["result_cached"] for model in again.to_json()["models"]] == [False, True]
 
 
 def test_data_that_changes_leaves_no_number_at_all(tmp_path: Path) -> None:

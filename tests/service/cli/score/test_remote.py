@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,14 @@ GOOD_ANSWER: dict[str, Any] = {
     "embedding": [1.0, 2.0],
     "distance": None,
     "attends_to_future": False,
-    "provenance": {"precision": "float32", "device": "cpu", "versions": {"torch": "2"}},
-    "timings": {"load_seconds": 0.0, "eval_seconds": 0.1},
+    "provenance": {
+        "precision": "float32",
+        "device": "cpu",
+        "versions": {"torch": "2"},
+        "numerics_version": "1",
+        "computed_at": "2026-01-02T03:04:05Z",
+    },
+    "timings": {"load_seconds": 0.0, "eval_seconds": 0.1, "result_cached": True},
 }
 ODD_MEMBERS: dict[str, Any] = {
     "loss": "5",
@@ -79,6 +86,7 @@ def ask(url: str, prepared: Path) -> ScoreSheet:
         (b"3", "a number"),
         (b"{}", "timings is missing or null"),
         *((json.dumps(GOOD_ANSWER | {name: value}).encode(), name) for name, value in ODD_MEMBERS.items()),
+        (json.dumps(GOOD_ANSWER | {"provenance": {"computed_at": "now"}}).encode(), "computed_at is no time"),
         (json.dumps(GOOD_ANSWER | {"loss": 10**400}).encode(), "loss is too large"),
         (json.dumps(GOOD_ANSWER | {"embedding": [1e300]}).encode(), "embedding holds a number too large"),
         (json.dumps(GOOD_ANSWER | {"embedding": []}).encode(), "embedding is an empty list"),
@@ -102,7 +110,9 @@ def test_a_good_answer_is_taken(prepared: Path) -> None:
     with server_that_says(200, json.dumps(GOOD_ANSWER).encode()) as url:
         scored = ask(url, prepared)
     assert scored.outcomes[0].loss == 5.0
-    assert scored.outcomes[0].runs[0].device == "cpu"
+    run = scored.outcomes[0].runs[0]
+    assert (run.device, run.numerics_version, run.result_cached) == ("cpu", "1", True)
+    assert run.computed_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

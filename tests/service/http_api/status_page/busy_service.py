@@ -184,6 +184,18 @@ def _send_jobs(service: InProcessService, pool: BusyPool, files: FileServer) -> 
         time.sleep(0.5)
 
 
+def jobs_of(service: InProcessService) -> dict[str, str]:
+    """The paths of a competition that runs, of one that was won, and of an evaluation whose file was not there."""
+    with service.client() as client:
+        jobs = client.get("/jobs", params={"limit": 100}).json()["jobs"]
+    found = {
+        "running": lambda job: job["kind"] == "score" and job["state"] == "running",
+        "won": lambda job: job["kind"] == "score" and job["state"] == "succeeded",
+        "failed": lambda job: job["error"] and job["error"]["code"] == "model-unavailable",
+    }
+    return {name: f"/jobs/{next(filter(test, jobs))['id']}" for name, test in found.items()}
+
+
 def make_up_an_hour(last_hour: LastHour) -> None:
     """Requests of an hour, more in its middle, the same each time."""
     dice = random.Random(7)

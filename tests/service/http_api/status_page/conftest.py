@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from tests.file_server import FileServer
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.api_key import CANARY_API_KEY
-from tests.service.http_api.status_page.accept_html import HTML
 from tests.service.http_api.status_page.busy_service import busy_service
+from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +49,6 @@ def signed_in(browser: httpx.Client) -> httpx.Client:
 def job(locked: InProcessService, plain: dict[str, Any]) -> Iterator[str]:
     """The path of a job of `locked` that runs until the test ends."""
     with locked.busy(), locked.client(headers={"Authorization": f"Bearer {CANARY_API_KEY}"}) as client:
-        location: str = client.post("/eval", json=plain, headers={"Prefer": "respond-async"}).headers[
-            "location"
-        ]
+        location: str = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
         yield location
         client.delete(location)

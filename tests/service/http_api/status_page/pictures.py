@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.file_server import FileServer
-from tests.service.http_api.status_page.busy_service import BusyPool, busy_service
+from tests.service.http_api.status_page.busy_service import BusyPool, busy_service, jobs_of
 from tests.service.http_api.status_page.chromium import Chromium, chromium
 
 
@@ -29,8 +29,6 @@ def main() -> None:
         published = Path(work) / "files"
         published.mkdir()
         with FileServer(published).running() as files, busy_service(Path(work) / "data", files) as service:
-            assert service.components is not None
-            won = next(j for j in service.components.jobs.recent(50) if j.kind == "score" and j.finished)
             home = f"{service.http_url}/"
             assert isinstance(service.pool, BusyPool)
             service.pool.is_whole = True
@@ -38,7 +36,13 @@ def main() -> None:
             service.pool.is_whole = False
             take(browser, home, folder / "status-dark.webp", width=1440, height=980, dark=True)
             take(browser, home, folder / "status-phone.webp", width=390, height=844)
-            take(browser, f"{home}jobs/{won.id}", folder / "status-job.webp", width=1440, height=None)
+            take(
+                browser,
+                service.http_url + jobs_of(service)["won"],
+                folder / "status-job.webp",
+                width=1440,
+                height=None,
+            )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 from service.http_api.status_page.rendering import age
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.api_key import CANARY_API_KEY
+from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.chromium import IS_HERE, Chromium, chromium
+from tests.service.http_api.status_page.request_headers import AS_JOB
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,16 +42,6 @@ def screen(started: Chromium) -> Iterator[Chromium]:
     started.driver.get("about:blank")
 
 
-def jobs_of(service: InProcessService) -> dict[str, str]:
-    """The paths of a job that runs, of one that was won and of one that failed."""
-    assert service.components is not None
-    jobs = service.components.jobs.recent(50)
-    running = next(job for job in jobs if not job.finished)
-    won = next(job for job in jobs if job.kind == "score" and job.finished)
-    failed = next(job for job in jobs if job.error)
-    return {"running": f"/jobs/{running.id}", "won": f"/jobs/{won.id}", "failed": f"/jobs/{failed.id}"}
-
-
 def test_a_change_is_seen_without_a_reload(
     screen: Chromium, api: InProcessService, plain: dict[str, Any]
 ) -> None:
@@ -58,7 +50,7 @@ def test_a_change_is_seen_without_a_reload(
     screen.wait_for_text("idle", "#panel-devices")
     screen.js("window.isTheSamePage = true")
     with api.busy(), api.client() as client:
-        location = client.post("/eval", json=plain, headers={"Prefer": "respond-async"}).headers["location"]
+        location = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
         screen.wait_for_text("busy", "#panel-devices")
         screen.wait_for_text("running", "#panel-jobs")
         client.delete(location)

@@ -11,12 +11,13 @@ import pytest
 from service.errors import NoWorker, OutOfResources, ScoringError
 from service.http_api.status_page.job_view import row_of, view_of
 from service.http_api.status_page.rendering import age, bars, duration, page, size
-from service.jobs.jobs import Job
+from service.jobs.job import End, Job
 from service.scoring.results import Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.in_process_service import InProcessService, in_process_service
-from tests.service.http_api.status_page.accept_html import HTML
+from tests.service.http_api.status_page.busy_service import jobs_of
+from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
 
 BLOCKS = {"dt", "dd", "td", "th", "li", "p", "h1", "h2", "h3", "rect"}
 VOID = {"meta", "link", "input", "rect", "path", "circle"}
@@ -133,10 +134,8 @@ def test_a_job_is_a_page_for_browsers_and_json_for_others(busy: InProcessService
 
 
 def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(busy: InProcessService) -> None:
-    assert busy.components is not None
-    (won,) = [job for job in busy.components.jobs.recent(50) if job.kind == "score" and job.finished]
     with busy.client(headers=HTML) as client:
-        html = client.get(f"/jobs/{won.id}").text
+        html = client.get(jobs_of(busy)["won"]).text
     words = text_of(html)
     for expected in (
         "Succeeded: model 0 wins with loss 4.578473.",
@@ -145,7 +144,7 @@ def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(bus
         "margin 0.023452",
         "load 100 ms eval 400 ms",
         "seed 77",
-        "648 sequences in 41 batches",
+        "sequences 648 batches 41",
         "torch 2.13.0+cu130",
         "Model 3 non-finite-result fault of the model's owner: The weights give no finite result; "
         "the loss is not a number.",
@@ -155,12 +154,8 @@ def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(bus
 
 
 def test_the_page_of_a_failed_job_says_whose_fault_it_was(busy: InProcessService) -> None:
-    assert busy.components is not None
-    (failed,) = [
-        j for j in busy.components.jobs.recent(50) if j.error and j.error.full_code == "model-unavailable"
-    ]
     with busy.client(headers=HTML) as client:
-        words = text_of(client.get(f"/jobs/{failed.id}").text)
+        words = text_of(client.get(jobs_of(busy)["failed"]).text)
     assert "Failed: A file could not be fetched." in words
     assert "model-unavailable fault of the model's owner: the server answered with status 404." in words
 
@@ -172,10 +167,8 @@ def test_what_is_not_there_is_a_page_too(watcher: httpx.Client) -> None:
 
 
 def test_panels_and_events_are_the_same(busy: InProcessService) -> None:
-    assert busy.components is not None
-    job_id = busy.components.jobs.recent(50)[0].id
     with busy.client() as client:
-        for path in ("/status", f"/status/jobs/{job_id}"):
+        for path in ("/status", f"/status{jobs_of(busy)['won']}"):
             panels = client.get(f"{path}/panels").json()["panels"]
             with client.stream("GET", f"{path}/events") as events:
                 assert events.headers["content-type"].startswith("text/event-stream")
@@ -211,7 +204,7 @@ def test_a_full_queue(tmp_path_factory: pytest.TempPathFactory, plain: dict[str,
         service.client() as client,
     ):
         assert "Yes. A request sent now is served." in text_of(client.get("/").text)
-        location = client.post("/eval", json=plain, headers={"Prefer": "respond-async"}).headers["location"]
+        location = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
         panels = client.get("/status/panels").json()["panels"]
         while "Not now" not in panels["serving"]:  # the panels are a tick old at most
             panels = client.get("/status/panels").json()["panels"]
@@ -240,7 +233,7 @@ def test_no_worker(api: InProcessService) -> None:
 
 
 def job_with(*models: Progress) -> Job:
-    job = Job("score", len(models))
+    job = Job("score", len(models), deadline=0.0)
     for progress in models:
         job.note(progress)
     return job
@@ -259,8 +252,7 @@ def test_the_bars_of_a_job_that_runs() -> None:
 
 def test_an_error_of_one_model_is_shown_with_it() -> None:
     job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
-    job.error = OutOfResources("no memory", model_index=1)
-    job.finish("failed")
+    job.become(End("failed", 9, error=OutOfResources("no memory", model_index=1)))
     first, second = view_of(job).models
     assert first.failure is None
     assert second.failure is not None
@@ -270,8 +262,7 @@ def test_an_error_of_one_model_is_shown_with_it() -> None:
 @pytest.mark.parametrize("error", [NoWorker("<script>alert(1)</script>"), OutOfResources("a & b")])
 def test_everything_is_escaped(error: ScoringError) -> None:
     job = job_with(Progress("queued", model_index=0))
-    job.error = error
-    job.finish("failed")
+    job.become(End("failed", 9, error=error))
     html = page("panels/job.html", value=view_of(job), now=0.0)
     assert error.detail not in html
     assert error.detail in text_of(html)
@@ -328,9 +319,7 @@ def test_requests_are_counted_once_whatever_they_came_by(
             client.post("/eval", json=body)
             assert counted() == (before[0] + change[0], before[1] + change[1])
             before = counted()
-            location = client.post("/eval", json=body, headers={"Prefer": "respond-async"}).headers[
-                "location"
-            ]
+            location = client.post("/eval", json=body, headers=AS_JOB).headers["location"]
             client.get(f"{location}/events")
             while counted() == before:  # it is counted just after its last event
                 pass
