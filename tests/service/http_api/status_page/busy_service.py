@@ -117,11 +117,8 @@ class BusyPool(InProcessPool):
             self_test_age_seconds=871.0,
         )
         if self.is_whole:
-            return [
-                sound,
-                second,
-                *(replace(third, device=name, restarts=0) for name in ("cuda:2", "cuda:3")),
-            ]
+            idle = [replace(third, device=f"cuda:{i}", restarts=0, restarts_by_reason={}) for i in (2, 3)]
+            return [sound, second, *idle]
         return [sound, second, third, fourth]
 
 

@@ -32,9 +32,9 @@ def main() -> None:
             home = f"{service.http_url}/"
             assert isinstance(service.pool, BusyPool)
             service.pool.is_whole = True
-            take(browser, home, folder / "status-light.webp", width=1440, height=980)
+            take(browser, home, folder / "status-light.webp", width=1440, height=925)
             service.pool.is_whole = False
-            take(browser, home, folder / "status-dark.webp", width=1440, height=980, dark=True)
+            take(browser, home, folder / "status-dark.webp", width=1440, height=960, dark=True)
             take(browser, home, folder / "status-phone.webp", width=390, height=844)
             take(
                 browser,
