@@ -1,33 +1,49 @@
 """Metrics that are read from the running parts whenever they are rendered: devices, cache, downloads, jobs."""
 
+import asyncio
+import contextlib
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service.cache.blob_cache import BlobCache
+from service.errors import ServiceTrouble
+from service.jobs.database import Database
 from service.jobs.job import JobState
+from service.jobs.jobs import JobService
 from service.metrics import PREFIX
 from service.scoring.scheduler import Scheduler
 from workers.pool import WorkerPool
 from workers.types import DeviceStatus
 
+REFRESH_SECONDS = 2.0
+"""How long a database may take to count the jobs."""
+
 _Label = TypeVar("_Label", bound=str)
 
 
-@dataclass(eq=False, frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class ComponentMetrics:
     """A collector of prometheus_client over the parts of one service. No label is made of anybody's input."""
 
     scheduler: Scheduler
     cache: BlobCache
     pool: WorkerPool
-    num_jobs_by_state: Callable[[], Mapping[JobState, int]]
-    is_state_ok: Callable[[], bool]
+    database: Database
+    jobs: JobService
     build: Mapping[str, str]
     """Labels of `build_info`: versions, architecture, precision."""
+    num_jobs_by_state: Mapping[JobState, int] = field(default_factory=dict)
+    """As of the last refresh."""
+
+    async def refresh(self) -> None:
+        """Count the jobs. While the database is in trouble, the numbers stay what they were: see `state_ok`."""
+        with contextlib.suppress(ServiceTrouble, TimeoutError):
+            async with asyncio.timeout(REFRESH_SECONDS):
+                self.num_jobs_by_state = await self.jobs.num_by_state()
 
     def collect(self) -> Iterator[Metric]:
         """Every family, each with its samples of now."""
@@ -39,15 +55,15 @@ class ComponentMetrics:
         yield from self._queue()
         yield from _devices(self.pool.status())
         yield from self._cache()
-        states = self.num_jobs_by_state()
         yield _by_label(
-            GaugeMetricFamily(
-                f"{PREFIX}jobs", "Jobs that this service works on, by state.", labels=["state"]
-            ),
-            states,
+            GaugeMetricFamily(f"{PREFIX}jobs", "Jobs that are kept, by state.", labels=["state"]),
+            self.num_jobs_by_state,
         )
-        yield _gauge("jobs_running", "Jobs that this service works on.", sum(states.values()))
-        yield _gauge("state_ok", "1 while the database of jobs and results works.", self.is_state_ok())
+
+        yield _gauge("jobs_running", "Jobs that this service works on.", self.jobs.num_running)
+        yield _gauge(
+            "state_ok", "1 while the database of jobs and results works.", self.database.trouble is None
+        )
 
     def _queue(self) -> Iterator[Metric]:
         scheduler = self.scheduler

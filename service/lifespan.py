@@ -85,7 +85,6 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         if settings.traces:
             pool = TracedPool(pool)
         scheduler = await _make_scheduler(settings, pool, cache)
-        versions = {name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")}
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
         evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
@@ -100,22 +99,15 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         )
         stack.push_async_callback(jobs.close)
         jobs.start()
-        metrics.register(
-            ComponentMetrics(
-                scheduler,
-                cache,
-                pool,
-                jobs.num_by_state,
-                is_state_ok=lambda: database.trouble is None,
-                build={
-                    "version": versions["soma-eval"],
-                    "torch": versions["torch"],
-                    "soma_arrgen": versions["soma-arrgen"],
-                    "architecture": CURRENT_VERSION,
-                    "precision": settings.precision,
-                },
-            )
-        )
+        versions = {name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")}
+        build = {
+            "version": versions["soma-eval"],
+            "torch": versions["torch"],
+            "soma_arrgen": versions["soma-arrgen"],
+            "architecture": CURRENT_VERSION,
+            "precision": settings.precision,
+        }
+        metrics.register(ComponentMetrics(scheduler, cache, pool, database, jobs, build))
         yield Components(
             settings=settings,
             cache=cache,

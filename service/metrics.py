@@ -1,10 +1,10 @@
 """What Prometheus reads: counts and times. No label is made of anybody's input."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import Metric
 
 from service.errors import Fault, InternalError
 from service.last_hour import LastHour, Phase
@@ -16,11 +16,22 @@ PREFIX = "soma_eval_"
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
 
+class RefreshedCollector(Protocol):
+    """A collector of prometheus_client, some of whose numbers must be waited for."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family of metrics, with its numbers of now."""
+
+    async def refresh(self) -> None:
+        """Read those, for the next `collect`. Does not raise, and does not take long."""
+
+
 class Metrics:
     """The service's own registry: two services in one process do not share numbers."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._refreshed: list[RefreshedCollector] = []
         self._requests = Counter(
             "soma_eval_requests",
             "Requests by protocol, method and outcome: ok or the error's code. `door` is the old name of `protocol`.",
@@ -81,13 +92,15 @@ class Metrics:
         self._phase_seconds.labels(phase).observe(seconds)
         self.last_hour.note_phase(phase, seconds)
 
-    def register(self, collector: Collector) -> None:
+    def register(self, collector: RefreshedCollector) -> None:
         """Add metrics that are read whenever all are rendered."""
         self._registry.register(collector)
+        self._refreshed.append(collector)
 
-    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """Add a gauge whose value is read whenever the metrics are rendered."""
-        Gauge(PREFIX + name, text, registry=self._registry).set_function(read)
+    async def refresh(self) -> None:
+        """Read what must be waited for, before the metrics are rendered."""
+        for collector in self._refreshed:
+            await collector.refresh()
 
     def render(self) -> bytes:
         """In Prometheus's text format."""

@@ -80,9 +80,9 @@ ONLY_IN = {
     "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
     "typer": {"service.cli"},
-    "opentelemetry": {"service.otel_tracer"},
     "boto3": {"service.cli.publish.s3_store"},
     "botocore": {"service.cli.publish.s3_store"},
+    "opentelemetry": {"service.otel_tracer"},
 }
 """A library that has one place: the folders and modules that may import it."""
 

@@ -205,6 +205,8 @@ class DeviceStatus:
     """What the vendor calls it; of a CPU also what else decides its bits. Empty until it was ready once."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that make its numbers; empty until it was ready once."""
     self_test_age_seconds: float | None = None
     """Since a worker here last passed its self-test; None before the first time."""
     restarts_by_reason: dict[str, int] = field(default_factory=dict)
@@ -217,8 +219,6 @@ class DeviceStatus:
     """Checksums of the weights that lie on the device."""
     task: RunningTask | None = None
     """None when it has nothing in hand."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """Of the packages that make its numbers; empty until it was ready once."""
 
     @property
     def kind(self) -> DeviceKind:

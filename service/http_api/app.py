@@ -288,6 +288,7 @@ async def info(components: ComponentsOfApp) -> Info:
 @_probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(components: ComponentsOfApp) -> Response:
     """For Prometheus."""
+    await components.metrics.refresh()
     return Response(components.metrics.render(), media_type=CONTENT_TYPE)
 
 

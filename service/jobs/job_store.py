@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     insert,
     not_,
     or_,
@@ -145,6 +146,16 @@ class JobStore:
         if job is None:
             raise JobNotFound("there is no job of this id, or its result is no longer kept")
         return job
+
+    async def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs there are in each state, 0 included."""
+        statement = select(jobs.c.state, func.count().label("number")).group_by(jobs.c.state)
+
+        def work(connection: Connection) -> dict[str, int]:
+            return {row.state: row.number for row in connection.execute(statement)}
+
+        found = await self._database.read(work)
+        return {state: found.get(state, 0) for state in get_args(JobState)}
 
     async def page(
         self, state: JobState | None, limit: int, after: str | None, own: Iterable[Job] = ()

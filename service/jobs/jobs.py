@@ -21,6 +21,7 @@ from typing import Protocol
 
 import structlog
 
+from service import tracing
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -142,14 +143,6 @@ class JobService:
         """Jobs that this process works on."""
         return len(self._running)
 
-    def num_by_state(self) -> dict[JobState, int]:
-        """How many jobs wait, and how many run, in this process."""
-        jobs = self.own_jobs()
-        return {
-            "queued": sum(job.state == "queued" for job in jobs),
-            "running": sum(job.state == "running" for job in jobs),
-        }
-
     def own_jobs(self) -> list[Job]:
         """The jobs that this process works on, as they are now; the newest first."""
         running = [running.job for running in self._running.values() if running.is_stored.is_set()]
@@ -213,6 +206,10 @@ class JobService:
         if running is not None and running.is_stored.is_set():
             return running.job
         return await self._store.get(job_id)
+
+    async def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs are kept in each state, 0 included. Raises as `get`, but for JobNotFound."""
+        return await self._store.num_by_state()
 
     async def page(
         self, *, state: JobState | None = None, limit: int, after: str | None = None
@@ -326,7 +323,8 @@ class JobService:
         """Do the work of a job and write how it ended; nothing is written where it is left for another start."""
         job = running.job
         try:
-            result = await self._work(running, competition)
+            with tracing.span("job", {"soma_eval.job.kind": job.kind}):
+                result = await self._work(running, competition)
         except ScoringError as error:
             if self._is_left(running, error):
                 running.refusal = error

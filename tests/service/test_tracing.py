@@ -72,6 +72,7 @@ def assert_whole(spans: list[ReceivedSpan], root: ReceivedSpan, num_models: int)
         "data": 1,
         "weights": num_models,
         "wait for weights slot": num_models,
+        "kept result": num_models,
         "wait for execution slot": num_models,
         "evaluation": num_models,
         "load": num_models,
@@ -136,7 +137,7 @@ def test_a_competition_over_grpc_is_one_trace_below_its_clients_span(
         body["data_size"],
         tuple(ManifestInput(**model) for model in body["model_manifests"]),
         tuple(body["target_embedding"]),
-        body["seed"],
+        seed=6,
     )
     with grpc.insecure_channel(traced.grpc_url.removeprefix("http://")) as channel:
         call = channel.unary_unary("/scoring.Scoring/Score")
@@ -148,6 +149,19 @@ def test_a_competition_over_grpc_is_one_trace_below_its_clients_span(
     assert root.attributes["rpc.method"] == "scoring.Scoring/Score"
     assert root.attributes["rpc.response.status_code"] == "OK"
     assert len(named(spans, "evaluation")) == len(body["model_manifests"])
+
+
+def test_a_result_that_is_kept_is_seen_as_such(
+    traced: LiveService, receiver: OtlpReceiver, files: FileServer
+) -> None:
+    body = {**with_queries(competition(files, GOLDEN_COMPETITION)), "seed": 7}
+    first, again = Client(), Client()
+    with traced.client() as http:
+        for client in (first, again):
+            assert http.post("/score", json=body, headers=client.headers).status_code == 200
+    spans = receiver.trace(again.trace_id, "POST /score")
+    assert not named(spans, "evaluation")
+    assert all(span.attributes["soma_eval.result.found"] for span in named(spans, "kept result"))
 
 
 def test_an_error_is_named_by_its_code_where_it_arose(
@@ -183,7 +197,11 @@ def test_a_job_goes_on_in_the_trace_of_its_request(
     with traced.client() as http:
         job = http.post("/score", json=body, headers={**client.headers, "Prefer": "respond-async"})
         assert job.status_code == 202
-    receiver.trace(client.trace_id, "batches")
+    spans = receiver.trace(client.trace_id, "job")
+    whole = one(spans, "job")
+    receiver.wait_for(lambda spans: any(span.span_id == whole.parent_id for span in spans))
+    assert one(spans, "data").parent_id == whole.span_id
+    assert len(named(spans, "evaluation")) == len(body["model_manifests"])
 
 
 def test_a_malformed_traceparent_begins_a_new_trace(traced: LiveService, receiver: OtlpReceiver) -> None:
@@ -213,6 +231,7 @@ def test_no_key_and_no_query_is_sent(traced: LiveService, receiver: OtlpReceiver
         assert b"-0.enc" not in body  # nor a path
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_holds_up_neither_requests_nor_the_end(
     tmp_path: Path, files: FileServer
 ) -> None:

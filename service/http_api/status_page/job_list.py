@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from service.errors import ScoringError
 from service.http_api.status_page.job_view import JobRow, row_of
-from service.jobs.job import Job
 from service.lifespan import Components
 
 NUM_JOBS = 50
@@ -30,7 +29,7 @@ class JobList:
 
     def __init__(self, components: Components) -> None:
         self._components = components
-        self._stored: list[Job] = []
+        self._stored: dict[str, JobRow] = {}
         self._trouble = ""
         self._read_at = float("-inf")
         self._num_changes = -1
@@ -41,16 +40,12 @@ class JobList:
         num_changes = jobs.num_changes
         if num_changes != self._num_changes or time.monotonic() - self._read_at >= READ_AGAIN_SECONDS:
             try:
-                self._stored, self._trouble = list(await jobs.page(limit=NUM_JOBS)), ""
+                stored = await jobs.page(limit=NUM_JOBS)
+                self._stored, self._trouble = {job.id: row_of(job) for job in stored}, ""
             except ScoringError as error:
                 self._trouble = f"{error.title}: {error.detail}."
             self._num_changes, self._read_at = num_changes, time.monotonic()
-        own = {job.id: job for job in jobs.own_jobs()}
-        rows = [
-            row_of(job) for job in (own | {job.id: own.get(job.id, job) for job in self._stored}).values()
-        ]
-        active = sorted((row for row in rows if row.ended is None), key=lambda row: row.created, reverse=True)
-        ended = sorted(
-            (row for row in rows if row.ended is not None), key=lambda row: row.ended or 0.0, reverse=True
-        )
+        rows = (self._stored | {job.id: row_of(job) for job in jobs.own_jobs()}).values()
+        active = sorted((row for row in rows if row.ended is None), key=lambda row: -row.created)
+        ended = sorted((row for row in rows if row.ended is not None), key=lambda row: -(row.ended or 0.0))
         return Jobs(tuple(active), tuple(ended), self._trouble)
