@@ -235,12 +235,13 @@ class JobStore:
         statement = update(jobs).where(self._is_mine).values(lease_until=0.0)
         await self._database.run(lambda connection: connection.execute(statement))
 
-    async def claim(self, limit: int) -> list[ClaimedJob]:
-        """Take over the oldest jobs that are free."""
+    async def claim(self, limit: int, *, except_for: Collection[str]) -> list[ClaimedJob]:
+        """Take over the oldest jobs that are free; not those that are running here, whose lease may be renewed late."""
         is_free = jobs.c.lease_until < _Clock()
         if not self._database.is_shared:  # the others that it was leased to are gone
             is_free = or_(is_free, jobs.c.lease_owner != self._owner)
-        free = select(jobs.c.id).where(_UNFINISHED, is_free).order_by(jobs.c.id).limit(limit)
+        is_other = jobs.c.id.not_in(except_for)
+        free = select(jobs.c.id).where(_UNFINISHED, is_free, is_other).order_by(jobs.c.id).limit(limit)
         if not await self._database.read(lambda connection: connection.scalars(free).all()):
             return []
         values = {"lease_owner": self._owner, "lease_until": self._new_lease_end(), "event": _NEXT_ATTEMPT}
