@@ -2,9 +2,10 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,11 @@ from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
 from service.jobs import state_key
 from service.jobs.database import Database, open_database
+from service.jobs.job import Job
 from service.jobs.jobs import JobService, Retention
 from service.jobs.result_store import ResultStore
 from service.jobs.state_key import StateKey
+from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
@@ -50,6 +53,10 @@ class Components:
     architecture_version: str
     architecture: dict[str, Any]
     versions: dict[str, str]
+    started_at: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set before the APIs are closed: what is streamed without an end must end."""
 
     def readiness(self) -> Literal["ready", "draining", "no-worker", "no-storage"]:
         """Whether a request sent now would be worked on, and why not."""
@@ -90,6 +97,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
+            on_end=partial(_note_end, metrics.last_hour),
         )
         stack.push_async_callback(jobs.close)
         jobs.start()
@@ -283,3 +291,10 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
     workers = pool.status()
     kinds = {worker.device.partition(":")[0] for worker in workers}
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
+
+
+def _note_end(last_hour: LastHour, job: Job) -> None:
+    if job.error is not None:
+        last_hour.note(job.error.full_code, job.error.fault)
+    elif job.state == "succeeded":
+        last_hour.note("ok", None)

@@ -76,6 +76,8 @@ ONLY_IN = {
     "sqlalchemy": {"service.jobs"},
     "httpx": {"service.egress", "service.download", "service.cli"},
     "httpcore": {"service.egress", "service.download"},
+    "jinja2": {"service.http_api.status_page"},
+    "markupsafe": {"service.http_api.status_page"},
     "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
     "typer": {"service.cli"},

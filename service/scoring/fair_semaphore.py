@@ -38,6 +38,8 @@ class Grant(Generic[R]):
     amount: int
     _semaphore: "FairSemaphore[R]" = field(repr=False)
     _granted: asyncio.Future[None]
+    asked_at: float = field(default_factory=time.time)
+    """Seconds since 1970."""
     _since: float = 0.0
     _charged_seconds: float = 0.0
     _is_released: bool = False
@@ -81,6 +83,16 @@ class FairSemaphore(Generic[R]):
     def num_waiting(self) -> int:
         """Grants that are waited for."""
         return len(self._waiters)
+
+    @property
+    def num_held(self) -> int:
+        """Units that are held."""
+        return self._capacity - self._num_free
+
+    @property
+    def oldest_waiting_since(self) -> float | None:
+        """When the grant that is waited for the longest was asked for, in seconds since 1970."""
+        return min((grant.asked_at for grant in self._waiters), default=None)
 
     @property
     def num_active_requests(self) -> int:

@@ -91,6 +91,18 @@ class Scheduler:
         return len(self._tickets)
 
     @property
+    def num_running(self) -> int:
+        """Evaluations that hold an execution slot."""
+        return self._execution.num_held
+
+    @property
+    def oldest_waiting_since(self) -> float | None:
+        """Since when the oldest of all that wait here waits, in seconds since 1970; None when nothing waits."""
+        semaphores = (self._execution, self._connections, self._bytes)
+        since = [semaphore.oldest_waiting_since for semaphore in semaphores]
+        return min((moment for moment in since if moment is not None), default=None)
+
+    @property
     def num_free_places(self) -> int:
         """Requests that would be admitted now; 0 while draining."""
         return 0 if self._draining else max(0, self._queue_size - len(self._tickets))

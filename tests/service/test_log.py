@@ -72,6 +72,7 @@ async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
+        closing=asyncio.Event(),
         scheduler=Scheduler(
             queue_size=1, max_running=lambda: 1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0
         ),
