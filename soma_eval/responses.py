@@ -243,6 +243,9 @@ class RequestLimits(Response):
     max_data_bytes: int
     max_model_bytes: int
     max_models: int
+    max_pieces: int
+    max_targets: int
+    max_screen_body_bytes: int
     queue_size: int
     request_timeout_seconds: float
 
