@@ -69,24 +69,11 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
-        scheduler = Scheduler(
-            queue_size=settings.queue_size,
-            max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
-            max_downloads=settings.max_weights_at_once,
-            kept_bytes=await cache.capacity_bytes(),
-            timeout_seconds=settings.request_timeout_seconds,
-        )
-        limits = Limits(
-            embedding_dim=model.config["embedding_dim"],
-            max_data_bytes=settings.max_data_bytes,
-            max_model_bytes=settings.max_model_bytes,
-            max_models=settings.max_models,
-            architecture_version=CURRENT_VERSION,
-        )
+        scheduler = await _make_scheduler(settings, pool, cache)
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
         evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
-        scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        scorer = Scorer(cache, scheduler, evaluator, _limits(settings, model), metrics)
         jobs = JobService(
             database,
             await asyncio.to_thread(load_state_key, settings),
@@ -96,7 +83,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         )
         stack.push_async_callback(jobs.close)
         jobs.start()
-        _watch(metrics, scheduler, pool)
+        _watch(metrics, scheduler, pool, cache)
         _watch_state(metrics, database, jobs)
         yield Components(
             settings=settings,
@@ -110,6 +97,39 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             architecture=dict(model.config),
             versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
         )
+
+
+@asynccontextmanager
+async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
+    """A scorer for one command, with workers and a cache of its own; a service may be using the data folder.
+
+    It computes everything anew. Raises ForeignFolder, OSError, or a WorkerError when no worker can start.
+    """
+    model, metrics = served_model(settings), Metrics()
+    async with open_private_cache(settings) as cache, open_pool(settings) as pool:
+        scheduler = await _make_scheduler(settings, pool, cache)
+        evaluator = Evaluator(pool, NoKeptResults(), model, metrics)
+        yield Scorer(cache, scheduler, evaluator, _limits(settings, model), metrics)
+
+
+async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
+    return Scheduler(
+        queue_size=settings.queue_size,
+        max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
+        max_downloads=settings.max_weights_at_once,
+        kept_bytes=await cache.capacity_bytes(),
+        timeout_seconds=settings.request_timeout_seconds,
+    )
+
+
+def _limits(settings: Settings, model: ServedModel) -> Limits:
+    return Limits(
+        embedding_dim=model.config["embedding_dim"],
+        max_data_bytes=settings.max_data_bytes,
+        max_model_bytes=settings.max_model_bytes,
+        max_models=settings.max_models,
+        architecture_version=CURRENT_VERSION,
+    )
 
 
 def served_model(settings: Settings) -> ServedModel:
@@ -221,7 +241,7 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
 
 
-def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
+def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool, cache: BlobCache) -> None:
     metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
     metrics.watch(
         "evaluations_waiting", "Evaluations that wait for an execution slot.", lambda: scheduler.num_waiting
@@ -231,6 +251,9 @@ def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool) -> None:
     )
     metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
     metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
+    metrics.watch(
+        "cache_bytes", "What the download cache takes of the disk, in bytes.", lambda: cache.bytes_used
+    )
     metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
 
 

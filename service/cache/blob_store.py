@@ -17,6 +17,7 @@ from service.cache.disk_health import DiskHealth
 from service.cache.files import delete, remember_url, touch, was_delivered_by, write_file
 from service.cache.folder import lock
 from service.cache.index import PARTIAL_SUFFIX, CacheIndex, Entry
+from service.cache.removal import RemovalRequests
 from service.cache.sweep import resumable_entry, sweep
 from service.checksum import checksum_of
 from service.download.file_threads import FileThreads
@@ -42,6 +43,7 @@ class BlobStore:
         self.budget = DiskBudget(
             self.index, self._threads, partials=self._partials, urls=self._urls, max_bytes=max_bytes
         )
+        self._removals = RemovalRequests(directory, self.index, self.budget, self._threads)
         self.health = DiskHealth(self.budget, self._threads, self._partials, retry_seconds=retry_seconds)
 
     async def start(self) -> None:
@@ -57,6 +59,7 @@ class BlobStore:
             self.index.add(entry)
         with contextlib.suppress(InsufficientStorage):
             await self.budget.evict_until(lambda: self.budget.bytes_used <= self.budget.max_bytes)
+        await self._removals.start()
 
     def _lock(self) -> None:
         """In a thread, which stores the descriptor itself: a cancelled caller does not receive a result."""
@@ -64,6 +67,7 @@ class BlobStore:
 
     async def close(self) -> None:
         """Wait for the last thread, give the lock back."""
+        await self._removals.close()
         await self.health.close()
         self._threads.close()
         if self._lock_fd >= 0:

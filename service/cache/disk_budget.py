@@ -57,6 +57,12 @@ class DiskBudget:
                 if not await self._evict_one():
                     raise InsufficientStorage("the cache is full of files that are in use")
 
+    async def evict_if_idle(self, entry: Entry) -> None:
+        """Evict one file, unless it is in use. Raises OSError."""
+        async with self._evicting:
+            if self.index.is_idle(entry):
+                await self._evict(entry)
+
     async def retry_when_full(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do work that writes to the disk; while the disk is full, evict a file and repeat it.
 

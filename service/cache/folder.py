@@ -6,6 +6,8 @@ directory/
 ├── blobs/<checksum>      complete, verified, durable: renamed here after fsync
 ├── urls/<checksum>.urls  digests of the URLs that have delivered it
 ├── partial/              files being downloaded; the note beside a file lets another attempt resume it
+├── remove/<checksum>      a command asks the service to remove that file
+├── uploads/               what `publish` keeps of an upload until its key has been handed over
 └── commands/<random>/    the same again, for a command that runs beside the service; deleted at its end
 """
 
@@ -21,7 +23,7 @@ from pathlib import Path
 _TAG_NAME = "CACHEDIR.TAG"
 _TAG_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/
 _TAG_OWNER = "# The data folder of soma-eval."
-_TAG = f"{_TAG_SIGNATURE}\n{_TAG_OWNER} Whatever is in blobs, partial, urls and commands may be deleted.\n"
+_TAG = f"{_TAG_SIGNATURE}\n{_TAG_OWNER} Whatever is in blobs, partial, urls, remove and commands may be deleted.\n"
 
 FILE_NAMES = {
     "blobs": re.compile("[1-9A-HJ-NP-Za-km-z]{32,44}"),
@@ -48,13 +50,14 @@ def lock(directory: Path) -> int:
     Raises CacheInUse, ForeignFolder, OSError.
     """
     claim_folder(directory)
-    fd = _take_lock(directory)
+    fd = take_lock(directory)
     if fd is None:
         raise CacheInUse("another soma-eval uses this data folder: give --data-dir another one")
     return fd
 
 
-def _take_lock(directory: Path) -> int | None:
+def take_lock(directory: Path) -> int | None:
+    """A descriptor that holds the lock until it is closed; None where another process has it. Raises OSError."""
     fd = os.open(directory / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,7 +142,7 @@ def delete_abandoned_folders(parent: Path) -> None:
 
 
 def _delete_if_unlocked(folder: Path) -> None:
-    fd = _take_lock(folder)
+    fd = take_lock(folder)
     if fd is not None:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)

@@ -3,7 +3,6 @@
 Only explanations: what is refused is decided by the architecture's own rules, see `header_check`.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -101,7 +100,7 @@ class Diagnosis:
                 self._remedy(*_AGAIN),
             )
         else:
-            described = declared_size(clear, end)
+            described = self._rules.declared_size(clear[8:end])
             self._explain_size(file_size, described)
             self._explain_tensors(clear[8:end], described or file_size)
         return self._findings
@@ -220,16 +219,6 @@ def header_end(rules: Any, clear: bytes) -> int | None:
     if len(clear) <= 8 or not 2 <= length <= rules.MAX_HEADER_BYTES:
         return None
     return 8 + length
-
-
-def declared_size(clear: bytes, end: int) -> int | None:
-    """The size a file of this header has, as far as it can be read off it."""
-    try:
-        entries = json.loads(clear[8:end])
-        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-        return end + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        return None
 
 
 def _other_shape(name: str, found: tuple[int, ...], needed: tuple[int, ...]) -> Finding:

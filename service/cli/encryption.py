@@ -49,29 +49,51 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
+class Encrypting:
+    """The ciphertext of a file, chunk by chunk, hashed on the way; memory stays flat. To be iterated over once."""
+
+    def __init__(self, source: Path, key: bytes, chunk_bytes: int | None = None) -> None:
+        self._source = source
+        self._encryptor = _cipher(key).encryptor()
+        self._chunk_bytes = chunk_bytes or _CHUNK_BYTES
+        self._result: Encrypted | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Each chunk but the last has `chunk_bytes`. Raises OSError."""
+        with self._source.open("rb") as plain, _Hashing() as before, _Hashing() as after:
+            while chunk := plain.read(self._chunk_bytes):
+                before.add(chunk)
+                encrypted = self._encryptor.update(chunk)
+                after.add(encrypted)
+                yield encrypted
+            commitment, plain_checksum = after.commitment(), before.commitment().checksum
+        self._result = Encrypted(commitment.checksum, commitment.size, plain_checksum)
+
+    @property
+    def result(self) -> Encrypted:
+        """What was encrypted, after the last chunk."""
+        assert self._result is not None
+        return self._result
+
+
 def encrypt_file(source: Path, target: Path, key: bytes, on_bytes: OnBytes | None = None) -> Encrypted:
     """Write the ciphertext of `source` to `target`, which must not exist; memory stays flat.
 
     Raises OSError; nothing is left at `target` then, unless it was there before.
     """
-    encryptor = _cipher(key).encryptor()
-    with source.open("rb") as plain, target.open("xb") as cipher:
+    encrypting = Encrypting(source, key)
+    with target.open("xb") as cipher:
         try:
-            with _Hashing() as before, _Hashing() as after:
-                for chunk in _chunks(plain):
-                    before.add(chunk)
-                    encrypted = encryptor.update(chunk)
-                    after.add(encrypted)
-                    cipher.write(encrypted)
-                    if on_bytes is not None:
-                        on_bytes(after.size)
-                commitment, plain_checksum = after.commitment(), before.commitment().checksum
+            for chunk in encrypting:
+                cipher.write(chunk)
+                if on_bytes is not None:
+                    on_bytes(cipher.tell())
             cipher.flush()
             os.fsync(cipher.fileno())
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-    return Encrypted(commitment.checksum, commitment.size, plain_checksum)
+    return encrypting.result
 
 
 def commitment_of(path: Path, on_bytes: OnBytes | None = None) -> Commitment:

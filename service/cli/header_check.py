@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.cli.diagnosis import Diagnosis, Expected, Finding, declared_size, header_end
+from service.cli.diagnosis import Diagnosis, Expected, Finding, header_end
 from service.cli.encryption import decrypt_start
 from service.config import Settings
 from workers.architectures import CURRENT_VERSION, load_architecture
@@ -134,7 +134,7 @@ class _HeaderCheck:
 
     def _apply_rules(self, published: bytes, clear: bytes, size: int | None) -> None:
         end = header_end(self._rules, clear)
-        declared = None if end is None or len(clear) < end else declared_size(clear, end)
+        declared = None if end is None or len(clear) < end else self._rules.declared_size(clear[8:end])
         file_size = size if size is not None else (self._expected.size or declared or len(published))
         encrypted = self._expected.key is not None
         try:

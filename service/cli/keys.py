@@ -1,10 +1,12 @@
 """Decryption keys as a command line gives them: in Base58, in flags or in files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from service.cli.input_file import read_small_file, reason_of
 from service.cli.usage import BadUsage
+from service.download.partial_file import sync_folder
 from service.errors import InvalidKey
 from service.scoring.competition import parse_decryption_key
 
@@ -32,3 +34,17 @@ def parse_key(text: str) -> bytes:
         return parse_decryption_key(text)
     except InvalidKey as error:
         raise BadUsage(f"{error.detail}: copy it once more, all 43 or 44 characters of it") from None
+
+
+def write_key_file(path: Path, text: str) -> None:
+    """Write a key, durably, to a new file that only its owner may read. Raises OSError; nothing is left then."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

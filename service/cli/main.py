@@ -35,16 +35,25 @@ COMMANDS = (
     _Command(
         "score",
         "service.cli.score.command",
-        "Compare candidate weights on held-out data, as the network would.",
+        "Compare candidate weights on held-out data as the network does.",
     ),
     _Command("encrypt", "service.cli.encrypt.command", "Encrypt weights; print what a commit needs."),
+    _Command(
+        "publish",
+        "service.cli.publish.command",
+        "Encrypt weights while uploading; print what a commit needs.",
+    ),
     _Command("check", "service.cli.check.command", "See whether the network will accept an upload."),
+    _Command("audit", "service.cli.audit.command", "Check what somebody claims a competition's answer is."),
     _Command(
         "serve",
         "service.cli.serve",
         "Serve HTTP and gRPC, with one worker process per device.",
         failure="cannot serve: ",
     ),
+    _Command("status", "service.cli.status.command", "See how a running service is."),
+    _Command("cache", "service.cli.cache.command", "See and remove downloaded files."),
+    _Command("checksum", "service.cli.checksum", "Print the network's checksum and size of a file."),
     _Command(
         "demo",
         "service.cli.demo.command",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
@@ -36,3 +37,14 @@ def byte_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
             return
         task = bars.add_task(name, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def item_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of items done on stderr, while inside; nothing where stderr is no terminal."""
+    with progress_bars(MofNCompleteColumn()) as bars:
+        if bars is None:
+            yield lambda _done: None
+            return
+        task = bars.add_task(name, total=total)
+        yield lambda done: bars.update(task, completed=done)

@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
@@ -24,6 +24,8 @@ _OPPOSITES = {
     "allow_private_addresses": "--public-addresses-only",
 }
 """The flag that switches a setting off."""
+_DEVICES = ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]
+"""The first of what --device takes."""
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 
 Command = Callable[..., int]
@@ -95,11 +97,29 @@ def _parameter(name: str, default: str | None) -> inspect.Parameter:
     field = Settings.model_fields[name]
     default = default if default is not None else _shown(name, field.default)
     help_text = f"{field.description}  [default: {default}]" if default else field.description
-    return _optional(name, field, typer.Option(_declaration(name), help=help_text))
+    complete = _completion(name, field)
+    return _optional(name, field, typer.Option(_declaration(name), help=help_text, autocompletion=complete))
 
 
 def _hidden_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return _optional(name, field, typer.Option(_declaration(name), hidden=True))
+
+
+def _completion(name: str, field: FieldInfo) -> Callable[[str], list[str]] | None:
+    """What a shell offers for a flag: the values that a setting can have, where they are few."""
+    values = _DEVICES if name == "device" else _literals(field.annotation)
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete if values else None
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The words that an annotation allows."""
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str)]
+    return [value for member in get_args(annotation) for value in _literals(member)]
 
 
 def _optional(name: str, field: FieldInfo, option: Any) -> inspect.Parameter:

@@ -59,7 +59,20 @@ def is_near_tie(winner_loss: float, margin: float | None) -> bool:
     """Whether another validator, within the network's tolerance, could name another winner."""
     if margin is None:
         return False
-    return margin <= max(NEAR_TIE_ABSOLUTE, NEAR_TIE_RELATIVE * abs(winner_loss))
+    return margin <= near_tie_margin(winner_loss)
+
+
+def near_tie_margin(winner_loss: float) -> float:
+    """The largest margin at which another validator could name another winner."""
+    return max(NEAR_TIE_ABSOLUTE, NEAR_TIE_RELATIVE * abs(winner_loss))
+
+
+def is_within_tolerance(ours: float, claimed: float) -> bool:
+    """Whether a validator that has one number accepts the other, by the network's rule."""
+    if ours == claimed:
+        return True
+    larger = max(abs(ours), abs(claimed))
+    return abs(ours - claimed) < max(NEAR_TIE_ABSOLUTE, NEAR_TIE_RELATIVE * larger) and math.isfinite(larger)
 
 
 def cosine_distance(embedding: ArrayLike, target: ArrayLike) -> float:

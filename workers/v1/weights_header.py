@@ -111,6 +111,15 @@ def parse_header(
     return WeightsHeader(tensors)
 
 
+def declared_size(text: Text) -> int | None:
+    """The size that a file with this header has, wherever its tensors lie; None where it lists no tensors."""
+    try:
+        ends = TensorTable(HeaderEntries(text, lambda: None)).ends
+    except (NotJson, WeightsInvalid):
+        return None
+    return LENGTH_BYTES + len(text) + int(ends.max(initial=0))
+
+
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor a model of this shape needs. Linear weights lie as (in, out)."""
     D, F, V = config.embedding_dim, config.pwff_hidden_dim, config.vocab_size

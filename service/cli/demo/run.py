@@ -25,7 +25,6 @@ from service.cli.setting_flags import bad_settings_are_usage
 from service.cli.usage import CommandFailed
 from service.config import ExplicitSettings, Settings
 from service.log import configure_log
-from service.server import run_service
 
 _HELD_OUT_BYTES = 20_000
 _SEED = 42
@@ -73,6 +72,8 @@ async def _run_steps(seconds: float, settings: Settings, folder: Path) -> None:
     with _file_server(folder) as base_url:
         candidates = [_publish(folder, base_url, name) for name in ("random", "trained")]
         console.print("[bold]3.[/] Starting the service and a worker process ...")
+        from service.server import run_service  # takes a second, in which people read what happens
+
         async with run_service(settings) as (_components, addresses):
             async with httpx.AsyncClient(base_url=addresses.http, trust_env=False, timeout=60.0) as client:
                 await _evaluate(console, client, candidates, held_out)

@@ -44,6 +44,13 @@ def score(
     key_file: Annotated[
         list[Path] | None, Option(help="The same, from files, as `encrypt` writes them.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        Option(
+            help="Is it worth the fee? A JSON list of the live models' manifests, as the SDK's get_model_manifests "
+            "gives them, or of paths."
+        ),
+    ] = None,
     json: JsonFlag = False,
     report: Annotated[
         Path | None, Option(help="Write an HTML page that shows where the candidates differ.")
@@ -79,6 +86,9 @@ def score(
     The embedding to commit with exactly this file:
       soma-eval score best.safetensors --data held-out.txt \\
         --embedding-out best.embedding.json
+    Would it win against the models that are live?
+      soma-eval score best.safetensors --data held-out/ --seeds 5 \\
+        --against live.json
     The encrypted file, as it will be published, for a script:
       soma-eval score best.enc --key-file best.key --data held-out.txt --json
     """
@@ -98,6 +108,7 @@ def score(
         target=target,
         key=key,
         key_file=key_file,
+        against=against,
         json=json,
         report=report,
         embedding_out=embedding_out,

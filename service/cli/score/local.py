@@ -259,7 +259,7 @@ class _Scoring:
             yield _Weights(candidate, path, await _checksum(lambda: commitment_of(path)), state)
             return
         assert self._cache is not None
-        blob = BlobRef(candidate.weights)
+        blob = BlobRef(candidate.weights, candidate.checksum, candidate.size)
         report = self._report_bytes(index)
         async with self._cache.fetch(
             blob, kind="model", max_bytes=self._settings.max_model_bytes, on_progress=report

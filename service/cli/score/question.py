@@ -25,6 +25,11 @@ class Candidate:
     """A path or a URL, as it was given."""
     key: bytes | None = field(default=None, repr=False)
     """32 bytes, or None for weights that are not encrypted."""
+    checksum: str | None = None
+    """What the bytes behind a URL must have, Base58; None: whatever comes."""
+    size: int | None = None
+    is_live: bool = False
+    """A model of the network that the others are compared with."""
 
     @property
     def is_url(self) -> bool:
@@ -52,6 +57,11 @@ class Question:
     """Files of a folder of data that are not evaluated."""
     compute_anew: bool = False
     """Whether to compute even what is kept from an earlier evaluation."""
+
+    @property
+    def has_live_models(self) -> bool:
+        """Whether the others are compared with models of the network."""
+        return any(candidate.is_live for candidate in self.candidates)
 
     @property
     def num_runs(self) -> int:

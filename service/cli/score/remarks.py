@@ -6,8 +6,9 @@ from rich.text import Text
 
 from service.cli.diagnosis import finding_lines
 from service.cli.printable import printable
+from service.cli.remote_error import remedy_for
+from service.cli.score.against import compare
 from service.cli.score.question import Question
-from service.cli.score.remote_error import remedy_for
 from service.cli.score.score_sheet import Outcome, ScoreSheet, all_errors
 
 _NETWORK_MAX_DATA_BYTES = 1 << 20
@@ -37,6 +38,8 @@ def remarks(sheet: ScoreSheet) -> Iterator[Text]:
             )
     yield from _remarks_on_the_winner(sheet)
     yield from _remarks_on_the_question(sheet)
+    if sheet.question.has_live_models:
+        yield Text(compare(sheet).sentence, style="bold")
 
 
 def _reasons(outcome: Outcome) -> Iterator[Text]:

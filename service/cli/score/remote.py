@@ -15,24 +15,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
 
 import base58
-import httpx
 
+from service.cli.remote_error import RemoteError, remedy_for
 from service.cli.score.held_out import HeldOut
 from service.cli.score.local import score_all
 from service.cli.score.question import Question
-from service.cli.score.remote_answer import NotOurs, parse_json_object, parse_run
-from service.cli.score.remote_error import RemoteError, RemoteTrouble, remedy_for
+from service.cli.score.remote_answer import parse_run
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from service.cli.urls import is_url
+from service.cli.service_client import NotOurs, ServiceClient, connect, host_of, no_service
 from service.cli.usage import BadUsage
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _AT_ONCE = 4
-_CONNECT_SECONDS = 10.0
-_MAX_ANSWER_BYTES = 64 << 20
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -44,15 +40,9 @@ async def score_remotely(
     Raises BadUsage where the service refuses what was asked, RemoteError where there is no service to answer.
     """
     _check_reach(question, url)
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    if question.compute_anew:
-        headers["Cache-Control"] = "no-cache"
-    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
-        async with httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout, trust_env=False
-        ) as client:
-            scoring = _Scoring(question, client, urls, on_progress)
+        async with connect(url, api_key, compute_anew=question.compute_anew) as service:
+            scoring = _Scoring(question, service, urls, on_progress)
             return await score_all(question, scoring.score)
 
 
@@ -60,10 +50,10 @@ class _Scoring:
     """The scoring of one question by one service."""
 
     def __init__(
-        self, question: Question, client: httpx.AsyncClient, urls: Mapping[str, str], on_progress: OnProgress
+        self, question: Question, service: ServiceClient, urls: Mapping[str, str], on_progress: OnProgress
     ) -> None:
         self._question = question
-        self._client = client
+        self._service = service
         self._urls = urls
         self._on_progress = on_progress
         self._architecture = load_architecture(CURRENT_VERSION)
@@ -74,6 +64,8 @@ class _Scoring:
         candidate = self._question.candidates[index]
         body: dict[str, Any] = {
             "weights_url": self._urls.get(candidate.weights, candidate.weights),
+            "weights_checksum": candidate.checksum if candidate.is_url else None,
+            "weights_size": candidate.size if candidate.is_url else None,
             "decryption_key": None if candidate.key is None else base58.b58encode(candidate.key).decode(),
             "target_embedding": None if self._question.target is None else list(self._question.target),
         }
@@ -96,76 +88,21 @@ class _Scoring:
             encoded = base64.b64encode(await asyncio.to_thread(data.read)).decode()
             for seed in self._question.seeds:
                 self._on_progress(CandidateProgress(index, "evaluating", done, self._question.num_runs))
-                answer = await self._post({**body, "data": encoded, "seed": seed})
+                answer = await self._service.post("/eval", {**body, "data": encoded, "seed": seed})
                 yield self._run(data, seed, answer)
                 done += 1
-
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            async with self._client.stream("POST", "/eval", json=body) as response:
-                answer = parse_json_object(await _read_all(response))
-        except httpx.InvalidURL as error:
-            raise BadUsage(f"--url is no URL: {error}") from None
-        except httpx.HTTPError as error:
-            raise _no_service(_why_no_answer(error)) from None
-        except NotOurs as error:
-            raise _no_service(f"what answers there is not soma-eval: {error}") from None
-        if response.status_code == httpx.codes.OK:
-            return answer
-        raise RemoteTrouble(answer) if answer.get("retryable") is True else RemoteError(answer)
 
     def _run(self, data: HeldOut, seed: int, answer: dict[str, Any]) -> Run:
         num_tokens, num_predicted = self._architecture.count_targets(data.size)
         try:
             return parse_run(answer, data.name, seed, num_tokens, num_predicted)
         except NotOurs as error:
-            raise _no_service(f"what answers there is not soma-eval: {error}") from None
-
-
-async def _read_all(response: httpx.Response) -> bytes:
-    content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > _MAX_ANSWER_BYTES:
-            raise NotOurs(f"its answer is longer than {_MAX_ANSWER_BYTES >> 20} MiB")
-    return bytes(content)
-
-
-def _no_service(detail: str) -> RemoteTrouble:
-    return RemoteTrouble({"code": "no-service", "detail": detail})
-
-
-def _why_no_answer(error: httpx.HTTPError) -> str:
-    match error:
-        case httpx.ConnectTimeout():
-            return f"nothing answered within {_CONNECT_SECONDS:g} s"
-        case httpx.ConnectError():
-            words = str(error).lower()
-            tls = "ssl" in words or "tls" in words or "certificate" in words
-            return "it speaks no https, or its certificate is not valid" if tls else "nothing listens there"
-        case httpx.RemoteProtocolError():
-            return "it closed the connection without an answer, or does not speak HTTP"
-        case httpx.NetworkError():
-            return "it closed the connection"
-    return f"no answer ({type(error).__name__})"
+            raise no_service(f"what answers there is not soma-eval: {error}") from None
 
 
 def _check_reach(question: Question, url: str) -> None:
-    host = _host_of(url)
-    if host is None:
-        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
-    if host not in _LOOPBACK and not all(c.is_url for c in question.candidates):
+    if host_of(url) not in _LOOPBACK and not all(c.is_url for c in question.candidates):
         raise BadUsage("a service on another machine cannot read files of this one: give URLs as --weights")
-
-
-def _host_of(url: str) -> str | None:
-    """None where it is no URL of an HTTP service."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number, or too large
-    except ValueError:
-        return None
-    return parts.hostname if is_url(url) else None
 
 
 @contextmanager

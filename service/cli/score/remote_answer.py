@@ -1,6 +1,5 @@
 """The answer of `POST /eval` as a Run. What sends it may be anything: every member is checked before it is used."""
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,27 +8,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cli.score.remote_error import shortened
+from service.cli.remote_error import shortened
 from service.cli.score.score_sheet import Run
-
-
-class NotOurs(Exception):
-    """The answer is not one that soma-eval gives; the message says what it is."""
-
-
-def parse_json_object(content: bytes) -> dict[str, Any]:
-    """Raises NotOurs, which tells an HTML page from a JSON list."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        start = content[:1024].lstrip().lower()
-        page = start.startswith((b"<!doctype html", b"<html"))
-        raise NotOurs(
-            "it sent an HTML page" if page else "it sent no JSON" if content else "it sent nothing"
-        ) from None
-    if not isinstance(found, dict):
-        raise NotOurs(f"it sent JSON that is no object but {_kind(found)}")
-    return found
+from service.cli.service_client import NotOurs, kind_of_value
 
 
 def parse_run(
@@ -63,21 +44,21 @@ def parse_run(
 def _object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = answer.get(name)
     if not isinstance(value, dict):
-        raise NotOurs(f"{name} is {_kind(value)}")
+        raise NotOurs(f"{name} is {kind_of_value(value)}")
     return value
 
 
 def _number(answer: Mapping[str, Any], name: str) -> float:
     value = answer.get(name)
     if type(value) not in (int, float):
-        raise NotOurs(f"{name} is {_kind(value)}")
+        raise NotOurs(f"{name} is {kind_of_value(value)}")
     return _finite(cast(float, value), name)
 
 
 def _flag(answer: Mapping[str, Any], name: str) -> bool:
     value = answer.get(name)
     if not isinstance(value, bool):
-        raise NotOurs(f"{name} is {_kind(value)}")
+        raise NotOurs(f"{name} is {kind_of_value(value)}")
     return value
 
 
@@ -91,7 +72,7 @@ def _time(answer: Mapping[str, Any], name: str) -> datetime:
 def _embedding(answer: Mapping[str, Any]) -> NDArray[np.float32]:
     numbers = answer.get("embedding")
     if not isinstance(numbers, list) or not numbers:
-        raise NotOurs(f"embedding is {_kind(numbers)}")
+        raise NotOurs(f"embedding is {kind_of_value(numbers)}")
     if not all(type(number) in (int, float) for number in numbers):
         raise NotOurs("embedding holds what is no number")
     wide = np.array([_finite(number, "embedding") for number in numbers])
@@ -110,18 +91,3 @@ def _finite(value: float, name: str) -> float:
     if not math.isfinite(number):
         raise NotOurs(f"{name} is too large or no number")
     return number
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "missing or null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a text"
-        case list():
-            return "a list" if value else "an empty list"
-    return "an object"

@@ -17,8 +17,10 @@ from service.cli.header_check import model_config
 from service.cli.keys import parse_keys
 from service.cli.output_file import refuse_unsafe_output
 from service.cli.printable import printable
+from service.cli.score.against import compare
 from service.cli.score.candidate_bars import candidate_bars
 from service.cli.score.held_out import FoundData, find_data
+from service.cli.score.live_models import read_live_models
 from service.cli.score.local import score_locally
 from service.cli.score.question import Question, parse_candidates, parse_seeds, read_target
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
@@ -41,6 +43,7 @@ def run_score(
     target: Path | None,
     key: list[str] | None,
     key_file: list[Path] | None,
+    against: Path | None,
     json: bool,
     report: Path | None,
     embedding_out: Path | None,
@@ -55,7 +58,10 @@ def run_score(
     _refuse_impossible_outputs(outputs, url)
     with find_data(data) as found:
         question = Question(
-            candidates=parse_candidates(weights, parse_keys(key or [], key_file or [])),
+            candidates=(
+                *parse_candidates(weights, parse_keys(key or [], key_file or [])),
+                *(read_live_models(against) if against is not None else ()),
+            ),
             data=found.files,
             seeds=parse_seeds(seed, seeds),
             target=None if target is None else read_target(target, _embedding_dim(settings, url)),
@@ -64,7 +70,7 @@ def run_score(
             num_skipped=found.num_skipped,
             compute_anew=no_cache,
         )
-        inputs = _inputs(question, found, [target, *(key_file or [])])
+        inputs = _inputs(question, found, [target, against, *(key_file or [])])
         if report is not None:
             from service.cli.score.report import is_report
 
@@ -80,7 +86,7 @@ def run_score(
         if report is not None:
             from service.cli.score.report import Origin, render_report
 
-            command = command_line(weights, data, seed, seeds, target, key_file, settings)
+            command = command_line(weights, data, seed, seeds, target, against, key_file, settings)
             page = render_report(sheet, Origin(now, command, CURRENT_VERSION, settings.small_model))
     _print(sheet, json)
     if report is not None and page is not None:
@@ -106,6 +112,7 @@ def command_line(
     seed: int,
     seeds: int,
     target: Path | None,
+    against: Path | None,
     key_files: Sequence[Path] | None,
     settings: Settings,
 ) -> str:
@@ -114,6 +121,7 @@ def command_line(
     parts += [without_secrets(name) if is_url(name) else name for name in weights]
     parts += ["--data", data, "--seed", str(seed), "--seeds", str(seeds)]
     parts += [] if target is None else ["--target", str(target)]
+    parts += [] if against is None else ["--against", str(against)]
     parts += [part for path in key_files or [] for part in ("--key-file", str(path))]
     parts += ["--small-model" if settings.small_model else "--full-model"]
     parts += ["--device", ",".join(settings.device), "--precision", settings.precision]
@@ -188,7 +196,10 @@ def _print(sheet: ScoreSheet, json: bool) -> None:
     if sys.stdout is None:
         return
     if json:
-        write_out(json_format.dumps(sheet.to_json(), allow_nan=False) + "\n")
+        content = sheet.to_json()
+        if sheet.question.has_live_models:
+            content["against"] = compare(sheet).to_json()
+        write_out(json_format.dumps(content, allow_nan=False) + "\n")
     else:
         print_sheet(sheet)
 

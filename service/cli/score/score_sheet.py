@@ -222,6 +222,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         }
     return {
         "weights": outcome.candidate.name,
+        "live": outcome.candidate.is_live,
         **numbers,
         "error": None if outcome.error is None else _error(outcome),
         "seconds": outcome.seconds,

@@ -72,7 +72,7 @@ def _table(sheet: ScoreSheet, dropped: Sequence[str]) -> Table:
         outcome = sheet.outcomes[index]
         best_style = "bold" if sheet.is_near_tie else "bold green"
         style = best_style if rank == 1 else ("yellow" if outcome.attends_to_future else "")
-        weights = Text(printable(outcome.candidate.name))
+        weights = Text(printable(outcome.candidate.name) + (" (live)" if outcome.candidate.is_live else ""))
         table.add_row(str(rank), weights, *(row.get(name, "-") for name in names), style=style)
     return table
 

@@ -23,8 +23,9 @@ from tests.service.cli.computing_pool import open_computing_pool
 
 @pytest.fixture
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` evaluates in the test's own process."""
+    """Commands evaluate in the test's own process."""
     monkeypatch.setattr("service.cli.score.local.open_pool", open_computing_pool)
+    monkeypatch.setattr("service.lifespan.open_pool", open_computing_pool)
 
 
 @pytest.fixture

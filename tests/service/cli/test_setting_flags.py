@@ -1,12 +1,13 @@
 """Flags are made from the settings: every one of them, with its type, its default and its help."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.config import Settings
-from tests.service.cli.command import InProcess
+from tests.service.cli.command import InProcess, run_command
 
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"api_keys": "--api-key"}
 
@@ -90,3 +91,23 @@ def test_a_flag_that_changes_nothing_is_accepted_and_not_shown(in_process: InPro
         "check", "sealed.enc", "--small-model", "--key-file", "key", "--precision", "float32"
     )
     assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("score --precision ", ["float32", "tf32", "bf16", "float32-split"]),
+        ("score --device cuda", ["cuda", "cuda:0", "cuda:1"]),
+        ("serve --log-format ", ["console", "json"]),
+        ("serve --grpc-port ", ["off"]),
+        ("cache ", ["ls", "rm", "path"]),
+    ],
+)
+def test_a_shell_offers_the_values(plain: Path, words: str, offered: list[str]) -> None:
+    line = f"soma-eval {words}"
+    variables = {
+        "_SOMA_EVAL_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }
+    assert run_command(plain, variables=variables).out.split() == offered

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -332,3 +333,16 @@ def test_check_says_what_to_do(in_process: InProcess) -> None:
     ran = in_process.run("check", "sealed.enc", "--small-model", "--key-file", "key")
     assert "Accepted" not in ran.out  # by the header alone
     assert "add --full before you commit" in ran.out
+
+
+def test_a_hostile_header_is_explained_in_bounded_memory(settings: Settings, tmp_path: Path) -> None:
+    text = b'{"a":[' + b"{}," * 2_000_000 + b"{}]}"
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text)
+    tracemalloc.start()
+    try:
+        checked = asyncio.run(check_weights(str(tmp_path / "file"), Expected(), settings))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [finding.code for finding in checked.findings] == ["header-invalid"]
+    assert peak < 10 * len(text)  # as Python's objects it takes more than 20 times its length

@@ -192,7 +192,7 @@ class Chain:
 def printed_code(text: str) -> str:
     """The lines of Python in the steps."""
     lines = text.partition("Commit it with")[2].splitlines()[1:]
-    prose = ("   revealed then", "   The timeout")
+    prose = ("   revealed then", "   too late")
     return "\n".join(line for line in lines if line.startswith("   ") and not line.startswith(prose))
 
 

@@ -83,7 +83,7 @@ def test_a_row_without_a_distance_is_no_bug(capsys: pytest.CaptureFixture[str]) 
 def test_the_command_of_a_report_holds_no_secret() -> None:
     settings = ExplicitSettings(small_model=True, device=("cpu",))
     weights = ["https://user:secret0@host/a?signature=secret1#secret2", "b c"]
-    command = command_line(weights, "data", 1, 2, None, [Path("key")], settings)
+    command = command_line(weights, "data", 1, 2, None, None, [Path("key")], settings)
     assert command == (
         "soma-eval score https://host/a 'b c' --data data --seed 1 --seeds 2 --key-file key "
         "--small-model --device cpu --precision float32"

@@ -1,9 +1,10 @@
-"""What `encrypt` prints: what a commit needs, and the steps that are left, to be copied as they stand."""
+"""What `encrypt` and `publish` print: what a commit needs, and the steps that are left, to be copied as they stand."""
 
 import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from service.cli.printable import printable
 from service.config import Settings
@@ -15,8 +16,12 @@ class Sealed:
 
     weights: Path
     """The plain file."""
-    output: Path
-    """The ciphertext."""
+    output: Path | None
+    """The ciphertext; None where it was published from here, and lies nowhere else."""
+    published: str | None
+    """Where it was published: s3://bucket/key. None where that is still to be done."""
+    url: str | None
+    """Where validators can fetch it, as was seen; None where that is not known."""
     key: str = field(repr=False)
     """Base58."""
     key_file: Path | None
@@ -42,9 +47,10 @@ def commit_steps(sealed: Sealed, settings: Settings) -> str:
     else:
         numbers = f"{sealed.embedding_dim:,} numbers"
         embedding = f"{numbers} in {_shown(sealed.embedding_file)}, computed from these very weights"
-    steps = [_upload(sealed, settings), _commit(sealed), _REVEAL]
-    if sealed.embedding_file is None:
-        steps.insert(0, _make_embedding(sealed, settings))
+    steps = [] if sealed.embedding_file is not None else [_make_embedding(sealed, settings)]
+    steps += [] if sealed.url is not None else [_see_that_it_arrived(sealed, settings)]
+    steps += [_commit(sealed)]
+    steps += [_reveal(commit_step=len(steps))]
     numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
     small = (
         "\nThis is the small model, for trying things: the network itself evaluates the full one.\n"
@@ -52,7 +58,7 @@ def commit_steps(sealed: Sealed, settings: Settings) -> str:
         else ""
     )
     return f"""\
-encrypted  {_shown(sealed.output)}
+{_where(sealed)}
 key        {key}
 checksum   {sealed.checksum}
 size       {sealed.size}
@@ -61,6 +67,32 @@ embedding  {embedding}
 Next:
 {numbered}
 """
+
+
+def to_json(sealed: Sealed) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    where = {"path": _text(sealed.output)} if sealed.published is None else {"published": sealed.published}
+    return {
+        "key": sealed.key if sealed.key_file is None else None,
+        "key_file": _text(sealed.key_file),
+        "checksum": sealed.checksum,
+        "size": sealed.size,
+        **where,
+        **({} if sealed.published is None else {"url": sealed.url}),
+        "plain_checksum": sealed.plain_checksum,
+        "embedding_file": _text(sealed.embedding_file),
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _where(sealed: Sealed) -> str:
+    if sealed.output is not None:
+        return f"encrypted  {_shown(sealed.output)}"
+    fetched = "" if sealed.url is None else f"\nurl        {printable(sealed.url)}"
+    return f"published  {printable(sealed.published or '')}{fetched}"
 
 
 def embedding_command(weights: Path, embedding_file: Path, settings: Settings) -> str:
@@ -86,7 +118,7 @@ def _shown(path: Path) -> str:
 
 
 def _embedding_file(sealed: Sealed) -> Path:
-    return sealed.embedding_file or sealed.output.with_suffix(".embedding.json")
+    return sealed.embedding_file or (sealed.output or sealed.weights).with_suffix(".embedding.json")
 
 
 def _make_embedding(sealed: Sealed, settings: Settings) -> str:
@@ -95,34 +127,46 @@ Make the embedding to commit, of exactly these weights (no seed changes it):
    {embedding_command(sealed.weights, _embedding_file(sealed), settings)}"""
 
 
-def _upload(sealed: Sealed, settings: Settings) -> str:
+def _see_that_it_arrived(sealed: Sealed, settings: Settings) -> str:
     small = " --small-model" if settings.small_model else ""
     odd = " --allow-non-finite" if sealed.allow_non_finite else ""
     key_file = "FILE_WITH_THE_KEY" if sealed.key_file is None else shell_word(sealed.key_file)
+    what = (
+        "See that validators can fetch it at the URL that you will commit"
+        if sealed.output is None
+        else f"Upload {_shown(sealed.output)} to a URL that validators can fetch, and see that it arrived"
+    )
     return f"""\
-Upload {_shown(sealed.output)} to a URL that validators can fetch, and see that it arrived (exit code 0):
+{what} (exit code 0):
    soma-eval check URL{small}{odd} --key-file {key_file} \\
      --checksum {sealed.checksum} --size {sealed.size} --full"""
 
 
 def _commit(sealed: Sealed) -> str:
     key = repr(sealed.key) if sealed.key_file is None else f"{_path(sealed.key_file)}.read_text().strip()"
+    encrypted = (
+        f"SomaClient.encrypt_weights({_path(sealed.weights)}.read_bytes(), key)[0]"
+        if sealed.output is None
+        else f"{_path(sealed.output)}.read_bytes()"
+    )
+    url = "URL" if sealed.url is None else repr(sealed.url)
     return f"""\
 Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)` returned, once per model:
    import json; from pathlib import Path; from soma_sdk import SomaClient
    key = {key}
-   encrypted = {_path(sealed.output)}.read_bytes()
+   encrypted = {encrypted}
    assert SomaClient.commitment(encrypted) == {sealed.checksum!r}
    scored = json.loads({_path(_embedding_file(sealed))}.read_text())
    assert scored["checksum"] == {sealed.plain_checksum!r}  # of these weights
-   await client.commit_model(signer=keypair, model_id=MODEL_ID, weights_url=URL, encrypted_weights=encrypted,
+   await client.commit_model(signer=keypair, model_id=MODEL_ID, weights_url={url}, encrypted_weights=encrypted,
                              decryption_key=key, embedding=scored["embedding"])"""
 
 
-_REVEAL = """\
+def _reveal(commit_step: int) -> str:
+    return f"""\
 Reveal it in the epoch after that of the commit, with the same key and the same embedding; a commit that is not
-   revealed then can cost stake. So run this right after step 2: a wait that begins later ends an epoch too late.
-   The timeout, in seconds, is to be longer than an epoch:
+   revealed then can cost stake. So run this right after step {commit_step}: a wait that begins later ends an epoch
+   too late. The timeout, in seconds, is to be longer than an epoch:
    await client.wait_for_next_epoch(timeout=7 * 24 * 3600)
    await client.reveal_model(signer=keypair, model_id=MODEL_ID, decryption_key=key, embedding=scored["embedding"])"""
 

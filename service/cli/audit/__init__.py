@@ -1,0 +1,1 @@
+"""`soma-eval audit`: start with command.py."""

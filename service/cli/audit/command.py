@@ -1,0 +1,41 @@
+"""`soma-eval audit`: its flags."""
+
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from service.cli.setting_flags import setting_flags, settings_from
+from service.cli.shared_flags import JsonFlag
+from service.cli.usage import BadUsage
+
+
+@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+def audit(
+    claim: Annotated[
+        str,
+        Argument(metavar="CLAIM.json", help="A claim, a list of them, or one a line; - for standard input."),
+    ],
+    sample: Annotated[
+        int | None,
+        Option(min=1, help="Of many claims, audit so many, drawn so that nobody can foresee which."),
+    ] = None,
+    json: JsonFlag = False,
+    url: Annotated[str | None, Option(help="URL of a running service that does the work.")] = None,
+    api_key: Annotated[
+        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
+    ] = None,
+    *,
+    flags: dict[str, Any],
+) -> int:
+    """A claim is a request of the network's scoring service with what somebody says is the answer:
+    {"data_url", "data_checksum", "data_size", "model_manifests", "target_embedding", "seed",
+    "claimed": {"winner", "loss_score", "distance", "embedding"}}; the embedding may be left out.
+    Each number is compared as validators do: within 1 % or 0.01.
+    Exit code: 0 every claim agrees, 1 one does not, 2 usage, 3 it could not be told.
+    """
+    if url is not None and flags:
+        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    settings = settings_from(flags)
+    from service.cli.audit.run import run_audit
+
+    return run_audit(claim, sample, json=json, url=url, api_key=api_key, settings=settings)

@@ -1,0 +1,100 @@
+"""Our own answer to the competition of a claim: from workers of this process, or from a running service."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.cli.audit.claim import Claim
+from service.cli.service_client import NotOurs, ServiceClient, connect, kind_of_value, no_service
+from service.config import Settings
+from service.lifespan import open_private_scorer
+from service.scoring.results import CompetitionResult
+
+Embedding = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """What came out for one model; None where it has no such number, or we were not told."""
+
+    loss: float | None = None
+    distance: float | None = None
+    embedding: Embedding | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OurAnswer:
+    """What came out of a competition."""
+
+    winner: int
+    near_tie: bool
+    models: tuple[ModelAnswer, ...]
+
+
+AnswerClaim = Callable[[Claim], Awaitable[OurAnswer]]
+"""Raises a ScoringError."""
+
+
+@asynccontextmanager
+async def answers_from_here(settings: Settings) -> AsyncIterator[AnswerClaim]:
+    """Evaluates with workers of this process. Raises a WorkerError where none can start, ForeignFolder, OSError."""
+    async with open_private_scorer(settings) as scorer:
+
+        async def answer(claim: Claim) -> OurAnswer:
+            return _of_result(await scorer.score(claim.competition))
+
+        yield answer
+
+
+@asynccontextmanager
+async def answers_from_service(url: str, api_key: str | None) -> AsyncIterator[AnswerClaim]:
+    """Lets a service evaluate. Raises BadUsage where the URL is none."""
+    async with connect(url, api_key, compute_anew=True) as service:
+
+        async def answer(claim: Claim) -> OurAnswer:
+            return await _ask(service, claim)
+
+        yield answer
+
+
+def _of_result(found: CompetitionResult) -> OurAnswer:
+    models = []
+    for outcome in found.outcomes:
+        error = None if outcome.error is None else f"{outcome.error.detail} ({outcome.error.full_code})"
+        evaluation = outcome.evaluation
+        if evaluation is None:
+            models.append(ModelAnswer(error=error))
+        else:
+            result = evaluation.result
+            models.append(ModelAnswer(result.loss, evaluation.distance, result.embedding, error))
+    return OurAnswer(found.winner, found.near_tie, tuple(models))
+
+
+async def _ask(service: ServiceClient, claim: Claim) -> OurAnswer:
+    """Of the models that did not win, a service says neither the embedding nor more than loss and distance."""
+    found = await service.post("/score", dict(claim.request))
+    try:
+        winner, models = found["winner"], [_model(model) for model in found["models"]]
+        embedding = np.array(found["embedding"], dtype=np.float32)
+        best = models[winner]
+        models[winner] = ModelAnswer(best.loss, best.distance, embedding, best.error)
+        return OurAnswer(winner, bool(found["near_tie"]), tuple(models))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        raise no_service("what answers there is not soma-eval: its answer is no result") from None
+    except NotOurs as error:
+        raise no_service(f"what answers there is not soma-eval: {error}") from None
+
+
+def _model(found: Mapping[str, Any]) -> ModelAnswer:
+    loss, distance = found.get("loss"), found.get("distance")
+    for value in (loss, distance):
+        if value is not None and type(value) not in (int, float):
+            raise NotOurs(f"a loss or distance is {kind_of_value(value)}")
+    problem = found.get("error")
+    error = f"{problem.get('detail')} ({problem.get('code')})" if problem is not None else None
+    return ModelAnswer(loss, distance, None, error)

@@ -1,0 +1,1 @@
+"""`soma-eval cache`: start with command.py."""

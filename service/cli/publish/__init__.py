@@ -1,0 +1,1 @@
+"""`soma-eval publish`: start with command.py."""

@@ -1,0 +1,1 @@
+"""`soma-eval status`: start with command.py."""
