@@ -37,6 +37,9 @@ COMMANDS = (
         "service.cli.score.command",
         "Compare candidate weights on held-out data as the network does.",
     ),
+    _Command(
+        "watch", "service.cli.watch.command", "Score every checkpoint of a folder as training writes it."
+    ),
     _Command("encrypt", "service.cli.encrypt.command", "Encrypt weights; print what a commit needs."),
     _Command(
         "publish",
