@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
 from service.cli.shared_flags import JsonFlag
+from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
 
 
@@ -64,7 +65,11 @@ def watch(
     """
     if url is not None and flags:
         raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    if not folder.is_dir():
+        raise BadUsage(f"{folder}: {'this is no folder' if folder.exists() else 'there is no such folder'}")
     settings = settings_from(flags)
+    if not once:  # said before anything is loaded, which takes a moment
+        complain(f"watching {folder} for *.safetensors; Ctrl-C ends it")
     from service.cli.watch.run import WatchOptions, run_watch
 
     options = WatchOptions(

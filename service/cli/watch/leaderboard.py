@@ -27,9 +27,10 @@ class Row:
 class Leaderboard:
     """One row for each checkpoint. A file that is gone keeps its row, unless it was renamed."""
 
-    def __init__(self, question: Question) -> None:
-        """`question` is what every checkpoint is asked; its candidates do not count."""
+    def __init__(self, question: Question, folder: Path) -> None:
+        """`question` is what every checkpoint in the folder is asked; its candidates do not count."""
         self._question = question
+        self._folder = folder
         self._rows: dict[Path, Row] = {}
         self._data_checksums: tuple[str, ...] = ()
 
@@ -61,9 +62,12 @@ class Leaderboard:
         return [row for row in reversed(self.rows) if row.outcome.error is not None]
 
     def sheet(self, max_ranked: int | None = None, max_failed: int | None = None) -> ScoreSheet:
-        """All rows, or so many, as the answer to one question."""
-        outcomes = tuple(row.outcome for row in (*self.ranked[:max_ranked], *self.failed[:max_failed]))
-        candidates: tuple[Candidate, ...] = tuple(outcome.candidate for outcome in outcomes)
+        """All rows, or so many, as the answer to one question, for people: names begin below the folder."""
+        rows = (*self.ranked[:max_ranked], *self.failed[:max_failed])
+        candidates = tuple(Candidate(str(row.path.relative_to(self._folder))) for row in rows)
+        outcomes = tuple(
+            replace(row.outcome, candidate=candidate) for row, candidate in zip(rows, candidates, strict=True)
+        )
         return ScoreSheet(replace(self._question, candidates=candidates), outcomes, self._data_checksums)
 
     def json(self, row: Row) -> dict[str, Any]:

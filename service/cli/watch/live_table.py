@@ -93,7 +93,7 @@ class LiveTable:
         waiting = len(folder.waiting)
         parts = [f"watching {self._folder_name}", self._doing or ("" if waiting else "nothing to do")]
         parts.append(f"{waiting} not complete or waiting" if waiting else "")
-        return Text("; ".join(filter(None, parts)) + " (Ctrl-C ends it)", style="dim")
+        return Text("; ".join(filter(None, parts)), style="dim")
 
 
 def _more(count: int, what: str) -> str:
@@ -105,5 +105,5 @@ def open_live_table(folder_name: str) -> Iterator[LiveTable]:
     """A table on standard output, which is a terminal; its last state stays there."""
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         table = LiveTable(live, folder_name)
-        live.update(Text(f"watching {table._folder_name}; starting a worker", style="dim"), refresh=True)
+        live.update(Text("starting", style="dim"), refresh=True)
         yield table

@@ -77,10 +77,6 @@ def run_watch(options: WatchOptions, settings: Settings) -> int:
 
 def _check(options: WatchOptions) -> None:
     folder = options.folder
-    if not folder.is_dir():
-        raise BadUsage(
-            f"{folder}: there is no such folder" if not folder.exists() else f"{folder}: this is no folder"
-        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise BadUsage(f"{folder}: this folder may not be read")
     if sys.stdout is None and options.on_best is None and options.report is None:
@@ -106,7 +102,6 @@ def _open_display(options: WatchOptions) -> Iterator[Display]:
         with open_live_table(str(options.folder)) as table:
             yield table
     else:
-        complain(f"watching {options.folder} for *{ENDING}; Ctrl-C ends it")
         yield JsonLines() if options.json else TextLines()
 
 

@@ -46,7 +46,7 @@ class Watch:
         self._display = display
         self._run_hook = run_hook
         self._write_report = write_report
-        self.board = Leaderboard(question)
+        self.board = Leaderboard(question, folder)
         self._best = BestSoFar()
         self._looked = asyncio.Event()
         self._hook_lines: asyncio.Queue[str] = asyncio.Queue()

@@ -47,7 +47,9 @@ def test_every_checkpoint_of_a_training_run_is_scored_as_it_is_saved(tmp_path: P
     text = "\n".join(topics[name] for name in sorted(topics)).encode()
     (folder / "held-out.txt").write_bytes(text[-3000:])
     asked = ("checkpoints", "--data", "held-out.txt", "--seeds", "2", *SMALL, "--json")
-    watch = start_command(folder, "watch", *asked, "--report", "report.html", "--on-best", "cat >> best.jsonl")
+    watch = start_command(
+        folder, "watch", *asked, "--report", "report.html", "--on-best", "cat >> best.jsonl"
+    )
     rows = []
     try:
         assert watch.stdout is not None
