@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow check check-lowest coverage lint openapi format bench lock clean help
+.PHONY: demo test test-slow check check-lowest coverage lint openapi format bench lock build sbom clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -73,8 +73,15 @@ format: $(VENV)/.installed-dev   ## put the code in its form
 bench: $(VENV)/.installed-dev   ## our numbers beside those of the published package
 	$(BIN)/python -m benchmarks.agreement
 
+build: $(VENV)/.installed-dev   ## the sdist and the wheel of a release, in dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
+
+sbom:            ## what a release is installed with, in dist/sbom.cdx.json (CycloneDX)
+	@$(MAKE) run-sbom VENV=.venv-release
+
 clean:           ## remove the virtual environments and every cache
-	rm -rf $(VENV) .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
+	rm -rf $(VENV) .venv-lowest .venv-release .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist
 
 LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py tests/service/grpc_api \
     tests/service/http_api/test_app.py tests/service/test_config.py tests/service/test_log.py \
@@ -83,6 +90,15 @@ LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py te
 .PHONY: run-lowest
 run-lowest: $(VENV)/.installed-lowest
 	@$(PYTEST) -m "not slow" $(LOWEST_TESTS)
+
+# An environment of the service alone, with all extras that a release has, read by a tool that is in none of it.
+SBOM_TOOL := cyclonedx-bom>=7,<8
+.PHONY: run-sbom
+run-sbom: $(VENV)/.installed-release
+	@mkdir -p dist
+	@$(VENV)/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	    --output-file dist/sbom.cdx.json $(BIN)/python
+	@echo "dist/sbom.cdx.json"
 
 # Its pip, not its python, shows that a virtual environment is complete: where Debian's python3-venv is missing,
 # python is made and then pip fails.
@@ -116,6 +132,13 @@ $(VENV)/.installed-dev: $(BIN)/pip $(REQUIREMENTS)
 	@echo "==> installing soma-eval with its development tools (torch is the large one: some minutes on a slow line)"
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-release: $(BIN)/pip $(REQUIREMENTS)
+	@echo "==> installing soma-eval as a release is, and the tool that lists it"
+	@$(PIP_INSTALL) '.[otel]'
+	@$(PYTHON) -m venv $(VENV)/tool
+	@$(VENV)/tool/bin/pip install --disable-pip-version-check --quiet '$(SBOM_TOOL)'
+	@touch $@
 
 $(VENV)/.installed-lowest: $(BIN)/pip $(REQUIREMENTS)
 	@echo "==> installing soma-eval with the lowest versions that it allows"

@@ -150,7 +150,7 @@ def measure_kills(num_kills: int, folder: Path, publisher: Publisher) -> Table:
         else:
             service.wait_until_ready()
             clients.url = service.http_url
-            time.sleep(moments.uniform(0, 3))
+            time.sleep(moments.uniform(0, 5))
         clients.url = ""
         kill(service)
         downloaded_again += len(verified & set(publisher.asked_since(mark)))
@@ -262,7 +262,8 @@ def measure_cost(
         clients = {}
         for name, url in state_urls.items():
             environment = {"SOMA_EVAL_STATE_URL": url} if url else {}
-            service = stack.enter_context(live_service(folder / name, environment=environment))
+            flags = ("--max-kept-results", "0")  # which would answer the second of equal requests
+            service = stack.enter_context(live_service(folder / name, *flags, environment=environment))
             clients[name] = stack.enter_context(service.client())
         body = publisher.request(0, SHORT_DATA)
         for pair in range(num_pairs + 3):  # the first ones warm up

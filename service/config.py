@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     max_download_attempts: Annotated[int, _within(1, 100)] = 5
     """Attempts per file."""
 
+    traces: bool = False
+    """Send traces as OTLP over HTTP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `otel`."""
     log_format: Literal["console", "json"] = "console"
     """console for people, json for a log collector."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -213,7 +215,16 @@ class Settings(BaseSettings):
             raise ValueError(f"precision {self.precision} needs a cuda device, and device is cpu")
         if self.max_data_bytes > self.cache_max_bytes:
             raise ValueError("cache_max_bytes is smaller than max_data_bytes")
+        if self.traces and not _has_module("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("traces need the extra: pip install 'soma-eval[otel]'")
         return self
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a package above it
+        return False
 
 
 def _is_postgres_url(url: str) -> bool:

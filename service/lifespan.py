@@ -13,6 +13,7 @@ import structlog
 
 from service.cache.blob_cache import BlobCache
 from service.cache.folder import claim_folder, make_private_folder
+from service.component_metrics import ComponentMetrics
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
@@ -26,6 +27,8 @@ from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Limits, Scorer
+from service.scoring.traced_pool import TracedPool
+from service.tracing import tracing
 from workers.architectures import CURRENT_VERSION, load_architecture
 from workers.pool import WorkerPool, create_pool
 
@@ -67,8 +70,12 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     """
     model = served_model(settings)
     async with AsyncExitStack() as stack:
+        if settings.traces:
+            await stack.enter_async_context(tracing(version("soma-eval")))
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
+        if settings.traces:
+            pool = TracedPool(pool)
         scheduler = await _make_scheduler(settings, pool, cache)
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
@@ -83,8 +90,15 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         )
         stack.push_async_callback(jobs.close)
         jobs.start()
-        _watch(metrics, scheduler, pool, cache)
-        _watch_state(metrics, database, jobs)
+        versions = {name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")}
+        build = {
+            "version": versions["soma-eval"],
+            "torch": versions["torch"],
+            "soma_arrgen": versions["soma-arrgen"],
+            "architecture": CURRENT_VERSION,
+            "precision": settings.precision,
+        }
+        metrics.register(ComponentMetrics(scheduler, cache, pool, database, jobs, build))
         yield Components(
             settings=settings,
             cache=cache,
@@ -95,7 +109,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=dict(model.config),
-            versions={name: version(name) for name in ("soma-eval", "torch", "soma-arrgen")},
+            versions=versions,
         )
 
 
@@ -239,30 +253,3 @@ def _every_kind_ready(pool: WorkerPool) -> bool:
     workers = pool.status()
     kinds = {worker.device.partition(":")[0] for worker in workers}
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
-
-
-def _watch(metrics: Metrics, scheduler: Scheduler, pool: WorkerPool, cache: BlobCache) -> None:
-    metrics.watch("requests_admitted", "Requests that are worked on or wait.", lambda: scheduler.num_admitted)
-    metrics.watch(
-        "evaluations_waiting", "Evaluations that wait for an execution slot.", lambda: scheduler.num_waiting
-    )
-    metrics.watch(
-        "weights_waiting", "Models that wait for a weights slot.", lambda: scheduler.num_waiting_for_room
-    )
-    metrics.watch("workers_ready", "Workers that recently passed a self-test.", lambda: _count(pool, "ready"))
-    metrics.watch("workers_busy", "Workers with a job.", lambda: _count(pool, "busy"))
-    metrics.watch(
-        "cache_bytes", "What the download cache takes of the disk, in bytes.", lambda: cache.bytes_used
-    )
-    metrics.watch("worker_restarts", "Workers started again so far.", lambda: _count(pool, "restarts"))
-
-
-def _watch_state(metrics: Metrics, database: Database, jobs: JobService) -> None:
-    metrics.watch("jobs_running", "Jobs that this service works on.", lambda: jobs.num_running)
-    metrics.watch(
-        "state_ok", "1 while the database of jobs and results works.", lambda: float(database.trouble is None)
-    )
-
-
-def _count(pool: WorkerPool, attribute: Literal["ready", "busy", "restarts"]) -> int:
-    return sum(getattr(worker, attribute) for worker in pool.status())

@@ -18,8 +18,10 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
     "service.cache": {ROOT_FILES, "service.download"},
     "service.scoring": {ROOT_FILES, "service.cache", "service.download", "service.egress", "workers"},
     "service.jobs": {ROOT_FILES, "service.scoring", "workers"},
+    "service.component_metrics": {ROOT_FILES, "service.jobs", "service.scoring", "service.cache", "workers"},
     "service.lifespan": {
         ROOT_FILES,
+        "service.component_metrics",
         "service.jobs",
         "service.scoring",
         "service.cache",
@@ -53,7 +55,7 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
         "workers",
     },
 }
-"""Each folder (and the two files that build and run the service) with those it may import."""
+"""Each folder (and the files that build, run and measure the service) with those it may import."""
 
 ALLOWED_IN_WORKERS: dict[str, set[str]] = {
     "workers": {"workers.processes", "workers.v1"},
@@ -78,6 +80,7 @@ ONLY_IN = {
     "typer": {"service.cli"},
     "boto3": {"service.cli.publish.s3_store"},
     "botocore": {"service.cli.publish.s3_store"},
+    "opentelemetry": {"service.otel_tracer"},
 }
 """A library that has one place: the folders and modules that may import it."""
 

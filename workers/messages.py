@@ -8,7 +8,7 @@ The parent begins (`Configure`); the worker answers `Ready` once its self-test h
 from dataclasses import dataclass
 
 from workers.errors import WorkerError
-from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig, WorkerMemory
 
 # -- to the worker
 
@@ -61,6 +61,8 @@ class Heartbeat:
 
     progress: int = 0
     """Rises whenever the work advances: a layer of a batch, a piece of the weights."""
+    memory: WorkerMemory | None = None
+    """None until the first self-test has passed."""
 
 
 @dataclass(frozen=True, slots=True)

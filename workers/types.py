@@ -107,6 +107,24 @@ class BatchScore:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskTimes:
+    """One worker's share of an evaluation; times in seconds since that was asked for, as its messages were received."""
+
+    device: str
+    start: int
+    stop: int
+    """The batches [start, stop) that it has done."""
+    began: float
+    """When the worker had accepted it."""
+    ended: float
+    """When its last message was received."""
+    loaded: float | None = None
+    """When the weights lay on the device; None if they never did."""
+    load_seconds: float = 0.0
+    """What the worker took to load them, by its own clock; 0.0 when they were resident."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """One model on one data set: what a pool answers."""
 
@@ -132,11 +150,45 @@ class EvalResult:
     """Some of it was computed in smaller pieces for lack of memory: its last bits may differ from another try's."""
     token_cross_entropy: NDArray[np.float32] | None = field(default=None, repr=False)
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
+    tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
+    """Each worker's share, in the order in which they were begun."""
 
     @property
     def kind(self) -> DeviceKind:
         """What it was computed on."""
         return DeviceKind(self.device.partition(":")[0], self.device_name)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """What a worker takes of its device's memory, in bytes."""
+
+    total: int
+    """Of the device, or of the machine for a CPU."""
+    used: int
+    """By this worker's process: held by torch on a GPU, the resident set on a CPU."""
+    weights: int
+    """Of that, weights that stay loaded."""
+    weights_limit: int
+    """What they may take."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no number of bytes, as a malformed message may hold."""
+        if not all(0 <= size < 1 << 63 for size in (self.total, self.used, self.weights, self.weights_limit)):
+            raise ValueError("not a number of bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """What a worker has in hand: a range of batches of one evaluation."""
+
+    weights_checksum: str
+    phase: Literal["loading", "evaluating"]
+    batch: int
+    """The batch that it is at, counted from 0 over the whole evaluation."""
+    start: int
+    stop: int
+    """Its share of the evaluation: the batches [start, stop)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +207,18 @@ class DeviceStatus:
     """Why it is not to be relied on now; empty when nothing is wrong."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that make its numbers; empty until it was ready once."""
+    self_test_age_seconds: float | None = None
+    """Since a worker here last passed its self-test; None before the first time."""
+    restarts_by_reason: dict[str, int] = field(default_factory=dict)
+    """`restarts` by what ended the worker before, 0 included: the values of `workers.processes.worker_death.Cause`."""
+    last_death: str = ""
+    """How the worker before the present one ended, in words; empty before the first death."""
+    memory: WorkerMemory | None = None
+    """None while there is no worker that has reported it."""
+    resident: frozenset[str] = frozenset()
+    """Checksums of the weights that lie on the device."""
+    task: RunningTask | None = None
+    """None when it has nothing in hand."""
 
     @property
     def kind(self) -> DeviceKind:

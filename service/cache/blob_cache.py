@@ -21,10 +21,11 @@ from service.cache.folder import CacheInUse, ForeignFolder
 from service.cache.index import Entry
 from service.cache.shared_download import SharedDownload, SharedDownloads
 from service.checksum import checksum_of, is_checksum
+from service.download.counts import DownloadCounts
 from service.download.downloader import Downloader
 from service.download.request import DownloadRequest
 from service.download.throughput import DownloadLimits, OnDownloadProgress
-from service.errors import BlobError, BlobKind, ChecksumMismatch, Draining
+from service.errors import BlobError, BlobKind, ChecksumMismatch, Draining, ScoringError
 
 __all__ = ["BlobCache", "CacheInUse", "CachedBlob", "ForeignFolder"]
 
@@ -44,6 +45,18 @@ class CachedBlob:
     """Until it was here, including the wait for another request's download of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """What a cache has done since it was made, in numbers that only rise."""
+
+    hits: int
+    """Files that were here when they were asked for."""
+    misses: int
+    """Files that had to be downloaded, or were being downloaded for somebody else."""
+    evictions: int
+    """Files that were deleted to make room."""
+
+
 class BlobCache:
     """Content-addressed files under one directory. `start` before use, `close` after; one event loop.
 
@@ -58,6 +71,7 @@ class BlobCache:
         self._store = BlobStore(directory, max_bytes=max_bytes, retry_seconds=retry_seconds)
         self._downloads = SharedDownloads(self._store.index)
         self._closing = False
+        self._num_hits = self._num_misses = 0
 
     async def start(self) -> None:
         """Make the folders, take the lock, and delete what a crash has left, unless it can be resumed.
@@ -83,18 +97,26 @@ class BlobCache:
         kind: BlobKind,
         max_bytes: int,
         on_progress: OnDownloadProgress | None = None,
+        is_counted: bool = True,
     ) -> AsyncIterator[CachedBlob]:
         """The blob's file, from the cache or downloaded; it exists while inside the with-block.
 
         A file is taken from the cache only for a URL that has delivered these very bytes before. Any other URL
         must deliver them first: a result must not depend on what the cache happens to contain.
-        `on_progress` is called on the event loop. Raises what Downloader.download raises, Draining, and
+        `on_progress` is called on the event loop. `is_counted`: whether this is a hit or a miss, and not the same
+        request that comes back for its file. Raises what Downloader.download raises, Draining, and
         OutOfResources where the disk does not work.
         """
         request = DownloadRequest(blob, kind, max_bytes)
         self._check(request)
         began = time.monotonic()
-        entry, was_cached = await self._obtain(request, on_progress)
+        try:
+            entry, was_cached = await self._obtain(request, on_progress)
+        except ScoringError:
+            self._num_misses += is_counted
+            raise
+        self._num_hits += is_counted and was_cached
+        self._num_misses += is_counted and not was_cached
         try:
             request.check_size(entry.size)
             seconds = 0.0 if was_cached else time.monotonic() - began
@@ -140,8 +162,7 @@ class BlobCache:
         """A pinned entry, and whether it was in the cache."""
         name = download_name(request.blob)
         while True:
-            delivered = self._store.delivered(request.blob)
-            if delivered is not None and (entry := await self._store.find(delivered.name)) is not None:
+            if (entry := await self._find_delivered(request)) is not None:
                 return entry, True
             download = self._downloads.get(name)
             if download is None:
@@ -154,6 +175,11 @@ class BlobCache:
             else:  # it may fail for a reason that does not apply here, such as another promised size
                 with contextlib.suppress(BlobError):
                     return await download.wait(on_progress), False
+
+    async def _find_delivered(self, request: DownloadRequest) -> Entry | None:
+        """A pinned entry, if its URL has delivered these bytes before."""
+        delivered = self._store.delivered(request.blob)
+        return None if delivered is None else await self._store.find(delivered.name)
 
     async def _download(self, name: str, download: SharedDownload) -> Entry:
         """Download, verify, publish: an entry with one pin."""
@@ -176,6 +202,21 @@ class BlobCache:
     def bytes_used(self) -> int:
         """What all files take, unfinished downloads included."""
         return self._store.budget.bytes_used
+
+    @property
+    def max_bytes(self) -> int:
+        """What they may take."""
+        return self._store.budget.max_bytes
+
+    @property
+    def counts(self) -> CacheCounts:
+        """Since this cache was made."""
+        return CacheCounts(self._num_hits, self._num_misses, self._store.budget.num_evictions)
+
+    @property
+    def download_counts(self) -> DownloadCounts:
+        """Since the downloader was made."""
+        return self._downloader.counts
 
     async def capacity_bytes(self) -> int:
         """What the cache can store when nothing is in use: its limit, or less on a small disk."""

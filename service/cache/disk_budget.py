@@ -35,6 +35,8 @@ class DiskBudget:
         """The sizes that the files being downloaded are expected to have."""
         self.partial_bytes = 0
         """What they take of the disk now."""
+        self.num_evictions = 0
+        """Files that were deleted to make room."""
         self._threads = threads
         self._partials = partials
         self._urls = urls
@@ -117,6 +119,7 @@ class DiskBudget:
         with contextlib.suppress(FileNotFoundError):
             entry.path.rename(trash)  # frees the name at once; deleting gigabytes takes a while
         self.index.remove(entry)
+        self.num_evictions += 1
         await self._threads.run(delete, trash, side_file_of(entry, self._urls))
 
 

@@ -18,6 +18,7 @@ import httpx
 
 from service.config import Settings
 from service.download.connection_failure import describe, may_be_our_network
+from service.download.counts import DownloadCounts
 from service.download.partial_file import PartialFile
 from service.download.ranged_download import Downloaded, RangedDownload
 from service.download.request import DownloadRequest
@@ -35,6 +36,7 @@ from service.errors import (
     ForbiddenUrl,
     InvalidUrl,
     OutOfResources,
+    ScoringError,
     ServiceTrouble,
     exhaustion_of,
 )
@@ -61,6 +63,7 @@ class Downloader:
     ) -> None:
         self.policy = policy or UrlPolicy()
         self.limits = limits or DownloadLimits()
+        self.counts = DownloadCounts()
         self._resolver = SystemResolver() if resolver is None else resolver
         context = ssl_context or httpx.create_ssl_context(trust_env=False)
         self._transport = GuardedTransport(self.policy, self._resolver, context, network)
@@ -100,8 +103,18 @@ class Downloader:
         DownloadTimeout, InsufficientStorage, OutOfResources and OSError where the disk does not work.
         """
         try:
+            return await self._download(request, partial, on_progress)
+        except (ScoringError, OSError) as error:
+            self.counts.failed(error)
+            raise
+
+    async def _download(
+        self, request: DownloadRequest, partial: PartialFile, on_progress: OnDownloadProgress | None
+    ) -> Downloaded:
+        download = RangedDownload(self.get, self.limits, self.counts, request, partial, on_progress)
+        try:
             with _refusals_of(request.kind):
-                return await RangedDownload(self.get, self.limits, request, partial, on_progress).run()
+                return await download.run()
         except (BlobUnavailable, DownloadTimeout) as error:
             await self._raise_own_failure(error.__cause__)
             raise

@@ -9,6 +9,7 @@ from typing import NoReturn
 import httpx
 
 from service.download.connection_failure import describe
+from service.download.counts import DownloadCounts
 from service.download.part_writer import PartWriter
 from service.download.partial_file import PartialFile
 from service.download.range_plan import Part, RangePlan, StartOver
@@ -49,12 +50,14 @@ class RangedDownload:
         self,
         get: Get,
         limits: DownloadLimits,
+        counts: DownloadCounts,
         request: DownloadRequest,
         partial: PartialFile,
         on_progress: OnDownloadProgress | None,
     ) -> None:
         self._get = get
         self._limits = limits
+        self._counts = counts
         self._request = request
         self._partial = partial
         self._on_progress = on_progress
@@ -212,6 +215,7 @@ class RangedDownload:
             while num_bytes := await body.read_into(writer.space):
                 position += num_bytes
                 self._monitor.num_received += num_bytes
+                self._counts.received(self._request.kind, num_bytes)
                 if position > limit:
                     self._refuse_more(head, part, position)
                 if part.end is None:

@@ -5,16 +5,17 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Protocol, TypeVar
 
 import grpc
 import structlog
 from grpc import StatusCode
 
+from service import tracing
 from service.blob import BlobRef
 from service.checksum import is_checksum
-from service.errors import InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
+from service.errors import Fault, InternalError, InvalidRequest, QueueFull, ScoringError, exhaustion_of
 from service.grpc_api.bcs import BcsError, HealthRequest, HealthResponse, ScoreRequest, ScoreResponse
 from service.grpc_api.status import status_and_message
 from service.log import log_bug
@@ -24,6 +25,17 @@ from service.scoring.results import CompetitionResult
 from service.shutdown import Shutdown
 
 SERVICE = "scoring.Scoring"
+_FAILURES_OF_THE_SERVER = frozenset(
+    {
+        StatusCode.UNKNOWN,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.UNIMPLEMENTED,
+        StatusCode.INTERNAL,
+        StatusCode.UNAVAILABLE,
+        StatusCode.DATA_LOSS,
+    }
+)
+"""What OpenTelemetry's conventions call an error of a server's span; every other status is the client's doing."""
 MAX_MESSAGE_BYTES = 1 << 20
 MESSAGE_TIMEOUT_SECONDS = 15.0
 """For the message of a request to arrive, from its headers on."""
@@ -172,15 +184,25 @@ def _method(
         started = time.monotonic()
         request_id = secrets.token_hex(8)
         status, text, outcome = StatusCode.CANCELLED, "", "cancelled"
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        fault: Fault | None = None
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            _span_of(name, context, request_id) as span,
+        ):
             try:
                 response = await respond(await arrivals.message(messages))
                 status, outcome = StatusCode.OK, "ok"
             except Exception as error:
                 failure = _as_scoring_error(error)
                 (status, text), outcome = status_and_message(failure), failure.full_code
+                fault = failure.fault
             finally:
-                _account(name, status, outcome, time.monotonic() - started, metrics)
+                seconds = time.monotonic() - started
+                metrics.observe_request("grpc", name, outcome, seconds, fault)
+                _log(name, status, outcome, seconds)
+                span.set({"rpc.response.status_code": status.name, "soma_eval.outcome": outcome})
+                if status in _FAILURES_OF_THE_SERVER:
+                    span.fail(outcome)
         context.set_trailing_metadata((("x-request-id", request_id),))
         if status is not StatusCode.OK:
             await context.abort(status, text)
@@ -189,8 +211,23 @@ def _method(
     return grpc.stream_unary_rpc_method_handler(serve)
 
 
-def _account(name: str, status: StatusCode, outcome: str, seconds: float, metrics: Metrics) -> None:
-    metrics.observe_request("grpc", name, outcome, seconds)
+def _span_of(
+    name: str, context: grpc.aio.ServicerContext[bytes, bytes], request_id: str
+) -> AbstractContextManager[tracing.Span]:
+    """The span of the whole call, below its client's; the probe has none."""
+    if name == "Health":
+        return tracing.NO_SPAN
+    metadata = context.invocation_metadata() or ()
+    headers = {key: value for key, value in metadata if key in tracing.TRACE_HEADERS}
+    attributes = {
+        "rpc.system.name": "grpc",
+        "rpc.method": f"{SERVICE}/{name}",
+        "soma_eval.request_id": request_id,
+    }
+    return tracing.server_span(f"{SERVICE}/{name}", headers, attributes)
+
+
+def _log(name: str, status: StatusCode, outcome: str, seconds: float) -> None:
     quiet = status is StatusCode.RESOURCE_EXHAUSTED or (name == "Health" and status is StatusCode.OK)
     log.log(
         logging.DEBUG if quiet else logging.INFO,

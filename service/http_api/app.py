@@ -72,6 +72,8 @@ def create_app(components: Components) -> ASGIApp:
         docs_url=None,  # ours is another
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own would export messages of errors, which may quote a request, wherever the environment says so.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.components = components
     documented_keys = [Depends(_API_KEY_DOCUMENTED)] if components.settings.api_keys else []
@@ -276,6 +278,7 @@ async def info(components: ComponentsOfApp) -> Info:
 @_probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(components: ComponentsOfApp) -> Response:
     """For Prometheus."""
+    await components.metrics.refresh()
     return Response(components.metrics.render(), media_type=CONTENT_TYPE)
 
 

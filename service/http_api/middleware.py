@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 
 import structlog
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
 from service.config import Settings
 from service.http_api.api_keys import OPEN_PATHS, ApiKeys
 from service.http_api.request_body import BodyReader
@@ -62,11 +64,15 @@ class RequestMiddleware:
             await send(message)
 
         started = time.monotonic()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), _span_of(scope) as span:
             try:
                 await self._serve(scope, receive, send_with_id)
             finally:
-                self._account(scope, status, time.monotonic() - started)
+                outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
+                self._account(scope, status, outcome, time.monotonic() - started)
+                span.set({"http.response.status_code": status, "soma_eval.outcome": outcome})
+                if status >= 500:  # what a client did wrong is no failure of a server's span
+                    span.fail(outcome)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -88,15 +94,41 @@ class RequestMiddleware:
             if not has_started:
                 await self._error_response(error, Request(scope))(scope, receive, send)
 
-    def _account(self, scope: Scope, status: int, seconds: float) -> None:
-        verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
-        routes = scope["soma_eval.routes"]
-        method = f"{verb} {routes[0].path}" if routes else "unknown route"
-        outcome = scope.get("soma_eval.outcome", "ok" if status < 400 else str(status))
-        self._metrics.observe_request("http", method, outcome, seconds)
+    def _account(self, scope: Scope, status: int, outcome: str, seconds: float) -> None:
+        method = _method_of(scope)
+        self._metrics.observe_request("http", method, outcome, seconds, scope.get("soma_eval.fault"))
         quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
+
+
+def _verb_of(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _VERBS else "OTHER"
+
+
+def _method_of(scope: Scope) -> str:
+    """Verb and route, the same for all requests of an operation."""
+    routes = scope["soma_eval.routes"]
+    return f"{_verb_of(scope)} {routes[0].path}" if routes else "unknown route"
+
+
+def _span_of(scope: Scope) -> AbstractContextManager[tracing.Span]:
+    """The span of the whole request, below its client's; the probes, which come every few seconds, have none."""
+    routes = scope["soma_eval.routes"]
+    if not routes or scope["path"] in OPEN_PATHS:
+        return tracing.NO_SPAN
+    headers = {
+        name: value.decode("latin-1")
+        for raw_name, value in scope["headers"]
+        if (name := raw_name.decode("latin-1")) in tracing.TRACE_HEADERS
+    }
+    attributes = {
+        "http.request.method": _verb_of(scope),
+        "http.route": routes[0].path,
+        "url.scheme": scope["scheme"],
+        "soma_eval.request_id": scope["soma_eval.request_id"],
+    }
+    return tracing.server_span(_method_of(scope), headers, attributes)
 
 
 def _receive_again(body: bytes, receive: Receive) -> Receive:

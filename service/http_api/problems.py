@@ -141,6 +141,7 @@ def error_response(error: Exception, request: Request) -> Response:
 def problem_response(error: ScoringError, problem: Problem, request: Request) -> JSONResponse:
     """The problem with the headers that belong to its status."""
     request.scope["soma_eval.outcome"] = error.full_code
+    request.scope["soma_eval.fault"] = error.fault
     headers = {}
     if error.retryable and problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         seconds = error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     insert,
     not_,
     or_,
@@ -146,6 +147,16 @@ class JobStore:
             raise JobNotFound("there is no job of this id, or its result is no longer kept")
         return job
 
+    async def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs there are in each state, 0 included."""
+        statement = select(jobs.c.state, func.count().label("number")).group_by(jobs.c.state)
+
+        def work(connection: Connection) -> dict[str, int]:
+            return {row.state: row.number for row in connection.execute(statement)}
+
+        found = await self._database.read(work)
+        return {state: found.get(state, 0) for state in get_args(JobState)}
+
     async def page(
         self, state: JobState | None, limit: int, after: str | None, own: Iterable[Job] = ()
     ) -> list[Job]:
@@ -224,12 +235,13 @@ class JobStore:
         statement = update(jobs).where(self._is_mine).values(lease_until=0.0)
         await self._database.run(lambda connection: connection.execute(statement))
 
-    async def claim(self, limit: int) -> list[ClaimedJob]:
-        """Take over the oldest jobs that are free."""
+    async def claim(self, limit: int, *, except_for: Collection[str]) -> list[ClaimedJob]:
+        """Take over the oldest jobs that are free; not those that are running here, whose lease may be renewed late."""
         is_free = jobs.c.lease_until < _Clock()
         if not self._database.is_shared:  # the others that it was leased to are gone
             is_free = or_(is_free, jobs.c.lease_owner != self._owner)
-        free = select(jobs.c.id).where(_UNFINISHED, is_free).order_by(jobs.c.id).limit(limit)
+        is_other = jobs.c.id.not_in(except_for)
+        free = select(jobs.c.id).where(_UNFINISHED, is_free, is_other).order_by(jobs.c.id).limit(limit)
         if not await self._database.read(lambda connection: connection.scalars(free).all()):
             return []
         values = {"lease_owner": self._owner, "lease_until": self._new_lease_end(), "event": _NEXT_ATTEMPT}

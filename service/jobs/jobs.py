@@ -21,6 +21,7 @@ from typing import Protocol
 
 import structlog
 
+from service import tracing
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -195,6 +196,10 @@ class JobService:
             return running.job
         return await self._store.get(job_id)
 
+    async def num_by_state(self) -> dict[JobState, int]:
+        """How many jobs are kept in each state, 0 included. Raises as `get`, but for JobNotFound."""
+        return await self._store.num_by_state()
+
     async def page(
         self, *, state: JobState | None = None, limit: int, after: str | None = None
     ) -> Sequence[Job]:
@@ -254,7 +259,7 @@ class JobService:
                 await _wait_for(changed, left)
             else:
                 await _wait_for(self._left_behind, min(left, self._update_seconds))
-            job = job if is_running_here and job_id in self._running else await self.get(job_id)
+            job = job if job.finished else await self.get(job_id)
 
     async def forget_old(self) -> None:
         """Delete the jobs that are no longer kept."""
@@ -304,20 +309,18 @@ class JobService:
 
     async def _run(self, running: _Running, competition: Competition) -> None:
         """Do the work of a job and write how it ended; nothing is written where it is left for another start."""
-        job = running.job
         try:
-            result = await self._work(running, competition)
+            with tracing.span("job", {"soma_eval.job.kind": running.job.kind}):
+                outcome: Result | ScoringError = await self._work(running, competition)
         except ScoringError as error:
-            if self._is_left(running, error):
-                running.refusal = error
-            else:
-                await self._finish(running, error)
+            outcome = error
         except Exception as error:
-            log_bug(error, job_id=job.id)
-            bug = InternalError("an unexpected error; the log has it under the job's id")
-            await self._finish(running, bug)
+            log_bug(error, job_id=running.job.id)
+            outcome = InternalError("an unexpected error; the log has it under the job's id")
+        if isinstance(outcome, ScoringError) and self._is_left(running, outcome):
+            running.refusal = outcome
         else:
-            await self._finish(running, result)
+            await self._finish(running, outcome)
 
     async def _work(self, running: _Running, competition: Competition) -> Result:
         job = running.job
@@ -392,9 +395,8 @@ class JobService:
         room = self._admission.num_free_places
         if room <= 0:
             return
-        for claimed in await self._store.claim(room):
-            if claimed.job.id not in self._running:
-                await self._resume(claimed)
+        for claimed in await self._store.claim(room, except_for=list(self._running)):
+            await self._resume(claimed)
 
     async def _resume(self, claimed: ClaimedJob) -> None:
         job = claimed.job

@@ -90,10 +90,10 @@ def evaluation_from(found: Mapping[str, Any]) -> Evaluation:
 
 
 def eval_result_to_dict(result: EvalResult) -> dict[str, Any]:
-    """What a pool has answered, without the detail, as a value of JSON."""
-    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    """What a pool has answered, without the detail and the times of its workers, as a value of JSON."""
+    kept = [field.name for field in fields(result) if field.name not in ("tasks", "token_cross_entropy")]
     embedding = base64.b64encode(result.embedding.astype("<f4", copy=False).tobytes()).decode()
-    return {**values, "embedding": embedding, "token_cross_entropy": None}
+    return {**{name: getattr(result, name) for name in kept}, "embedding": embedding}
 
 
 def eval_result_from(found: Mapping[str, Any]) -> EvalResult:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from service import tracing
 from service.metrics import Metrics
 from service.scoring.kept_results import (
     REFUSALS,
@@ -113,7 +114,9 @@ class Evaluator:
         flight = self._flights[name] = _Flight()
         try:
             async with flight.listening(on_progress):
-                found = await self._find(job)
+                with tracing.span("kept result") as span:
+                    found = await self._find(job)
+                    span.set({"soma_eval.result.found": found is not None})
                 flight.outcome = found or await self._compute(job, slot, flight.report, compare=False)
             return flight.outcome
         except WorkerError as error:

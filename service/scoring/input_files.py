@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
+from service import tracing
 from service.blob import BlobRef
 from service.cache.blob_cache import BlobCache, CachedBlob
 from service.download.throughput import DownloadProgress
@@ -58,11 +59,15 @@ class InputFiles:
             fetching = self._cache.fetch(
                 promised, kind="data", max_bytes=self._max_data_bytes, on_progress=on_progress
             )
-            blob = await watch.wait(pins.enter_async_context(fetching))
-            if data.size not in (None, blob.size):
-                raise SizeMismatch(f"the data has {blob.size} bytes, not the number promised", blob="data")
-            if blob.size == 0:
-                raise EmptyData("the data is empty", fault="data_submitter", blob="data")
+            with tracing.span("data", tracing.host_of(data.url)) as span:
+                blob = await watch.wait(pins.enter_async_context(fetching))
+                if data.size not in (None, blob.size):
+                    raise SizeMismatch(
+                        f"the data has {blob.size} bytes, not the number promised", blob="data"
+                    )
+                if blob.size == 0:
+                    raise EmptyData("the data is empty", fault="data_submitter", blob="data")
+                span.set(_of_file("data", blob))
             yield blob
 
     @asynccontextmanager
@@ -77,23 +82,36 @@ class InputFiles:
         # While the data is downloaded, the weights stay in the cache but hold no slot that others need.
         await asyncio.wait([data])
         known = replace(published, checksum=weights.checksum, size=weights.size)
-        async with self._weights(model_index, known):
+        async with self._weights(model_index, known, is_counted=False):
             yield weights, data.result()
 
     @asynccontextmanager
-    async def _weights(self, model_index: int, published: BlobRef) -> AsyncIterator[CachedBlob]:
+    async def _weights(
+        self, model_index: int, published: BlobRef, *, is_counted: bool = True
+    ) -> AsyncIterator[CachedBlob]:
         """One model's weights, in a slot that is released to others while the download is slow and they wait."""
+        async with AsyncExitStack() as held:
+            attributes = {"soma_eval.model.index": model_index, **tracing.host_of(published.url)}
+            with tracing.span("weights", attributes) as span:
+                weights = await self._hold_weights(held, model_index, published, is_counted=is_counted)
+                span.set(_of_file("weights", weights))
+            yield weights
+
+    async def _hold_weights(
+        self, held: AsyncExitStack, model_index: int, published: BlobRef, *, is_counted: bool
+    ) -> CachedBlob:
+        """One model's weights, which `held` then holds with their slot."""
         max_bytes = self._max_model_bytes
         most_bytes = max_bytes if published.size is None else min(published.size, max_bytes)
         watch = self._watch("model", most_bytes)
         while True:
             size = self._cache.size_of(published)
-            async with (
-                self._scheduler.weights_slot(
-                    self._ticket, most_bytes if size is None else size, is_downloaded=size is not None
-                ) as slot,
-                AsyncExitStack() as pins,
-            ):
+            async with AsyncExitStack() as pins:
+                slot = await pins.enter_async_context(
+                    self._scheduler.weights_slot(
+                        self._ticket, most_bytes if size is None else size, is_downloaded=size is not None
+                    )
+                )
                 if size is not None and self._cache.size_of(published) is None:
                     continue  # evicted while it waited for its slot
 
@@ -102,7 +120,11 @@ class InputFiles:
                     report_download(self._on_progress, progress, "model", model_index)
 
                 fetching = self._cache.fetch(
-                    published, kind="model", max_bytes=max_bytes, on_progress=on_progress
+                    published,
+                    kind="model",
+                    max_bytes=max_bytes,
+                    on_progress=on_progress,
+                    is_counted=is_counted,
                 )
                 try:
                     weights = await watch.wait(pins.enter_async_context(fetching))
@@ -110,8 +132,8 @@ class InputFiles:
                     self._on_progress(Progress("queued", model_index=model_index))
                     continue
                 slot.release_connection()
-                yield weights
-                return
+                await held.enter_async_context(pins.pop_all())
+                return weights
 
     def _watch(self, kind: BlobKind, most_bytes: int) -> DownloadWatch:
         return DownloadWatch(
@@ -122,3 +144,12 @@ class InputFiles:
             seconds_left=lambda: self._scheduler.seconds_for_downloads(self._ticket),
             is_online=self._cache.is_online,
         )
+
+
+def _of_file(kind: str, blob: CachedBlob) -> tracing.Attributes:
+    """What a span says of a file."""
+    return {
+        f"soma_eval.{kind}.checksum": blob.checksum,
+        f"soma_eval.{kind}.bytes": blob.size,
+        f"soma_eval.{kind}.cached": blob.was_cached,
+    }

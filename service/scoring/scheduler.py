@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from service import tracing
 from service.errors import DeadlineExceeded, Draining, QueueFull
 from service.scoring.fair_semaphore import FairSemaphore, Grant
 
@@ -80,6 +81,11 @@ class Scheduler:
         self._ended = False
 
     @property
+    def queue_size(self) -> int:
+        """Requests that may hold a ticket at once."""
+        return self._queue_size
+
+    @property
     def num_admitted(self) -> int:
         """Requests that hold a ticket."""
         return len(self._tickets)
@@ -128,7 +134,8 @@ class Scheduler:
         Raises QueueFull or Draining at once, and DeadlineExceeded when the block takes longer than a
         request may, Draining when `end_admitted` ends it; the work inside is cancelled then.
         """
-        self.check_room()
+        with tracing.span("admission", {"soma_eval.models": num_evaluations}):
+            self.check_room()
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = asyncio.timeout(seconds)
         now = asyncio.get_running_loop().time()
@@ -161,15 +168,18 @@ class Scheduler:
         """
         async with AsyncExitStack() as grants:
             connections = []
-            if not is_downloaded:
-                connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
-            room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
+            with tracing.span("wait for weights slot"):
+                if not is_downloaded:
+                    connections.append(await grants.enter_async_context(self._connections.hold(ticket)))
+                room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
             yield WeightsSlot(room, *connections)
 
     @asynccontextmanager
     async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait until one evaluation may run, and hold the slot for the length of the block."""
-        async with self._execution.hold(ticket):
+        async with AsyncExitStack() as grants:
+            with tracing.span("wait for execution slot"):
+                await grants.enter_async_context(self._execution.hold(ticket))
             yield
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:

@@ -32,7 +32,7 @@ from workers.messages import (
     Stopped,
     ToWorker,
 )
-from workers.types import BatchScore, EvalJob, WorkerConfig
+from workers.types import BatchScore, EvalJob, WorkerConfig, WorkerMemory
 
 KEY = b"\0canary-canary-canary-canary-can\xff"
 JOB = EvalJob("weights \udcff", "checksum", "data", 1, 2**64 - 1, KEY, weights_size=7, detail=True)
@@ -46,7 +46,7 @@ TO_WORKER: list[ToWorker] = [
     SelfTest(),
 ]
 FROM_WORKER: list[FromWorker] = [
-    Heartbeat(3),
+    Heartbeat(3, WorkerMemory(4, 3, 2, 1)),
     Ready("a device", {"torch": "2.13"}),
     SelfTestFailed("loss 1 instead of 2"),
     Accepted(1),
@@ -152,6 +152,8 @@ SCORE = json.loads(encode(score(np.zeros(2, np.float32)))[4:])[1]["score"]
         altered(Heartbeat(), progress=True),
         altered(Heartbeat(), progress=None),
         altered(Heartbeat(), unknown=1),
+        altered(Heartbeat(), memory={"total": 10**400, "used": 1, "weights": 1, "weights_limit": 1}),
+        altered(Heartbeat(), memory={"total": 1, "used": -1, "weights": 1, "weights_limit": 1}),
         b'["Heartbeat", {}]',
         altered(Loaded(1, 1.0), load_seconds=10**400),
         altered(Ready("", {}), versions={"torch": 1}),

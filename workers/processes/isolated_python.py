@@ -3,6 +3,9 @@
 import os
 import sys
 
+_SECRET_PREFIXES = ("SOMA_EVAL_", "OTEL_")
+"""Of the service's settings, and of where traces go, with what that asks for."""
+
 
 def _current_folder() -> str:
     try:
@@ -26,7 +29,7 @@ def python_command(*arguments: str) -> list[str]:
 
 
 def python_environment() -> dict[str, str]:
-    """This process's environment with its import path, and without the service's settings: some are secret."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOMA_EVAL_")}
+    """This process's environment with its import path, and without settings that may be secret."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET_PREFIXES)}
     environment["PYTHONPATH"] = os.pathsep.join(absolute_path(path) for path in sys.path)
     return environment

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from workers.architectures import Architecture, refusals_translated
 from workers.errors import WorkerError
+from workers.processes.task_times import TaskClock
 from workers.types import (
     BatchScore,
     DeviceKind,
@@ -36,6 +37,8 @@ class PendingEvaluation:
         self.num_batches = architecture.num_batches(job.data_size)
         self.kind: DeviceKind | None = None
         """What all its batches are evaluated on; None until the first is handed out."""
+        self.clock = TaskClock()
+        """Notes when each worker's share was begun and done."""
         self._architecture = architecture
         self._on_progress = on_progress
         self._outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
@@ -172,6 +175,7 @@ class PendingEvaluation:
             load_seconds=self._load_seconds,
             eval_seconds=self._eval_seconds(),
             versions=self._versions,
+            tasks=self.clock.times,
             device_name=self.kind.name if self.kind else "",
             was_cut_smaller=any(score.was_cut_smaller for score in scores),
             token_cross_entropy=_token_cross_entropy(scores) if self.job.detail else None,

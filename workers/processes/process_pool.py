@@ -148,6 +148,7 @@ class ProcessPool:
     def task_message(self, worker: Supervisor, task: Evaluate, message: FromWorker) -> None:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
+        evaluation.clock.note(task, worker.config.device, message)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)

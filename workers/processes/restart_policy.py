@@ -26,7 +26,8 @@ class RestartPolicy:
         self._timeouts = timeouts
         self._deaths_in_a_row = 0
         self._failed_starts = 0
-        self._last_death = ""
+        self.last_death = ""
+        """How the last worker ended, in words."""
         self._lost_tasks: list[WeightsId] = []
         """Weights of the tasks that ended this device's workers since one was finished."""
         self._times_out_of_service = 0
@@ -49,7 +50,7 @@ class RestartPolicy:
 
     def worker_died(self, death: Death, lifetime_seconds: float) -> None:
         """A worker ended, or could not be started."""
-        self._last_death = death.reason
+        self.last_death = death.reason
         was_sound = lifetime_seconds > self._timeouts.max_restart_seconds
         self._deaths_in_a_row = 1 if was_sound else self._deaths_in_a_row + 1
         if death.starting:
@@ -73,9 +74,9 @@ class RestartPolicy:
         if self.is_out_of_service:
             return (
                 f"out of service: {len(self._lost_tasks)} evaluations in a row ended its worker "
-                f"(the last {self._last_death}); is tested after {self._out_of_service_seconds():.0f} s"
+                f"(the last {self.last_death}); is tested after {self._out_of_service_seconds():.0f} s"
             )
-        return f"the last worker {self._last_death}" if self._last_death else ""
+        return f"the last worker {self.last_death}" if self.last_death else ""
 
     def _out_of_service_seconds(self) -> float:
         doublings = min(self._times_out_of_service - 1, _MAX_DOUBLINGS)

@@ -12,12 +12,14 @@ from typing import Protocol
 
 from workers.messages import (
     Accepted,
+    BatchDone,
     Configure,
     Evaluate,
     Failed,
     Finished,
     FromWorker,
     Heartbeat,
+    Loaded,
     Prefetch,
     Ready,
     Resident,
@@ -30,7 +32,7 @@ from workers.processes.liveness import Liveness
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death, cause_of, describe
 from workers.processes.worker_process import PipeClosed, WorkerProcess
-from workers.types import EvalJob, WeightsId, WorkerConfig
+from workers.types import EvalJob, RunningTask, WeightsId, WorkerConfig, WorkerMemory
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class RunningWorker:
         self.resident: frozenset[WeightsId] = frozenset()
         self.device_name = ""
         self.versions: dict[str, str] = {}
+        self.memory: WorkerMemory | None = None
+        """As last reported."""
         self._config = config
         self._timeouts = timeouts
         self._entry_module = entry_module
@@ -81,6 +85,8 @@ class RunningWorker:
         self._liveness = Liveness(timeouts.heartbeat_seconds)
         self._accepted = False
         """Whether it has said that it has the task."""
+        self._next_batch: int | None = None
+        """Of the task; None while its weights are being loaded."""
         self._loading_ahead: WeightsId | None = None
         self._started_at = self._state_since = time.monotonic()
         self._tested_at = 0.0
@@ -108,7 +114,7 @@ class RunningWorker:
 
     def assign(self, task: Evaluate) -> None:
         """Give it a task; it is idle."""
-        self.task, self._accepted = task, False
+        self.task, self._accepted, self._next_batch = task, False, None
         if self._loading_ahead == task.job.weights_id:
             self._loading_ahead = None
         self._liveness.task_begins()
@@ -135,6 +141,22 @@ class RunningWorker:
     def lifetime_seconds(self) -> float:
         """Since it was asked to start."""
         return time.monotonic() - self._started_at
+
+    @property
+    def tested_at(self) -> float | None:
+        """When it last passed a self-test, on the monotonic clock; None before the first."""
+        return self._tested_at or None
+
+    @property
+    def running_task(self) -> RunningTask | None:
+        """What it has in hand, as seen from outside."""
+        if self.task is None:
+            return None
+        start, stop = self.task.start, self.task.stop
+        if self._next_batch is None:
+            return RunningTask(self.task.job.weights_checksum, "loading", start, start, stop)
+        batch = min(max(start, self._next_batch), stop - 1)
+        return RunningTask(self.task.job.weights_checksum, "evaluating", batch, start, stop)
 
     @property
     def trouble(self) -> str:
@@ -183,8 +205,10 @@ class RunningWorker:
 
     def _act_on(self, message: FromWorker | None) -> None:
         match message:
-            case None | Heartbeat() | SelfTestFailed():
+            case None | SelfTestFailed():
                 pass
+            case Heartbeat(_, memory):
+                self.memory = memory
             case Ready(device_name, versions):
                 self.device_name, self.versions = device_name, versions
                 self._tested_at = time.monotonic()
@@ -204,10 +228,15 @@ class RunningWorker:
         task = self.task
         if task is None:
             return
-        if isinstance(message, Accepted):
-            self._accepted = True
-        if isinstance(message, Finished):
-            self._listener.task_finished()
+        match message:
+            case Accepted():
+                self._accepted = True
+            case Loaded():
+                self._next_batch = task.start
+            case BatchDone(_, score):
+                self._next_batch = score.index + 1
+            case Finished():
+                self._listener.task_finished()
         if self.state is State.BUSY:
             self._listener.task_message(task, message)
         if isinstance(message, Finished | Stopped | Failed):

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from typing import Protocol
 
 from workers.messages import Evaluate, FromWorker
 from workers.processes.restart_policy import RestartPolicy
 from workers.processes.running_worker import RunningWorker, State
 from workers.processes.timeouts import Timeouts
-from workers.processes.worker_death import Death
+from workers.processes.worker_death import Cause, Death
 from workers.processes.worker_process import ENTRY_MODULE
 from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 
@@ -50,7 +52,10 @@ class Supervisor:
         """None between a death and the next start."""
         self._device_name = ""
         self._versions: dict[str, str] = {}
-        self._restarts = 0
+        self._restarts: Counter[str] = Counter()
+        """By what ended the worker before."""
+        self._tested_at: float | None = None
+        """When the last worker that is gone passed its last self-test, on the monotonic clock."""
 
     # -- what the pool asks
 
@@ -111,15 +116,22 @@ class Supervisor:
 
     def status(self) -> DeviceStatus:
         """The device as seen from outside."""
-        trouble = self.trouble
+        trouble, worker = self.trouble, self._worker
+        tested_at = worker.tested_at if worker and worker.tested_at else self._tested_at
         return DeviceStatus(
             device=self.config.device,
             ready=self._has_passed and not trouble,
             busy=self._state in (State.BUSY, State.STOPPING),
-            pid=self._worker.pid if self._worker else None,
-            restarts=self._restarts,
+            pid=worker.pid if worker else None,
+            restarts=self._restarts.total(),
             device_name=self._device_name,
             trouble=trouble,
+            self_test_age_seconds=time.monotonic() - tested_at if tested_at else None,
+            restarts_by_reason={cause.value: self._restarts[cause.value] for cause in Cause},
+            last_death=self._policy.last_death,
+            memory=worker.memory if worker else None,
+            resident=frozenset(checksum for _version, checksum, _key in self.resident),
+            task=worker.running_task if worker else None,
             versions=self._versions,
         )
 
@@ -145,13 +157,13 @@ class Supervisor:
             while True:
                 self._worker = worker = RunningWorker(self.config, self._timeouts, self._entry_module, self)
                 death = await worker.run()
-                self._worker = None
+                self._worker, self._tested_at = None, worker.tested_at or self._tested_at
                 self._policy.worker_died(death, worker.lifetime_seconds)
                 if death.task and self._policy.is_out_of_service:
                     logger.error("device %s is %s", self.config.device, self.trouble)
                 self._owner.worker_died(self, death)
                 await asyncio.sleep(self._policy.delay_seconds())
-                self._restarts += 1
+                self._restarts[death.cause.value] += 1
         finally:
             self._worker = None
 

@@ -41,7 +41,7 @@ from workers.messages import (
     ToWorker,
 )
 from workers.own_process import be_ended_first_for_memory, die_with_parent, keep_memory_private
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig
+from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
 
 EXIT_UNEXPECTED = 70
 """The status of a worker that met an unexpected error (EX_SOFTWARE of sysexits.h)."""
@@ -77,6 +77,9 @@ class JobRunner(Protocol):
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
+
+    def memory(self) -> WorkerMemory:
+        """What it takes of the device's memory; called beside an evaluation, so it must not wait for the device."""
 
     @property
     def device_name(self) -> str: ...
@@ -187,9 +190,10 @@ class Worker:
 
     def _beat(self, seconds: float) -> None:
         while True:
-            self._send(Heartbeat(self._progress))
-            if self._runner is not None:  # weights that were loaded ahead are reported here alone
-                self._report_resident(self._runner)
+            runner = self._runner
+            self._send(Heartbeat(self._progress, runner.memory() if runner else None))
+            if runner is not None:  # weights that were loaded ahead are reported here alone
+                self._report_resident(runner)
             time.sleep(seconds)
 
     def _send(self, message: FromWorker) -> None:

@@ -31,6 +31,17 @@ class ResidentWeights:
         with self._lock:
             return frozenset(self._models)
 
+    @property
+    def budget_bytes(self) -> int:
+        """What they may take together."""
+        return self._budget_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take together."""
+        with self._lock:
+            return sum(model.resident_bytes for model in self._models.values())
+
     def acquire(self, weights: WeightsId) -> LoadedModel | None:
         """These weights, not to be evicted until they are released; None when they are not here."""
         with self._lock:

@@ -17,7 +17,7 @@ import torch.utils.deterministic
 
 from workers import errors
 from workers.architectures import CURRENT_VERSION, Architecture, load_architecture, refusals_translated
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig
+from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Runner:
             config.device, config.precision, small_model=config.small_model
         )
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._total_bytes = _total_bytes(config.device)
+        self._statm_fd = os.open(
+            "/proc/self/statm", os.O_RDONLY
+        )  # kept: later there may be no descriptor left
         self._current: LoadedModel | None = None
         """What the last `load` brought."""
         self._loading = threading.Lock()
@@ -87,6 +91,13 @@ class Runner:
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
         return self._weights.ids()
+
+    def memory(self) -> WorkerMemory:
+        """What this process takes of the device's memory. Asks torch and the kernel, and never a GPU's driver."""
+        device = self._config.device
+        is_gpu = device.startswith("cuda")
+        used = torch.cuda.memory_reserved(device) if is_gpu else _resident_set_bytes(self._statm_fd)
+        return WorkerMemory(self._total_bytes, used, self._weights.num_bytes, self._weights.budget_bytes)
 
     def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
@@ -297,6 +308,18 @@ def _prepare_device(config: WorkerConfig) -> None:
         torch.cuda.set_device(config.device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _total_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        _free, total = torch.cuda.mem_get_info(device)
+        return total
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _resident_set_bytes(statm_fd: int) -> int:
+    _total_pages, resident_pages, *_rest = os.pread(statm_fd, 200, 0).split()
+    return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _default_budget_bytes(device: str) -> int:

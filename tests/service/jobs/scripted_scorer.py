@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import numpy as np
 
 from service.blob import BlobRef
-from service.errors import ScoringError
 from service.scoring.competition import Competition, ModelManifest
 from service.scoring.results import (
     CompetitionResult,
@@ -47,7 +46,7 @@ class ScriptedScorer:
         self.num_ended = 0
         self.error: Exception | None = None
         """What is raised in place of the next results."""
-        self.refusal: ScoringError | None = None
+        self.refusal: Exception | None = None
         """What is raised before admission."""
         self.timeouts: list[float | None] = []
 

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 
 from service.errors import (
     IdempotencyKeyReused,
+    InternalError,
     Interrupted,
     JobNotFound,
     NoWorker,
@@ -125,6 +126,13 @@ async def test_a_bug_is_an_internal_error(service: Service) -> None:
     error = (await finished(service, job.id)).error
     assert error is not None
     assert error.code == "internal-error"
+
+
+async def test_a_bug_before_admission_refuses_the_job(service: Service) -> None:
+    service.scorer.refusal = ZeroDivisionError()
+    with pytest.raises(InternalError):
+        await service.jobs.submit("eval", competition())
+    assert await service.jobs.page(limit=10) == []
 
 
 async def test_a_refused_job_is_refused_at_once_and_not_kept(service: Service) -> None:
@@ -383,15 +391,25 @@ async def test_a_waiting_caller_is_told_that_its_job_was_cancelled(service: Serv
         await waiting
 
 
+async def lease_end(service: Service, job_id: str) -> float:
+    statement = select(jobs_table.c.lease_until).where(jobs_table.c.id == job_id)
+    return float(await service.database.read(lambda c: c.execute(statement).scalar_one()))
+
+
 async def test_several_services_share_a_database() -> None:
     with new_postgres_database() as name:
         async with (
-            service_on(postgres_database(url_of(name))) as a,
-            service_on(postgres_database(url_of(name))) as b,
+            service_on(postgres_database(url_of(name)), lease_seconds=6.0) as a,
+            service_on(postgres_database(url_of(name)), lease_seconds=6.0) as b,
         ):
             job = await a.jobs.submit("eval", competition())
-            await asyncio.sleep(0.7)  # longer than a lease
-            assert b.scorer.begun == []  # it is renewed
+            first = await lease_end(b, job.id)
+
+            async def is_renewed() -> bool:
+                return await lease_end(b, job.id) > first
+
+            await until(is_renewed)
+            assert b.scorer.begun == []
             seen = asyncio.create_task(b.jobs.wait(job.id))
             a.end_all()
             assert same(await seen, evaluation())
@@ -418,8 +436,8 @@ async def test_the_jobs_of_a_killed_service_are_each_taken_over_by_one() -> None
     with new_postgres_database() as name:
         dead = Service(None, postgres_database(url_of(name)))  # type: ignore[arg-type]
         async with (
-            service_on(postgres_database(url_of(name))) as b,
-            service_on(postgres_database(url_of(name))) as c,
+            service_on(postgres_database(url_of(name)), lease_seconds=60.0) as b,
+            service_on(postgres_database(url_of(name)), lease_seconds=60.0) as c,
         ):
             await dead.database.start()
             dead.jobs = JobService(dead.database, KEY, dead.scorer, dead.scorer.scheduler, **QUICK)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from workers.errors import OutOfMemory, WeightsInvalid
-from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig
+from workers.types import BatchScore, EvalJob, WeightsId, WorkerConfig, WorkerMemory
 from workers.worker.main import main
 
 BATCH_SECONDS = 0.02
@@ -48,6 +48,10 @@ class MisbehavingRunner:
     def resident(self) -> frozenset[WeightsId]:
         """Everything that was ever loaded."""
         return frozenset(self._resident)
+
+    def memory(self) -> WorkerMemory:
+        """One byte for each of them."""
+        return WorkerMemory(total=100, used=10, weights=len(self._resident), weights_limit=50)
 
     def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Takes no time, unless that is the misbehaviour."""

@@ -149,6 +149,15 @@ def test_weights_stay_within_the_budget(runner: Runner, tmp_path: Path) -> None:
     assert names(runner) == {"a", "c"}  # b was not used for longest
 
 
+def test_memory_is_what_the_process_and_its_weights_take(device: Device, tmp_path: Path) -> None:
+    runner = runner_on(device, 250)
+    runner.load(job(tmp_path, "a"), never_cancelled)
+    runner.load(job(tmp_path, "b"), never_cancelled)
+    memory = runner.memory()
+    assert (memory.weights, memory.weights_limit) == (200, 250)
+    assert memory.total > memory.used > 10_000_000
+
+
 def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
     runner = runner_on(device, memory_budget_bytes=1)
     for name in "ab":
