@@ -16,13 +16,16 @@ async def run_hook(command: str, line: str, output: int) -> int:
 
     Raises OSError where no process can be started.
     """
-    process = await asyncio.create_subprocess_shell(
-        command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_shell(
+            command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
     )
     try:
+        process = await asyncio.shield(starting)  # cancelled half-way, it would end the shell alone
         await process.communicate(line.encode())
-    except BaseException:
-        await _end(process)
+    except asyncio.CancelledError:
+        await _end(await starting)
         raise
     assert process.returncode is not None
     return process.returncode

@@ -69,7 +69,7 @@ def test_once_for_people_and_a_report_with_the_loss_along_training(folder: Path,
     (folder / "checkpoints" / "bad.safetensors").unlink()
     ran = in_plain.run(*ONCE, *SMALL, "--report", "report.html")
     assert ran.code == 0, ran.err
-    assert "  1   step-10.safetensors " in ran.out
+    assert "  1   step-100.safetensors" in ran.out
     assert ran.out.endswith("The report is in report.html.\n")
     page = (folder / "report.html").read_text()
     assert "Along training" in page
