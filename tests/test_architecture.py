@@ -139,10 +139,23 @@ def test_commands_share_only_what_lies_beside_their_folders() -> None:
     commands = {
         f"service.cli.{name}"
         for name in (
-            *("score", "screen", "encrypt", "publish", "check", "audit", "status", "cache", "demo", "serve"),
+            *(
+                "score",
+                "watch",
+                "screen",
+                "encrypt",
+                "publish",
+                "check",
+                "audit",
+                "status",
+                "cache",
+                "demo",
+                "serve",
+            ),
         )
     }
     may_import = {
+        "service.cli.watch": {"service.cli.score"},  # it evaluates and compares as this does
         "service.cli.encrypt": {"service.cli.check"},  # it refuses what `check` would
         "service.cli.publish": {"service.cli.check", "service.cli.encrypt"},  # and so does this
     }

@@ -38,6 +38,9 @@ COMMANDS = (
         "Compare candidate weights on held-out data as the network does.",
     ),
     _Command(
+        "watch", "service.cli.watch.command", "Score every checkpoint of a folder as training writes it."
+    ),
+    _Command(
         "screen",
         "service.cli.screen.command",
         "Find, among many pieces of data, those that hit a target.",

@@ -29,6 +29,7 @@ _REMEDIES = {
     "out-of-memory": "Close what else uses the device, or take --device cpu.",
     "out-of-resources": "Close other programs, or raise the limits (ulimit -n, ulimit -u), and try again.",
     "file-changed": "Score it again when nothing writes to it: no number here belongs to the file as it is now.",
+    "file-incomplete": "Write it whole: it is looked at again once it has changed.",
     "file-unreadable": "See that it is there, and that you may read it.",
     "interrupted": "Send the request again: the service was started anew without the key of its stored requests.",
     "insufficient-storage": "Make room, or give --data-dir another place.",

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,17 +43,45 @@ async def score_locally(question: Question, settings: Settings, on_progress: OnP
     Cancelling ends the workers, whatever they do. Raises a WorkerError if none can start, and a ScoringError
     or OSError where the cache of weights from a URL cannot be used.
     """
-    async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(_cache_for(question, settings))
-        pool = await stack.enter_async_context(open_pool(settings))
-        kept = await stack.enter_async_context(open_kept_results(settings))
-        evaluator = Evaluator(pool, kept, served_model(settings), Metrics())
+    async with _cache_for(question, settings) as cache, open_workers(settings) as workers:
+        return await workers.score(question, on_progress, cache)
+
+
+class LocalWorkers:
+    """Workers of this process's own, for one question after another."""
+
+    def __init__(self, settings: Settings, evaluator: Evaluator, num_workers: int) -> None:
+        self._settings = settings
+        self._evaluator = evaluator
+        self._num_workers = num_workers
+
+    async def score(
+        self, question: Question, on_progress: OnProgress, cache: BlobCache | None = None
+    ) -> ScoreSheet:
+        """Evaluate every candidate; one that fails costs the others nothing. `cache` is for weights from a URL.
+
+        Cancelling ends the evaluations. Raises FileChanged where data changes.
+        """
         data_checksums = await asyncio.to_thread(_data_checksums, question)
         scoring = _Scoring(
-            question, data_checksums, settings, evaluator, cache, on_progress, num_workers=len(pool.status())
+            question,
+            data_checksums,
+            self._settings,
+            self._evaluator,
+            cache,
+            on_progress,
+            num_workers=self._num_workers,
         )
         sheet = await score_all(question, scoring.score)
         return replace(sheet, data_checksums=data_checksums)
+
+
+@asynccontextmanager
+async def open_workers(settings: Settings) -> AsyncIterator[LocalWorkers]:
+    """Workers and the kept results, while inside. Raises a WorkerError if no worker can start."""
+    async with open_pool(settings) as pool, open_kept_results(settings) as kept:
+        evaluator = Evaluator(pool, kept, served_model(settings), Metrics())
+        yield LocalWorkers(settings, evaluator, len(pool.status()))
 
 
 async def score_all(question: Question, score: Callable[[int], Coroutine[None, None, Outcome]]) -> ScoreSheet:

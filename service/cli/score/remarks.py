@@ -30,7 +30,7 @@ def remarks(sheet: ScoreSheet) -> Iterator[Text]:
     """What the numbers alone do not say."""
     for outcome in sheet.outcomes:
         if outcome.error is not None:
-            yield from _reasons(outcome)
+            yield from reasons(outcome)
         elif outcome.attends_to_future:
             yield _warning(
                 f"{printable(outcome.candidate.name)} sees the bytes it predicts: masked positions won weight "
@@ -42,7 +42,8 @@ def remarks(sheet: ScoreSheet) -> Iterator[Text]:
         yield Text(compare(sheet).sentence, style="bold")
 
 
-def _reasons(outcome: Outcome) -> Iterator[Text]:
+def reasons(outcome: Outcome) -> Iterator[Text]:
+    """Why a candidate has no loss, and what to do."""
     assert outcome.error is not None
     name = outcome.candidate.name
     if not outcome.findings:

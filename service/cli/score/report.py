@@ -38,6 +38,9 @@ _MAX_COMPARED = 6
 _MAX_SHOWN = 24
 _NAME_WIDTH = 40
 
+MORE_COLOURS = (_MAX_SHOWN, _MAX_SHOWN + 1)
+"""Of lines that belong to no candidate: no button of a candidate hides them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -62,20 +65,21 @@ class Origin:
     small_model: bool
 
 
-def render_report(sheet: ScoreSheet, origin: Origin) -> str:
+def render_report(sheet: ScoreSheet, origin: Origin, more_charts: str = "") -> str:
     """The page. The data of the question is read once more, to show where candidates differ.
 
+    `more_charts` are figures of the caller's, in MORE_COLOURS.
     Raises OSError, or FileChanged where the data is no longer what was evaluated.
     """
     shown = _shown(sheet)
     sections = [_head(sheet), _bars(shown), _legend(shown)]
     if shown:
-        sections.append(f'<div class="grid2">{"".join(_charts(sheet, shown))}</div>')
+        sections.append(f'<div class="grid2">{more_charts}{"".join(_charts(sheet, shown))}</div>')
         sections.append(_differences(sheet, shown))
         sections.append(_embeddings(sheet, shown))
     sections.append(_origin(sheet, origin))
     sections.append(_foot(sheet))
-    return render_page(_COMMAND, "soma-eval: scores", "\n".join(sections), _MAX_SHOWN)
+    return render_page(_COMMAND, "soma-eval: scores", "\n".join(sections), _MAX_SHOWN + len(MORE_COLOURS))
 
 
 def write_report(page: str, path: Path) -> None:

@@ -224,7 +224,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         "weights": outcome.candidate.name,
         "live": outcome.candidate.is_live,
         **numbers,
-        "error": None if outcome.error is None else _error(outcome),
+        "error": error_json(outcome),
         "seconds": outcome.seconds,
         "result_cached": outcome.result_cached,
         "runs": [_run(run) for run in outcome.runs] if outcome.error is None else [],
@@ -239,9 +239,11 @@ def _run(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in (*names, *facts, *origin)} | {"computed_at": computed_at}
 
 
-def _error(outcome: Outcome) -> dict[str, Any]:
+def error_json(outcome: Outcome) -> dict[str, Any] | None:
+    """Why there is no loss, for scripts; None where there is one."""
     error = outcome.error
-    assert error is not None
+    if error is None:
+        return None
     return {
         "code": error.full_code,
         "detail": error.detail,

@@ -1,0 +1,1 @@
+"""`soma-eval watch`: start with command.py."""
