@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow check check-lowest coverage lint openapi format bench lock build sbom clean help
+.PHONY: demo demo-cluster test test-slow check check-lowest coverage lint openapi format bench lock build sbom clean help
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -19,6 +19,9 @@ help:            ## what can be made
 
 demo: $(VENV)/.installed   ## the main job end to end on this machine
 	@$(BIN)/soma-eval demo
+
+demo-cluster: $(VENV)/.installed-dev   ## one evaluation on three nodes of a Ray cluster, one of which is killed
+	@$(BIN)/python -m benchmarks.demo_cluster
 
 test: $(VENV)/.installed-dev   ## the tests, in parallel, without the slow ones
 	@$(PYTEST) -m "not slow"

@@ -85,6 +85,17 @@ class Settings(BaseSettings):
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
     """Bytes on each device for weights that stay loaded; by default all but what an evaluation needs."""
 
+    pool: Literal["local", "ray"] = "local"
+    """local, the devices of this machine; or ray, those of the nodes of a Ray cluster (pip extra `cluster`)."""
+    ray_address: str = "local"
+    """HOST:PORT of the Ray cluster's head; local starts a private one on this machine."""
+    allow_open_cluster: bool = False
+    """Use a Ray cluster that asks for no token, in which whoever reaches it may run code."""
+    node_data_dir: str = "~/.cache/soma-eval-node"
+    """Folder on each node of a cluster for the files that it is sent."""
+    node_cache_max_bytes: Annotated[int, _within(MIB, 1024 * TIB)] = 100 * GIB
+    """Size limit of that folder in bytes; least recently used files go first."""
+
     data_dir: Annotated[Path, AfterValidator(_in_home)] = Path("~/.cache/soma-eval")
     """Folder of the download cache; files lie there as published, never decrypted."""
     cache_max_bytes: Annotated[int, _within(MIB, 1024 * TIB)] = 100 * GIB
@@ -213,6 +224,8 @@ class Settings(BaseSettings):
     def _check_contradictions(self) -> Self:
         if self.precision != "float32" and set(self.device) == {"cpu"}:
             raise ValueError(f"precision {self.precision} needs a cuda device, and device is cpu")
+        if self.pool == "ray" and any(":" in device for device in self.device):
+            raise ValueError("with pool ray a device is auto, cpu or cuda: Ray says which GPU is whose")
         if self.max_data_bytes > self.cache_max_bytes:
             raise ValueError("cache_max_bytes is smaller than max_data_bytes")
         if self.traces and not _has_module("opentelemetry.exporter.otlp.proto.http"):

@@ -2,9 +2,11 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +21,11 @@ from service.daemon_thread import run_in_daemon_thread
 from service.download.downloader import Downloader
 from service.jobs import state_key
 from service.jobs.database import Database, open_database
+from service.jobs.job import Job
 from service.jobs.jobs import JobService, Retention
 from service.jobs.result_store import ResultStore
 from service.jobs.state_key import StateKey
+from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
@@ -30,7 +34,7 @@ from service.scoring.scorer import Limits, Scorer
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
 from workers.architectures import CURRENT_VERSION, load_architecture
-from workers.pool import WorkerPool, create_pool
+from workers.pool import WorkerPool, create_cluster_pool, create_pool
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +53,10 @@ class Components:
     architecture_version: str
     architecture: dict[str, Any]
     versions: dict[str, str]
+    started_at: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set before the APIs are closed: what is streamed without an end must end."""
 
     def readiness(self) -> Literal["ready", "draining", "no-worker", "no-storage"]:
         """Whether a request sent now would be worked on, and why not."""
@@ -73,7 +81,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         if settings.traces:
             await stack.enter_async_context(tracing(version("soma-eval")))
         cache = await stack.enter_async_context(open_cache(settings))
-        pool = await stack.enter_async_context(open_pool(settings) if pool is None else _running(pool))
+        pool = await stack.enter_async_context(
+            _running(pool) if pool is not None else _open_served_pool(settings)
+        )
         if settings.traces:
             pool = TracedPool(pool)
         scheduler = await _make_scheduler(settings, pool, cache)
@@ -87,6 +97,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
+            on_end=partial(_note_end, metrics.last_hour),
         )
         stack.push_async_callback(jobs.close)
         jobs.start()
@@ -129,7 +140,7 @@ async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
 async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
     return Scheduler(
         queue_size=settings.queue_size,
-        max_running=len(pool.status()) + 1,  # one more loads its weights while the others are evaluated
+        max_running=partial(_most_evaluations, pool),
         max_downloads=settings.max_weights_at_once,
         kept_bytes=await cache.capacity_bytes(),
         timeout_seconds=settings.request_timeout_seconds,
@@ -226,17 +237,39 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
-    """A worker process per device, tested. Raises a WorkerError when none can start."""
-    pool = await run_in_daemon_thread(  # the driver, asked for its devices, may hang
-        lambda: create_pool(
-            devices=settings.device,
-            small_model=settings.small_model,
-            precision=settings.precision,
-            memory_budget_bytes=settings.device_memory_bytes,
-        )
-    )
+    """A worker process per device of this machine, tested. Raises a WorkerError when none can start."""
+    pool = await run_in_daemon_thread(
+        lambda: _create_pool(settings)
+    )  # a driver, asked for its devices, may hang
     async with _running(pool):
         yield pool
+
+
+def _open_served_pool(settings: Settings) -> AbstractAsyncContextManager[WorkerPool]:
+    """The pool of a service, which may be on a cluster."""
+    return _running(_create_cluster_pool(settings)) if settings.pool == "ray" else open_pool(settings)
+
+
+def _create_pool(settings: Settings) -> WorkerPool:
+    return create_pool(
+        devices=settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+    )
+
+
+def _create_cluster_pool(settings: Settings) -> WorkerPool:
+    return create_cluster_pool(
+        settings.ray_address,
+        settings.device,
+        small_model=settings.small_model,
+        precision=settings.precision,
+        memory_budget_bytes=settings.device_memory_bytes,
+        allow_open=settings.allow_open_cluster,
+        data_dir=settings.node_data_dir,
+        data_max_bytes=settings.node_cache_max_bytes,
+    )
 
 
 @asynccontextmanager
@@ -248,8 +281,20 @@ async def _running(pool: WorkerPool) -> AsyncIterator[WorkerPool]:
         await pool.close()
 
 
+def _most_evaluations(pool: WorkerPool) -> int:
+    """One per worker, and one more, whose weights are loaded while the others are evaluated."""
+    return len(pool.status()) + 1
+
+
 def _every_kind_ready(pool: WorkerPool) -> bool:
     """Whether each kind of device has a worker that recently passed its self-test."""
     workers = pool.status()
     kinds = {worker.device.partition(":")[0] for worker in workers}
     return bool(kinds) and kinds == {w.device.partition(":")[0] for w in workers if w.ready}
+
+
+def _note_end(last_hour: LastHour, job: Job) -> None:
+    if job.error is not None:
+        last_hour.note(job.error.full_code, job.error.fault)
+    elif job.state == "succeeded":
+        last_hour.note("ok", None)

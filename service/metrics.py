@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 
 from service.errors import Fault, InternalError
+from service.last_hour import LastHour, Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -52,7 +53,7 @@ class Metrics:
         )
         # Prometheus sees a rise only in a series that was there before: the alert needs the first one too.
         self._failures.labels("service", InternalError.code)
-        self.phase_seconds = Histogram(
+        self._phase_seconds = Histogram(
             "soma_eval_phase_seconds",
             "Phases of an evaluation: queue, download, load, eval.",
             ["phase"],
@@ -69,6 +70,8 @@ class Metrics:
             "Results computed anew that differ from the kept ones: the fault of a machine.",
             registry=self._registry,
         )
+        self.last_hour = LastHour()
+        """For the status page."""
 
     def observe_request(
         self,
@@ -83,6 +86,11 @@ class Metrics:
             self._failures.labels(fault, outcome).inc()
         self._requests.labels(protocol=protocol, door=protocol, method=method, outcome=outcome).inc()
         self._request_seconds.labels(protocol=protocol, door=protocol, method=method).observe(seconds)
+
+    def observe_phase(self, phase: Phase, seconds: float) -> None:
+        """Count one phase of an evaluation that has ended."""
+        self._phase_seconds.labels(phase).observe(seconds)
+        self.last_hour.note_phase(phase, seconds)
 
     def register(self, collector: RefreshedCollector) -> None:
         """Add metrics that are read whenever all are rendered."""

@@ -175,6 +175,7 @@ async def _http_api(
         listener.listen(_BACKLOG)
         yield _url(*listener.getsockname()[:2])
     finally:
+        components.closing.set()
         server.should_exit = True
         async with shutdown.when_urgent(server.abort_connections):
             await serving

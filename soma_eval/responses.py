@@ -225,6 +225,8 @@ class Device(Response):
     restarts: int
     trouble: str
     """Empty when nothing is wrong."""
+    node: str = ""
+    """Of a cluster; empty for the service's own machine, and from older services."""
 
 
 class Readiness(Response):

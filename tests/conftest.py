@@ -1,5 +1,6 @@
 """Fixtures for every folder of tests: one live service and one file server for each process of the run."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ from tests.file_server import FileServer
 from tests.golden_requests import KEY, request_for
 from tests.live_service import LiveService, live_service
 from tests.recipe import encrypt, small_weights_bytes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray cluster are skipped where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(
+                    pytest.mark.skip(reason="Ray is not installed: pip install 'soma-eval[cluster]'")
+                )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import structlog
 
 from service.config import ExplicitSettings
 from service.http_api.protocol import HttpLimits
+from service.lifespan import Components
 from service.server import run_service
 from tests.in_process_pool import Answer, InProcessPool
 
@@ -27,6 +28,8 @@ class InProcessService:
         self.pool = pool
         self.http_url = ""
         self.grpc_url = ""
+        self.components: Components | None = None
+        """What it consists of, which only its own thread may change."""
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
 
@@ -50,7 +53,8 @@ class InProcessService:
         errors: list[BaseException] = []
 
         async def run() -> None:
-            async with run_service(settings, pool=self.pool, http_limits=http_limits) as (_, addresses):
+            async with run_service(settings, pool=self.pool, http_limits=http_limits) as running:
+                self.components, addresses = running
                 self.http_url, self.grpc_url = addresses.http, addresses.grpc or ""
                 started.set()
                 await self._stop.wait()

@@ -58,12 +58,13 @@ ALLOWED_IN_SERVICE: dict[str, set[str]] = {
 """Each folder (and the files that build, run and measure the service) with those it may import."""
 
 ALLOWED_IN_WORKERS: dict[str, set[str]] = {
-    "workers": {"workers.processes", "workers.v1"},
+    "workers": {"workers.processes", "workers.cluster", "workers.v1"},
     "workers.processes": {"workers"},
+    "workers.cluster": {"workers", "workers.processes"},
     "workers.worker": {"workers"},
     "workers.v1": set(),
 }
-"""`workers` stands for the files beside the folders. Only the pool's factory imports a pool: see the test."""
+"""`workers` stands for the files beside the folders. Only the pools' factory imports a pool: see the test."""
 
 ONLY_IN = {
     "fastapi": {"service.http_api"},
@@ -75,6 +76,8 @@ ONLY_IN = {
     "sqlalchemy": {"service.jobs"},
     "httpx": {"service.egress", "service.download", "service.cli"},
     "httpcore": {"service.egress", "service.download"},
+    "jinja2": {"service.http_api.status_page"},
+    "markupsafe": {"service.http_api.status_page"},
     "pydantic": {"service.http_api", "service.config", "service.cli.setting_flags"},
     "pydantic_settings": {"service.config"},
     "typer": {"service.cli"},
@@ -125,10 +128,11 @@ def test_there_is_no_circle_between_folders_of_the_service() -> None:
     list(TopologicalSorter(imported_units("service", ALLOWED_IN_SERVICE)).static_order())  # raises CycleError
 
 
-def test_only_the_factory_imports_the_pool_of_processes() -> None:
+def test_only_the_factory_imports_the_pools() -> None:
     for name, imported in modules("workers").items():
         if name.count(".") == 1 and name != "workers.pool":
-            assert not [module for module in imported if within(module, {"workers.processes"})], name
+            pools = {"workers.processes", "workers.cluster"}
+            assert not [module for module in imported if within(module, pools)], name
 
 
 def test_commands_share_only_what_lies_beside_their_folders() -> None:

@@ -16,7 +16,7 @@ from service.environment import PREFIX
 COMPOSE = Path(__file__).parents[1] / "docker" / "compose.yaml"
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", "cuda", "head"])
 def declared(request: pytest.FixtureRequest) -> dict[str, Any]:
     """One of its services."""
     service: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"][request.param]
@@ -34,7 +34,15 @@ def test_nothing_is_passed_as_an_empty_text(declared: dict[str, Any]) -> None:
 
 
 def test_what_is_passed_is_a_setting(declared: dict[str, Any]) -> None:
-    assert set(declared["environment"]) <= {PREFIX + name.upper() for name in Settings.model_fields}
+    of_ray = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    assert set(declared["environment"]) - of_ray <= {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_a_cluster_has_a_token() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for name in ("head", "node"):
+        environment = services[name]["environment"]
+        assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"]) == ("token", None)
 
 
 def _has_compose() -> bool:

@@ -11,6 +11,7 @@ WorkerError
     ├── WorkerCrashed          the process died or froze under the job
     ├── FileUnreadable         the machine could not read the weights or the data it was pointed to
     ├── OutOfMemory            the device has too little memory, even with nothing else on it
+    ├── StorageFull            no machine that could evaluate it has room on its disk for the files
     └── NoWorker               no worker is alive or will be soon
         └── PrecisionNeedsGpu  the precision asked for is none of a CPU's, and a worker would run on one
 """
@@ -62,6 +63,10 @@ class FileUnreadable(WorkerTrouble):
 
 class OutOfMemory(WorkerTrouble):
     """The device's memory does not suffice, even with nothing else on it."""
+
+
+class StorageFull(WorkerTrouble):
+    """The machine that was to evaluate it has no room on its disk for the files."""
 
 
 class NoWorker(WorkerTrouble):

@@ -26,7 +26,6 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 _LENGTH = struct.Struct("!I")
 _Array = NDArray[np.float32]
-_MESSAGES = {kind.__name__: kind for kind in (*typing.get_args(ToWorker), *typing.get_args(FromWorker))}
 _ERRORS: dict[str, type[errors.WorkerError]] = {
     kind.__name__: kind
     for kind in (
@@ -45,19 +44,20 @@ class MalformedMessage(Exception):
     """What was received is no message."""
 
 
-def encode(message: ToWorker | FromWorker) -> bytes:
-    """The message as it travels."""
+def encode(message: Any) -> bytes:
+    """The message, a dataclass, as it travels."""
     payload = json.dumps([type(message).__name__, message], default=_to_json).encode()
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Decoder:
-    """Cuts a stream of bytes, as they arrive, into messages."""
+    """Cuts a stream of bytes, as they arrive, into messages of a union of classes: by default those of a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: Any = FromWorker) -> None:
+        self._allowed = allowed
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[FromWorker]:
+    def feed(self, data: bytes) -> list[Any]:
         """The messages that `data` completes. Raises MalformedMessage for anything else, or for too long a one."""
         self._buffer += data
         decoded = []
@@ -65,7 +65,7 @@ class Decoder:
             end = _LENGTH.size + _checked_length(self._buffer)
             if len(self._buffer) < end:
                 break
-            decoded.append(_decode(bytes(self._buffer[_LENGTH.size : end]), FromWorker))
+            decoded.append(_decode(bytes(self._buffer[_LENGTH.size : end]), self._allowed))
             del self._buffer[:end]
         return decoded
 
@@ -116,9 +116,7 @@ def _to_json(value: Any) -> Any:
 def _decode(payload: bytes, allowed: Any) -> Any:
     try:
         name, content = json.loads(payload)
-        kind = _MESSAGES[name]
-        if kind not in typing.get_args(allowed):
-            raise TypeError
+        kind = _classes(allowed)[name]
         return _read(kind, content)
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         pass  # such an error may hold what was received, so the next one is not raised in its context
@@ -178,6 +176,12 @@ def _of_type(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError
     return value
+
+
+@functools.cache
+def _classes(allowed: Any) -> dict[str, Any]:
+    """The classes of a union, or the one class, by name."""
+    return {kind.__name__: kind for kind in typing.get_args(allowed) or (allowed,)}
 
 
 @functools.cache

@@ -71,6 +71,8 @@ class Ready:
 
     device_name: str
     versions: dict[str, str]
+    memory_bytes: int = 0
+    """All that the device has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """The contract of a pool, and the default one, of processes on this machine. A service takes any pool."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
+from workers.errors import NoWorker
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, Precision, WorkerConfig
 
 
@@ -55,3 +57,49 @@ def create_pool(
     resolved = resolve_devices(devices)
     check_precision(precision, resolved)
     return ProcessPool(share_machine(config, resolved))
+
+
+def create_cluster_pool(
+    address: str,
+    devices: Sequence[str] = ("auto",),
+    *,
+    small_model: bool = False,
+    precision: Precision = "float32",
+    num_threads: int | None = None,
+    memory_budget_bytes: int | None = None,
+    allow_open: bool = False,
+    data_dir: str,
+    data_max_bytes: int,
+) -> WorkerPool:
+    """A pool on the nodes of a Ray cluster, one worker per device of theirs; start and close it.
+
+    `address`: HOST:PORT of the cluster's head, or "local" for a private one on this machine. `devices`: as for
+    `create_pool`, for each node, but for "cuda:N". `allow_open`: whether a cluster that asks for no token will do.
+    `data_dir`, `data_max_bytes`: the folder on each node for the files that it is sent, and its limit.
+    Raises NoWorker where Ray is not installed, PrecisionNeedsGpu when the precision needs a GPU.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise NoWorker("a pool on a Ray cluster needs the extra: pip install 'soma-eval[cluster]'")
+    from workers.cluster.cluster_pool import ClusterPool
+    from workers.cluster.messages import ClusterConfig
+    from workers.processes.devices import check_precision
+    from workers.processes.worker_process import ENTRY_MODULE
+
+    check_precision(precision, devices)
+    needs_gpu = precision != "float32"  # and "auto" may be a CPU
+    cluster = ClusterConfig(
+        address=address,
+        devices="cuda" if needs_gpu else ",".join(devices),
+        allow_open=allow_open,
+        data_dir=data_dir,
+        data_max_bytes=data_max_bytes,
+        entry_module=ENTRY_MODULE,
+    )
+    config = WorkerConfig(
+        device="",
+        small_model=small_model,
+        precision=precision,
+        num_threads=num_threads,
+        memory_budget_bytes=memory_budget_bytes,
+    )
+    return ClusterPool(cluster, config)

@@ -39,6 +39,8 @@ class DeviceKind(NamedTuple):
     """"cpu" or "cuda"."""
     name: str
     """What the vendor calls it; of a CPU also what else decides its bits."""
+    build: str = ""
+    """Of torch, where the machines of a cluster may differ; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,8 @@ class DeviceStatus:
     """What the vendor calls it; of a CPU also what else decides its bits. Empty until it was ready once."""
     trouble: str = ""
     """Why it is not to be relied on now; empty when nothing is wrong."""
+    node: str = ""
+    """Name of the machine in a cluster that it runs on; empty for this machine."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the packages that make its numbers; empty until it was ready once."""
     self_test_age_seconds: float | None = None

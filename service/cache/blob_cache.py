@@ -24,10 +24,10 @@ from service.checksum import checksum_of, is_checksum
 from service.download.counts import DownloadCounts
 from service.download.downloader import Downloader
 from service.download.request import DownloadRequest
-from service.download.throughput import DownloadLimits, OnDownloadProgress
+from service.download.throughput import DownloadLimits, DownloadProgress, OnDownloadProgress
 from service.errors import BlobError, BlobKind, ChecksumMismatch, Draining, ScoringError
 
-__all__ = ["BlobCache", "CacheInUse", "CachedBlob", "ForeignFolder"]
+__all__ = ["BlobCache", "CacheInUse", "CachedBlob", "Download", "ForeignFolder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,15 @@ class CachedBlob:
     """True if nothing had to be downloaded or written for it."""
     download_seconds: float
     """Until it was here, including the wait for another request's download of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A download that runs. What its URL is, is its publisher's secret."""
+
+    kind: BlobKind
+    progress: DownloadProgress | None
+    """None until the server responds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +211,10 @@ class BlobCache:
     def bytes_used(self) -> int:
         """What all files take, unfinished downloads included."""
         return self._store.budget.bytes_used
+
+    def downloads(self) -> list[Download]:
+        """Those that run now, the first to be started first."""
+        return [Download(running.request.kind, running.latest) for running in self._downloads.running()]
 
     @property
     def max_bytes(self) -> int:

@@ -26,6 +26,8 @@ class SharedDownload:
         """`work` returns an entry with one pin. `on_end` is called when it is over."""
         self.request = request
         self.is_cancelled = False
+        self.latest: DownloadProgress | None = None
+        """How far it was at the last report."""
         self.is_publishing = False
         """Set when all bytes are verified: from then on it is not interrupted."""
         self._index = index
@@ -70,6 +72,7 @@ class SharedDownload:
 
     def report(self, progress: DownloadProgress) -> None:
         """Call everybody's callback; one that fails does not affect the others."""
+        self.latest = progress
         for listener in self._listeners:
             asyncio.get_running_loop().call_soon(listener, progress)
 
@@ -92,6 +95,10 @@ class SharedDownloads:
     def get(self, name: str) -> SharedDownload | None:
         """The running download of this name."""
         return self._running.get(name)
+
+    def running(self) -> list[SharedDownload]:
+        """All that run, the first to be started first."""
+        return list(self._running.values())
 
     def start(
         self,

@@ -22,6 +22,7 @@ _OPPOSITES = {
     "small_model": "--full-model",
     "allow_http": "--https-only",
     "allow_private_addresses": "--public-addresses-only",
+    "allow_open_cluster": "--closed-clusters-only",
 }
 """The flag that switches a setting off."""
 _DEVICES = ["auto", "cpu", "cuda", "cuda:0", "cuda:1"]

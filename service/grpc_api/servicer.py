@@ -199,6 +199,8 @@ def _method(
             finally:
                 seconds = time.monotonic() - started
                 metrics.observe_request("grpc", name, outcome, seconds, fault)
+                if name == "Score":
+                    metrics.last_hour.note(outcome, fault)
                 _log(name, status, outcome, seconds)
                 span.set({"rpc.response.status_code": status.name, "soma_eval.outcome": outcome})
                 if status in _FAILURES_OF_THE_SERVER:

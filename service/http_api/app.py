@@ -18,14 +18,14 @@ from starlette.types import ASGIApp
 
 from service.cancellation import cancel_when
 from service.errors import Draining, InvalidRequest, NoWorker, OutOfResources, ScoringError
+from service.http_api.accept import prefers_html
+from service.http_api.api_keys import ApiKeys
 from service.http_api.docs_page import docs_routes
 from service.http_api.middleware import RequestMiddleware
 from service.http_api.openapi import fit_openapi
 from service.http_api.operations import Device, Health, Info, NotReady, Readiness, RequestLimits
 from service.http_api.problems import (
     PROBLEM_JSON,
-    error_response,
-    on_error,
     problem_of_request,
     problem_response,
 )
@@ -38,6 +38,8 @@ from service.http_api.responses import (
     PhaseProgress,
     ScoreResponse,
 )
+from service.http_api.status_page.error_pages import on_error, response_to_error
+from service.http_api.status_page.routes import StatusPage
 from service.jobs.job import Job, JobKind, JobState
 from service.lifespan import Components
 from service.metrics import CONTENT_TYPE
@@ -82,18 +84,23 @@ def create_app(components: Components) -> ASGIApp:
     app.include_router(_probes)
     docs = docs_routes(OPENAPI_URL, app.title)
     app.include_router(docs)
+    api_keys = ApiKeys(components.settings.api_keys)
+    app.state.status_page = status_page = StatusPage(components, api_keys.sessions)
+    pages = status_page.routes()
+    app.include_router(pages)
     for kind in (ScoringError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, on_error)
     fit_openapi(app, embedding_dim=components.architecture["embedding_dim"])
-    included = [_scoring, _information, _probes, docs]
+    included = [_scoring, _information, _probes, docs, pages]
     routes: list[BaseRoute] = [route for router in included for route in router.routes]
     return RequestMiddleware(
         app,
         routes=[*routes, *(route for route in app.routes if hasattr(route, "path"))],
         settings=components.settings,
+        api_keys=api_keys,
         metrics=components.metrics,
         check_queue=components.scheduler.check_room,
-        error_response=error_response,
+        error_response=response_to_error,
     )
 
 
@@ -179,9 +186,12 @@ async def list_jobs(
     )
 
 
-@_scoring.get("/jobs/{job_id}")
-async def read_job(job_id: JobId, request: Request, components: ComponentsOfApp) -> JobStatus:
-    """The state of a job, and its result once it has one."""
+@_scoring.get("/jobs/{job_id}", response_model=JobStatus)
+async def read_job(job_id: JobId, request: Request, response: Response, components: ComponentsOfApp) -> Any:
+    """The state of a job, and its result once it has one; a page for people where `Accept` prefers text/html."""
+    if prefers_html(request.scope):
+        return await request.app.state.status_page.job(job_id, request)
+    response.headers["Vary"] = "Accept"
     return _job_status(await components.jobs.get(job_id), request)
 
 

@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import tracing
 from service.config import Settings
-from service.http_api.api_keys import OPEN_PATHS, ApiKeys
+from service.http_api.api_keys import OPEN_PATHS, SIGN_IN, ApiKeys
 from service.http_api.request_body import BodyReader
 from service.metrics import Metrics
 
 SCORING_PATHS = frozenset({"/eval", "/score"})
+STATUS_PATH = "/status/"
+"""What an open status page asks for, again and again."""
 _VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,7 @@ class RequestMiddleware:
         *,
         routes: list[BaseRoute],
         settings: Settings,
+        api_keys: ApiKeys,
         metrics: Metrics,
         check_queue: Callable[[], None],
         error_response: Callable[[Exception, Request], Response],
@@ -41,7 +44,7 @@ class RequestMiddleware:
         self._app = app
         self._routes = routes
         self._bodies = BodyReader(settings.max_body_bytes)
-        self._api_keys = ApiKeys(settings.api_keys)
+        self._api_keys = api_keys
         self._metrics = metrics
         self._check_queue = check_queue
         self._error_response = error_response
@@ -89,17 +92,26 @@ class RequestMiddleware:
                 self._check_queue()
                 body = await self._bodies.read(scope, receive)
                 self._check_queue()  # again, as others may have been admitted meanwhile
-            await self._app(scope, _receive_again(body, receive), send_noting_the_start)
+            is_form = scope["path"] == SIGN_IN
+            receive_body = receive if is_form else _receive_again(body, receive)
+            await self._app(scope, receive_body, send_noting_the_start)
         except Exception as error:
             if not has_started:
                 await self._error_response(error, Request(scope))(scope, receive, send)
 
     def _account(self, scope: Scope, status: int, outcome: str, seconds: float) -> None:
-        method = _method_of(scope)
-        self._metrics.observe_request("http", method, outcome, seconds, scope.get("soma_eval.fault"))
-        quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (scope["path"] in OPEN_PATHS and status < 400)
+        method, fault = _method_of(scope), scope.get("soma_eval.fault")
+        self._metrics.observe_request("http", method, outcome, seconds, fault)
+        is_accepted_job = status == HTTPStatus.ACCEPTED  # it is noted at its end
+        if scope["path"] in SCORING_PATHS and scope["method"] == "POST" and not is_accepted_job:
+            self._metrics.last_hour.note(outcome, fault)
+        quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (_is_watching(scope) and status < 400)
         level = logging.DEBUG if quiet else logging.INFO
         log.log(level, "request", method=method, status=status, outcome=outcome, seconds=round(seconds, 4))
+
+
+def _is_watching(scope: Scope) -> bool:
+    return scope["path"] in OPEN_PATHS or scope["path"].startswith(STATUS_PATH)
 
 
 def _verb_of(scope: Scope) -> str:
@@ -113,9 +125,9 @@ def _method_of(scope: Scope) -> str:
 
 
 def _span_of(scope: Scope) -> AbstractContextManager[tracing.Span]:
-    """The span of the whole request, below its client's; the probes, which come every few seconds, have none."""
+    """The span of the whole request, below its client's; probes and open status pages, which ask often, have none."""
     routes = scope["soma_eval.routes"]
-    if not routes or scope["path"] in OPEN_PATHS:
+    if not routes or _is_watching(scope):
         return tracing.NO_SPAN
     headers = {
         name: value.decode("latin-1")

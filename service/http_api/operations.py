@@ -20,6 +20,8 @@ class Device(Schema):
     """`cpu`, `cuda:0`."""
     device_name: str
     """The vendor's name for it; of a CPU also the instruction set and the threads, which decide the last bits."""
+    node: str
+    """Name of the machine of a cluster that it belongs to; empty for the service's own."""
     ready: bool
     """It has recently passed its self-test."""
     busy: bool

@@ -124,11 +124,6 @@ def problem_of_request(error: ScoringError, request: Request) -> Problem:
     return problem_of(error, path=request.scope["path"], request_id=request.scope["soma_eval.request_id"])
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """The exception handler of the application."""
-    return error_response(error, request)
-
-
 def error_response(error: Exception, request: Request) -> Response:
     """The response to an exception, wherever it was raised."""
     if isinstance(error, ClientDisconnect):

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -109,12 +109,14 @@ class JobService:
         admission: Admission,
         *,
         retention: Retention = Retention(),  # it is frozen
+        on_end: Callable[[Job], None] = lambda job: None,
         lease_seconds: float = 15.0,
         update_seconds: float = 1.0,
         silence_seconds: float = 15.0,
     ) -> None:
         """`update_seconds`: between two writes of progress, and two reads where another service runs the job.
 
+        `on_end` is called with each job that has ended in this process.
         `silence_seconds`: after so long without a change, followers are told that there is none.
         """
         self._outlives_this_process = database.is_kept
@@ -123,6 +125,7 @@ class JobService:
         self._scorer = scorer
         self._admission = admission
         self._retention = retention
+        self._on_end = on_end
         self._lease_seconds = lease_seconds
         self._update_seconds = update_seconds
         self._silence_seconds = silence_seconds
@@ -130,6 +133,8 @@ class JobService:
         self._upkeep: asyncio.Task[None] | None = None
         self._next_renewal = 0.0
         self._next_forgetting = 0.0
+        self.num_changes = 0
+        """Grows when the list of jobs changes by what this process does."""
         self._left_behind = asyncio.Event()
         """Set once a job is left for the next start: whoever follows one should ask again then."""
 
@@ -137,6 +142,11 @@ class JobService:
     def num_running(self) -> int:
         """Jobs that this process works on."""
         return len(self._running)
+
+    def own_jobs(self) -> list[Job]:
+        """The jobs that this process works on, as they are now; the newest first."""
+        running = [running.job for running in self._running.values() if running.is_stored.is_set()]
+        return sorted(running, key=lambda job: job.id, reverse=True)
 
     def start(self) -> None:
         """Begin to take over jobs, to renew leases and to forget old jobs."""
@@ -187,6 +197,7 @@ class JobService:
             await self._abandon(running)
             raise
         running.is_stored.set()
+        self.num_changes += 1
         return job
 
     async def get(self, job_id: str) -> Job:
@@ -204,7 +215,7 @@ class JobService:
         self, *, state: JobState | None = None, limit: int, after: str | None = None
     ) -> Sequence[Job]:
         """At most `limit` jobs, the newest first; with `after`, the id of a job, only those older than it."""
-        own = {job_id: running.job for job_id, running in self._running.items() if running.is_stored.is_set()}
+        own = {job.id: job for job in self.own_jobs()}
         found = await self._store.page(state, limit, after, own.values())
         return [own.get(job.id, job) for job in found]
 
@@ -212,6 +223,7 @@ class JobService:
         """Stop a job, durably; returns when its work here has stopped. A finished job stays what it is."""
         await self._store.cancel(job_id)
         job = await self._store.get(job_id)
+        self.num_changes += 1
         running = self._running.get(job_id)
         if running is not None and job.state == "cancelled":
             running.job.become(End("cancelled", job.event, finished_at=job.finished_at or datetime.now(UTC)))
@@ -357,6 +369,8 @@ class JobService:
                 continue
             if is_written:
                 job.become(end)
+                self.num_changes += 1
+                self._on_end(job)
             return  # a job that was cancelled or taken over meanwhile has another end
 
     async def _keep_up(self) -> None:
@@ -410,6 +424,7 @@ class JobService:
         job.state = "queued"
         log.info("going on with a job", job_id=job.id)
         self._begin(job, competition).is_stored.set()
+        self.num_changes += 1
 
     async def _forget_at_times(self) -> None:
         if time.monotonic() >= self._next_forgetting:

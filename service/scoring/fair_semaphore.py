@@ -38,6 +38,8 @@ class Grant(Generic[R]):
     amount: int
     _semaphore: "FairSemaphore[R]" = field(repr=False)
     _granted: asyncio.Future[None]
+    asked_at: float = field(default_factory=time.time)
+    """Seconds since 1970."""
     _since: float = 0.0
     _charged_seconds: float = 0.0
     _is_released: bool = False
@@ -70,10 +72,27 @@ class FairSemaphore(Generic[R]):
         self.expected_seconds = _EXPECTED_SECONDS_AT_FIRST
         """How long a grant is held, from those of late whose work succeeded."""
 
+    def resize(self, capacity: int) -> None:
+        """From now on there are so many units, all of which one request may hold; what is held stays held."""
+        if capacity != self._capacity:
+            self._num_free += capacity - self._capacity
+            self._capacity = self._max_per_request = capacity
+            self._hand_out()
+
     @property
     def num_waiting(self) -> int:
         """Grants that are waited for."""
         return len(self._waiters)
+
+    @property
+    def num_held(self) -> int:
+        """Units that are held."""
+        return self._capacity - self._num_free
+
+    @property
+    def oldest_waiting_since(self) -> float | None:
+        """When the grant that is waited for the longest was asked for, in seconds since 1970."""
+        return min((grant.asked_at for grant in self._waiters), default=None)
 
     @property
     def num_active_requests(self) -> int:

@@ -8,7 +8,7 @@ weights that are slow to evaluate, or a stream of small requests cannot starve o
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class WeightsSlot:
 
 
 class Scheduler:
-    """Admits at most `queue_size` requests, and lets at most `max_running` evaluations run.
+    """Admits at most `queue_size` requests, and lets at most `max_running()` evaluations run, which may change.
 
     At most `max_downloads` weights are downloaded at once, and what is downloaded or kept for an evaluation takes at
     most `kept_bytes`.
@@ -63,14 +63,14 @@ class Scheduler:
         self,
         *,
         queue_size: int,
-        max_running: int,
+        max_running: Callable[[], int],
         max_downloads: int,
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
         self._queue_size = queue_size
         self._max_running = max_running
-        self._execution = FairSemaphore[Ticket](max_running, max_per_request=max_running)
+        self._execution = FairSemaphore[Ticket](max_running(), max_per_request=max_running())
         # A request whose publishers are slow leaves half of the connections to others.
         self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
         self._bytes = FairSemaphore[Ticket](kept_bytes, max_per_request=kept_bytes // 2)
@@ -89,6 +89,18 @@ class Scheduler:
     def num_admitted(self) -> int:
         """Requests that hold a ticket."""
         return len(self._tickets)
+
+    @property
+    def num_running(self) -> int:
+        """Evaluations that hold an execution slot."""
+        return self._execution.num_held
+
+    @property
+    def oldest_waiting_since(self) -> float | None:
+        """Since when the oldest of all that wait here waits, in seconds since 1970; None when nothing waits."""
+        semaphores = (self._execution, self._connections, self._bytes)
+        since = [semaphore.oldest_waiting_since for semaphore in semaphores]
+        return min((moment for moment in since if moment is not None), default=None)
 
     @property
     def num_free_places(self) -> int:
@@ -177,10 +189,12 @@ class Scheduler:
     @asynccontextmanager
     async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait until one evaluation may run, and hold the slot for the length of the block."""
+        self._execution.resize(self._max_running())
         async with AsyncExitStack() as grants:
             with tracing.span("wait for execution slot"):
                 await grants.enter_async_context(self._execution.hold(ticket))
             yield
+        self._execution.resize(self._max_running())
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:
         """Seconds that the request may still download: what it has left, less what its evaluations need.
@@ -190,7 +204,7 @@ class Scheduler:
         """
         num_left = ticket.num_evaluations - ticket.num_finished
         num_sharing = max(1, self._execution.num_active_requests)
-        expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running
+        expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running()
         reserved = min(expected, _MAX_EVALUATION_SHARE * ticket.timeout_seconds)
         reserved = max(reserved, _MIN_EVALUATION_SHARE * ticket.timeout_seconds)
         return ticket.started + ticket.timeout_seconds - reserved - asyncio.get_running_loop().time()
@@ -198,7 +212,7 @@ class Scheduler:
     def retry_after_seconds(self) -> float:
         """When a ticket may be free: after the shortest admitted request, with evaluations as long as recent ones."""
         fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
-        seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running
+        seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running()
         return float(max(1, math.ceil(seconds)))
 
     async def drain(self, timeout_seconds: float) -> bool:

@@ -28,6 +28,7 @@ from service.errors import (
     ZeroEmbedding,
     exhaustion_of,
 )
+from service.last_hour import PHASES
 from service.log import log_bug
 from service.metrics import Metrics
 from service.scoring.competition import (
@@ -254,9 +255,8 @@ class Scorer:
         return _evaluation(job, computed, timings)
 
     def _observe(self, timings: Timings) -> None:
-        phases = ("download",) if timings.result_cached else ("queue", "download", "load", "eval")
-        for phase in phases:
-            self._metrics.phase_seconds.labels(phase).observe(getattr(timings, f"{phase}_seconds"))
+        for phase in ("download",) if timings.result_cached else PHASES:
+            self._metrics.observe_phase(phase, getattr(timings, f"{phase}_seconds"))
 
 
 def _result(outcomes: list[ModelOutcome]) -> CompetitionResult:

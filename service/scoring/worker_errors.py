@@ -1,10 +1,13 @@
 """What a failure of the worker pool means to a caller."""
 
+from collections.abc import Callable
+
 from service.errors import (
     DecryptionFailed,
     EmptyData,
     EvaluationCrashesWorker,
     Fault,
+    InsufficientStorage,
     NonFiniteResult,
     NoWorker,
     OutOfMemory,
@@ -15,26 +18,25 @@ from service.errors import (
 )
 from workers import errors as worker_errors
 
+_MEANINGS: dict[type[worker_errors.WorkerError], Callable[[str], ScoringError]] = {
+    worker_errors.DecryptionFailed: DecryptionFailed,
+    worker_errors.WeightsInvalid: WeightsInvalid,
+    worker_errors.NonFiniteResult: NonFiniteResult,
+    worker_errors.EvaluationCrashesWorker: EvaluationCrashesWorker,
+    worker_errors.OutOfMemory: OutOfMemory,
+    worker_errors.WorkerCrashed: WorkerCrashed,
+    worker_errors.StorageFull: InsufficientStorage,
+    worker_errors.FileUnreadable: OutOfResources,  # of the cache: it was whole when it was verified
+}
+
 
 def to_scoring_error(error: worker_errors.WorkerError, data_fault: Fault) -> ScoringError:
-    """The failure as a caller sees it. The most specific class first."""
-    match error:
-        case worker_errors.DecryptionFailed():
-            return DecryptionFailed(error.detail)
-        case worker_errors.WeightsInvalid():
-            return WeightsInvalid(error.detail)
-        case worker_errors.NonFiniteResult():
-            return NonFiniteResult(error.detail)
-        case worker_errors.EmptyData():
-            return EmptyData(error.detail, fault=data_fault, blob="data")
-        case worker_errors.EvaluationCrashesWorker():
-            return EvaluationCrashesWorker(error.detail)
-        case worker_errors.OutOfMemory():
-            return OutOfMemory(error.detail)
-        case worker_errors.NoWorker():
-            return NoWorker(error.detail, retry_after_seconds=5.0)
-        case worker_errors.WorkerCrashed():
-            return WorkerCrashed(error.detail)
-        case worker_errors.FileUnreadable():  # of the cache: it was whole when it was verified
-            return OutOfResources(error.detail)
+    """The failure as a caller sees it."""
+    if isinstance(error, worker_errors.EmptyData):
+        return EmptyData(error.detail, fault=data_fault, blob="data")
+    if isinstance(error, worker_errors.NoWorker):
+        return NoWorker(error.detail, retry_after_seconds=5.0)
+    for kind, meaning in _MEANINGS.items():
+        if isinstance(error, kind):
+            return meaning(error.detail)
     raise TypeError(f"no row for {type(error).__name__}")

@@ -72,7 +72,10 @@ async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
-        scheduler=Scheduler(queue_size=1, max_running=1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0),
+        closing=asyncio.Event(),
+        scheduler=Scheduler(
+            queue_size=1, max_running=lambda: 1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0
+        ),
         scorer=SimpleNamespace(evaluate=work),
     )
     app = create_app(cast(Components, components))

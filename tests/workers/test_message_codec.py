@@ -63,8 +63,9 @@ def frame(payload: bytes) -> bytes:
 
 def sent(message: FromWorker) -> FromWorker:
     """What the parent receives of it."""
-    (decoded,) = Decoder().feed(encode(message))
-    return decoded
+    decoded: list[FromWorker] = Decoder().feed(encode(message))
+    assert len(decoded) == 1
+    return decoded[0]
 
 
 def score(embedding: Any, detail: Any = None, cross_entropy: float = 1 / 3) -> BatchDone:

@@ -58,15 +58,18 @@ def _best_worker(
     """Of the idle workers one that holds the weights already, else a GPU, else one that holds least."""
     weights = evaluation.job.weights_id
     suspicious = quarantine.suspicious_workers(evaluation.job)
-    alike = {
-        index: worker
-        for index, worker in enumerate(workers)
-        if evaluation.kind in (None, worker.kind) and not worker.cannot_start
-    }
-    preferred = [worker for index, worker in alike.items() if index not in suspicious]
+    alike = [
+        worker
+        for worker in workers
+        if evaluation.kind in (None, worker.kind)
+        and not worker.cannot_start
+        and worker.number not in evaluation.undeliverable
+    ]
+    preferred = [worker for worker in alike if worker.number not in suspicious]
     return min(
-        (worker for worker in preferred or alike.values() if worker.is_idle),
+        (worker for worker in preferred or alike if worker.is_idle),
         key=lambda worker: (
+            bool(worker.lacks_files),
             weights not in worker.resident,
             worker.kind.device == "cpu",
             len(worker.resident),

@@ -3,8 +3,8 @@
 import os
 import sys
 
-_SECRET_PREFIXES = ("SOMA_EVAL_", "OTEL_")
-"""Of the service's settings, and of where traces go, with what that asks for."""
+_SECRET_PREFIXES = ("SOMA_EVAL_", "OTEL_", "RAY_")
+"""Of the service's settings, of where traces go, and of a Ray cluster, whose token lets its bearer run code there."""
 
 
 def _current_folder() -> str:

@@ -26,13 +26,18 @@ class Liveness:
 
     def observe(self, message: FromWorker | None) -> None:
         """A message was received; None when one was waited for in vain."""
-        now = self._clock()
-        passed = min(now - self._last_call, self._most_counted_seconds)
-        self._last_call = now
-        self.silent_seconds = self.silent_seconds + passed if message is None else 0.0
+        passed = self.observe_any(message is not None)
         self.stalled_seconds = self.stalled_seconds + passed if self._is_stalled(message) else 0.0
         if isinstance(message, Heartbeat):
             self._progress = message.progress
+
+    def observe_any(self, is_message: bool) -> float:
+        """Whether something was received, which says nothing of progress; returns the seconds that count."""
+        now = self._clock()
+        passed = min(now - self._last_call, self._most_counted_seconds)
+        self._last_call = now
+        self.silent_seconds = 0.0 if is_message else self.silent_seconds + passed
+        return passed
 
     def _is_stalled(self, message: FromWorker | None) -> bool:
         return message is None or (isinstance(message, Heartbeat) and message.progress == self._progress)

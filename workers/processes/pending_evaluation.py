@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.architectures import Architecture, refusals_translated
-from workers.errors import WorkerError
+from workers.errors import OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
 from workers.types import (
     BatchScore,
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 2
 """Workers that may be lost during one evaluation."""
+MAX_LOST_MACHINES = 4
+"""Machines of a cluster that may be lost during one evaluation, which may be what takes their memory."""
+_ONE_LOSS_SECONDS = 10.0
+"""All workers of one machine that are lost within this time are lost with it: one loss."""
 
 
 class PendingEvaluation:
@@ -47,6 +52,11 @@ class PendingEvaluation:
         """Ranges that a worker has in hand, by task id."""
         self._scores: dict[int, BatchScore] = {}
         self._num_deaths = 0
+        self._lost_machines: list[tuple[str, float]] = []
+        """Each with the time at which it was lost."""
+        self.undeliverable: dict[int, WorkerTrouble] = {}
+        """Numbers of the workers that could not take it, for want of disk or memory, and why."""
+        self._needs_more_memory = False
         self._devices: set[str] = set()
         self._versions: dict[str, str] = {}
         self._load_seconds = 0.0
@@ -74,7 +84,7 @@ class PendingEvaluation:
     @property
     def is_exhausted(self) -> bool:
         """Whether as many workers were lost as may be: no further one is given to it."""
-        return self._num_deaths >= MAX_DEATHS
+        return self._num_deaths >= MAX_DEATHS or len(self._lost_machines) >= MAX_LOST_MACHINES
 
     @property
     def is_done(self) -> bool:
@@ -142,6 +152,28 @@ class PendingEvaluation:
         """A worker was lost during this evaluation."""
         self.give_back(task_id)
         self._num_deaths += 1
+
+    def machine_lost(self, task_id: int, machine: str) -> None:
+        """A worker was lost with its machine: the others go on."""
+        self.give_back(task_id)
+        now = time.monotonic()
+        if not any(lost == machine and now - at < _ONE_LOSS_SECONDS for lost, at in self._lost_machines):
+            self._lost_machines.append((machine, now))
+
+    def could_not_be_delivered(self, task_id: int, worker: int, error: WorkerTrouble) -> None:
+        """Its files could not be brought to the worker's machine: another one may do."""
+        self.give_back(task_id)
+        self.undeliverable[worker] = error
+
+    def needs_more_memory(self, task_id: int, smaller: Iterable[int], error: OutOfMemory) -> None:
+        """A device's memory did not suffice: it is tried once on those that have more, and not on `smaller`."""
+        self._needs_more_memory = True
+        self.undeliverable |= dict.fromkeys(smaller, error)
+        self.give_back(task_id)
+
+    def may_try_more_memory(self, worker: int) -> bool:
+        """Whether it may be tried on larger devices, now that this worker's memory did not suffice."""
+        return not self._needs_more_memory or worker in self.undeliverable
 
     def start_over(self) -> None:
         """Discard what was done on devices of one kind, for none of that kind are left; no task is running."""

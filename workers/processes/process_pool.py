@@ -8,33 +8,52 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from workers.architectures import UnknownArchitecture, load_architecture
-from workers.errors import EmptyData, NoWorker, OutOfMemory, WeightsInvalid, WorkerCrashed
+from workers.errors import EmptyData, NoWorker, OutOfMemory, WeightsInvalid, WorkerCrashed, WorkerTrouble
 from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
 from workers.processes.pending_evaluation import PendingEvaluation
+from workers.processes.process_handle import Spawn, Undelivered
 from workers.processes.quarantine import Quarantine
-from workers.processes.supervisor import Supervisor
+from workers.processes.supervisor import THIS_MACHINE, Place, Supervisor
 from workers.processes.timeouts import Timeouts
-from workers.processes.worker_death import Death
-from workers.processes.worker_process import ENTRY_MODULE
-from workers.types import DeviceKind, DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
+from workers.processes.worker_death import Cause, Death
+from workers.processes.worker_process import ENTRY_MODULE, WorkerProcess
+from workers.types import (
+    DeviceStatus,
+    EvalJob,
+    EvalResult,
+    OnEvalProgress,
+    Precision,
+    WorkerConfig,
+)
 
 
 class ProcessPool:
-    """A `workers.pool.WorkerPool` of processes on this machine, one per config."""
+    """A `workers.pool.WorkerPool` of one process per config on this machine, and of those that are added."""
 
     def __init__(
         self,
-        configs: Sequence[WorkerConfig],
+        configs: Sequence[WorkerConfig] = (),
         timeouts: Timeouts | None = None,
         entry_module: str = ENTRY_MODULE,
+        *,
+        precision: Precision = "float32",
+        may_grow: bool = False,
     ) -> None:
-        self._precision = configs[0].precision
-        self._workers = [Supervisor(config, self, timeouts, entry_module) for config in configs]
-        self._supervisor_tasks: list[asyncio.Task[None]] = []
+        self._precision = configs[0].precision if configs else precision
+        self._least_sharing = 2 if may_grow else 1
+        """A lone worker is not given a whole evaluation if others may join meanwhile."""
+        self._timeouts = timeouts or Timeouts()
+        self._worker_numbers = itertools.count()
+        self._workers: list[Supervisor] = []
+        self._supervisor_tasks: dict[Supervisor, asyncio.Task[None]] = {}
+        self._is_started = False
+        self._no_worker_reason = "there is no device"
+        """Why there was no worker when the last one was removed."""
         self._evaluations: list[PendingEvaluation] = []
         """Oldest first; each from its submission to its outcome."""
         self._by_task: dict[int, PendingEvaluation] = {}
@@ -43,16 +62,22 @@ class ProcessPool:
         self._settled = asyncio.Event()
         self._last_prefetch: object = None
         """The weights that a worker was last asked to load ahead, and what it was doing and holding then."""
+        for config in configs:
+            self.add_worker(config, partial(WorkerProcess.spawn, entry_module=entry_module))
 
     # -- the contract
 
     async def start(self) -> None:
         """Start every worker; returns when each has passed its self-test. Raises NoWorker if none can."""
-        self._supervisor_tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
+        self._is_started = True
+        for worker in self._workers:
+            self._supervisor_tasks[worker] = asyncio.create_task(worker.run())
+        self._note_settled()
         await self._settled.wait()
         if self._cannot_start():
+            reason = self._trouble
             await self.close()
-            raise NoWorker(f"no worker could start: {self._workers[0].trouble}")
+            raise NoWorker(f"no worker could start: {reason}")
 
     async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
         """Evaluate one model on one data set, on every device that is idle.
@@ -79,12 +104,45 @@ class ProcessPool:
 
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
-        for task in self._supervisor_tasks:
+        self._is_started = False
+        tasks = list(self._supervisor_tasks.values())
+        self._supervisor_tasks.clear()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._supervisor_tasks, return_exceptions=True)
-        self._supervisor_tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
         for evaluation in list(self._evaluations):
             evaluation.fail(NoWorker("the pool was closed"))
+
+    # -- devices that come and go
+
+    def add_worker(self, config: WorkerConfig, spawn: Spawn, place: Place = THIS_MACHINE) -> Supervisor:
+        """One more worker; it starts now, or with the pool."""
+        worker = Supervisor(next(self._worker_numbers), config, place, self, self._timeouts, spawn)
+        self._workers.append(worker)
+        if self._is_started:
+            self._supervisor_tasks[worker] = asyncio.create_task(worker.run())
+        return worker
+
+    async def remove_worker(self, worker: Supervisor, reason: str) -> None:
+        """End a worker whose device is no longer there; what it has in hand goes to the others.
+
+        `reason` completes "no worker can start: ".
+        """
+        task = worker.task if worker.is_evaluating else None
+        self._workers.remove(worker)
+        self._no_worker_reason = reason
+        if task and (evaluation := self._by_task.pop(task.task_id, None)):
+            evaluation.machine_lost(task.task_id, worker.place.node)
+        self._quarantine.device_failed(worker.number)
+        self._after_a_loss()
+        if running := self._supervisor_tasks.pop(worker, None):
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    def fail_all(self, error: WorkerTrouble) -> None:
+        """Every evaluation that runs or waits fails with this error."""
+        for evaluation in list(self._evaluations):
+            evaluation.fail(error)
 
     # -- from a job to a worker and back
 
@@ -101,7 +159,7 @@ class ProcessPool:
         )
         if refusal := self._quarantine.refusal(job):
             raise refusal
-        if not self._supervisor_tasks or self._cannot_start():
+        if not self._is_started or self._cannot_start():
             raise NoWorker("no worker is alive, and none will be soon")
         return PendingEvaluation(job, architecture, on_progress)
 
@@ -110,7 +168,7 @@ class ProcessPool:
         while chosen := next_assignment(self._evaluations, self._workers, self._quarantine):
             evaluation, worker = chosen
             task_id = next(self._task_ids)
-            batches = evaluation.take(task_id, worker.kind, self._num_alike(worker))
+            batches = evaluation.take(task_id, worker.kind, max(self._num_alike(worker), self._least_sharing))
             self._by_task[task_id] = evaluation
             worker.assign(Evaluate(task_id, evaluation.job, batches.start, batches.stop))
         if not any(worker.is_idle for worker in self._workers):
@@ -137,7 +195,7 @@ class ProcessPool:
 
     def worker_started(self, worker: Supervisor) -> None:
         """A new process has passed its whole self-test: the faults its device had were not its own."""
-        self._quarantine.device_passed(self._workers.index(worker))
+        self._quarantine.device_passed(worker.number)
         self._fail_what_cannot_run()
 
     def worker_idle(self, worker: Supervisor) -> None:
@@ -145,10 +203,11 @@ class ProcessPool:
         self._note_settled()
         self._dispatch()
 
-    def task_message(self, worker: Supervisor, task: Evaluate, message: FromWorker) -> None:
+    def task_message(self, worker: Supervisor, task: Evaluate, message: FromWorker | Undelivered) -> None:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
-        evaluation.clock.note(task, worker.config.device, message)
+        if not isinstance(message, Undelivered):
+            evaluation.clock.note(task, worker.config.device, message)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
@@ -158,22 +217,47 @@ class ProcessPool:
             case Finished():
                 del self._by_task[task.task_id]
                 evaluation.task_finished(task.task_id)
+                if evaluation.undeliverable:  # perhaps by all others that might go on
+                    self._fail_what_cannot_run()
+            case Failed(_, OutOfMemory() as error) if self._larger_than(worker, evaluation):
+                del self._by_task[task.task_id]
+                larger = self._larger_than(worker, evaluation)
+                smaller = (each.number for each in self._workers if each not in larger)
+                evaluation.needs_more_memory(task.task_id, smaller, error)
+                self._fail_what_cannot_run()
             case Failed(_, error):
                 del self._by_task[task.task_id]
                 evaluation.give_back(task.task_id)
                 evaluation.fail(error)
+            case Undelivered(_, trouble):
+                del self._by_task[task.task_id]
+                worker.note_undelivered(trouble.detail)
+                evaluation.could_not_be_delivered(task.task_id, worker.number, trouble)
+                self._fail_what_cannot_run()
+
+    def _larger_than(self, worker: Supervisor, evaluation: PendingEvaluation) -> list[Supervisor]:
+        """Idle workers whose devices have more memory, if the evaluation may be tried on them."""
+        if not evaluation.may_try_more_memory(worker.number):
+            return []
+        return [each for each in self._workers if each.is_idle and each.memory_bytes > worker.memory_bytes]
 
     def worker_died(self, worker: Supervisor, death: Death) -> None:
         """The process is gone: what it had in hand goes to another, if it may."""
-        index = self._workers.index(worker)
         if death.task:
             evaluation = self._by_task.pop(death.task.task_id)
-            evaluation.worker_died(death.task.task_id)
-            self._quarantine.record_death(evaluation.job, index, self._num_alike(worker), death.cause)
+            if death.cause is Cause.LOST:
+                evaluation.machine_lost(death.task.task_id, worker.place.node)
+            else:
+                evaluation.worker_died(death.task.task_id)
+                alike = self._num_alike(worker)
+                self._quarantine.record_death(evaluation.job, worker.number, alike, death.cause)
         elif death.unaccepted_task:
             self._by_task.pop(death.unaccepted_task.task_id).give_back(death.unaccepted_task.task_id)
         if death.starting or worker.cannot_start:
-            self._quarantine.device_failed(index)
+            self._quarantine.device_failed(worker.number)
+        self._after_a_loss()
+
+    def _after_a_loss(self) -> None:
         self._note_settled()
         self._fail_what_cannot_run()
         self._dispatch()
@@ -184,15 +268,33 @@ class ProcessPool:
             if refusal := self._quarantine.refusal(evaluation.job):
                 evaluation.fail(refusal)
             elif evaluation.is_exhausted and not self._quarantine.awaits_test(evaluation.job):
-                evaluation.fail(WorkerCrashed("two workers were lost during this evaluation"))
+                evaluation.fail(WorkerCrashed("several workers were lost during this evaluation"))
             elif self._cannot_start():
-                evaluation.fail(NoWorker(f"no worker can start: {self._workers[0].trouble}"))
-            elif self._cannot_start(evaluation.kind):
-                evaluation.start_over()
+                evaluation.fail(NoWorker(f"no worker can start: {self._trouble}"))
+            elif all(worker.number in evaluation.undeliverable for worker in self._workers_for(evaluation)):
+                self._fail_or_start_over(evaluation)
 
-    def _cannot_start(self, kind: DeviceKind | None = None) -> bool:
-        """Whether no worker (of this kind) is likely to run soon."""
-        return all(worker.cannot_start for worker in self._workers if kind in (None, worker.kind))
+    def _fail_or_start_over(self, evaluation: PendingEvaluation) -> None:
+        """No worker of the kind that has begun it can go on: another kind may begin again."""
+        if not all(worker.number in evaluation.undeliverable for worker in self._workers_for(None)):
+            if not evaluation.is_running:
+                evaluation.start_over()
+        elif not evaluation.is_running:
+            evaluation.fail(next(reversed(evaluation.undeliverable.values())))
+
+    def _workers_for(self, evaluation: PendingEvaluation | None) -> list[Supervisor]:
+        """Workers that are likely to run soon, of the kind that has begun the evaluation, or of any."""
+        kind = evaluation.kind if evaluation else None
+        return [each for each in self._workers if kind in (None, each.kind) and not each.cannot_start]
+
+    def _cannot_start(self) -> bool:
+        """Whether no worker is likely to run soon."""
+        return not self._workers_for(None)
+
+    @property
+    def _trouble(self) -> str:
+        """Why no worker can start."""
+        return self._workers[0].trouble if self._workers else self._no_worker_reason
 
     def _num_alike(self, worker: Supervisor) -> int:
         """Workers with a device of the same kind, this one included."""

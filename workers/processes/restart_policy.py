@@ -32,11 +32,13 @@ class RestartPolicy:
         """Weights of the tasks that ended this device's workers since one was finished."""
         self._times_out_of_service = 0
         self.is_out_of_service = False
+        self.is_lost = False
+        """Whether a process that cannot be ended holds the device: there is no next start."""
 
     @property
     def cannot_start(self) -> bool:
         """Whether no worker is likely to run here soon."""
-        return self.is_out_of_service or self._failed_starts >= MAX_FAILED_STARTS
+        return self.is_lost or self.is_out_of_service or self._failed_starts >= MAX_FAILED_STARTS
 
     def self_test_passed(self) -> None:
         """A new worker has passed its whole self-test."""
@@ -55,6 +57,7 @@ class RestartPolicy:
         self._deaths_in_a_row = 1 if was_sound else self._deaths_in_a_row + 1
         if death.starting:
             self._failed_starts += 1
+        self.is_lost = self.is_lost or death.cause is Cause.STUCK
         if death.task and death.cause in _DEVICE_MAY_BE_THE_CAUSE:
             self._lost_tasks.append(death.task.job.weights_id)
             if len(self._lost_tasks) >= MAX_LOST_TASKS and len(set(self._lost_tasks)) > 1:
@@ -71,6 +74,8 @@ class RestartPolicy:
     @property
     def trouble(self) -> str:
         """Why there is no worker now, for an operator; empty before the first death."""
+        if self.is_lost:
+            return f"lost: the last worker {self.last_death}"
         if self.is_out_of_service:
             return (
                 f"out of service: {len(self._lost_tasks)} evaluations in a row ended its worker "

@@ -29,9 +29,9 @@ from workers.messages import (
     Stopped,
 )
 from workers.processes.liveness import Liveness
+from workers.processes.process_handle import PipeClosed, ProcessHandle, Spawn, Undelivered
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death, cause_of, describe
-from workers.processes.worker_process import PipeClosed, WorkerProcess
 from workers.types import EvalJob, RunningTask, WeightsId, WorkerConfig, WorkerMemory
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Listener(Protocol):
     def became_idle(self) -> None:
         """The worker can take a task."""
 
-    def task_message(self, task: Evaluate, message: FromWorker) -> None:
+    def task_message(self, task: Evaluate, message: FromWorker | Undelivered) -> None:
         """A message about the running task; not called once the task is stopped."""
 
     def task_finished(self) -> None:
@@ -67,7 +67,7 @@ class RunningWorker:
     """One process. Used once: the next process has an object of its own."""
 
     def __init__(
-        self, config: WorkerConfig, timeouts: Timeouts, entry_module: str, listener: Listener
+        self, config: WorkerConfig, name: str, timeouts: Timeouts, spawn: Spawn, listener: Listener
     ) -> None:
         self.state = State.STARTING
         self.task: Evaluate | None = None
@@ -75,13 +75,15 @@ class RunningWorker:
         self.resident: frozenset[WeightsId] = frozenset()
         self.device_name = ""
         self.versions: dict[str, str] = {}
+        self.memory_bytes = 0
         self.memory: WorkerMemory | None = None
         """As last reported."""
         self._config = config
         self._timeouts = timeouts
-        self._entry_module = entry_module
+        self._name = name
+        self._spawn = spawn
         self._listener = listener
-        self._process: WorkerProcess | None = None
+        self._process: ProcessHandle | None = None
         self._liveness = Liveness(timeouts.heartbeat_seconds)
         self._accepted = False
         """Whether it has said that it has the task."""
@@ -98,12 +100,12 @@ class RunningWorker:
         try:
             reason, cause = await self._run()
         except OSError as error:  # no descriptor, process or memory for it
-            reason, cause = f"could not be started: {error.strerror}", Cause.OTHER
+            reason, cause = f"could not be started: {error.strerror or error}", Cause.OTHER
         except Exception as error:  # whatever it is, the next one may do better
-            logger.exception("the worker on %s could not be kept", self._config.device)
+            logger.exception("the worker on %s could not be kept", self._name)
             reason, cause = f"could not be kept: {type(error).__name__}", Cause.OTHER
         wanted = self.task if self.state is State.BUSY else None
-        logger.warning("worker on %s %s (%s)", self._config.device, reason, self.state.value)
+        logger.warning("worker on %s %s (%s)", self._name, reason, self.state.value)
         return Death(
             reason,
             cause,
@@ -172,7 +174,7 @@ class RunningWorker:
 
     async def _run(self) -> tuple[str, Cause]:
         """Why it ended."""
-        process = await WorkerProcess.spawn(self._config, self._entry_module)
+        process = await self._spawn(self._config)
         self._process, self._liveness = process, Liveness(self._timeouts.heartbeat_seconds)
         try:
             self._send(Configure(self._config, self._timeouts.heartbeat_seconds))
@@ -181,6 +183,8 @@ class RunningWorker:
         except BaseException:  # the pool closes, perhaps while a process is being ended
             await asyncio.shield(process.kill())
             raise
+        if process.is_stuck:
+            return "could not be ended, even with SIGKILL: its driver hangs", Cause.STUCK
         return must_end or (describe(status), Cause.OTHER if process.was_ended_here else self._cause(status))
 
     def _cause(self, status: int) -> Cause:
@@ -188,12 +192,15 @@ class RunningWorker:
         cause = cause_of(status)
         return Cause.ERROR if cause is Cause.FAULT and self._loading_ahead else cause
 
-    async def _listen(self, process: WorkerProcess) -> tuple[str, Cause] | None:
+    async def _listen(self, process: ProcessHandle) -> tuple[str, Cause] | None:
         """Act on each message until the process must be ended (returns why) or has ended itself (None)."""
         while True:
             message = await process.receive(self._timeouts.heartbeat_seconds)
             if isinstance(message, PipeClosed):
-                return None
+                return (message.lost, Cause.LOST) if message.lost else None
+            if isinstance(message, Undelivered):
+                self._take_back(message)
+                continue
             if isinstance(message, SelfTestFailed):
                 return f"failed its self-test: {message.detail}", Cause.ERROR
             self._liveness.observe(message)
@@ -208,12 +215,13 @@ class RunningWorker:
             case None | SelfTestFailed():
                 pass
             case Heartbeat(_, memory):
-                self.memory = memory
-            case Ready(device_name, versions):
+                self.memory = memory or self.memory
+            case Ready(device_name, versions, memory_bytes):
                 self.device_name, self.versions = device_name, versions
+                self.memory_bytes = memory_bytes
                 self._tested_at = time.monotonic()
                 if self.state is State.STARTING:
-                    logger.info("worker on %s is ready %s", self._config.device, device_name)
+                    logger.info("worker on %s is ready %s", self._name, device_name)
                     self._enter(State.IDLE)
                     self._listener.self_test_passed()
                 self._become_idle()
@@ -242,6 +250,15 @@ class RunningWorker:
         if isinstance(message, Finished | Stopped | Failed):
             self.task = None
             self._become_idle()
+
+    def _take_back(self, message: Undelivered) -> None:
+        """The task never reached the process, which can take another."""
+        if self.task is None or self.task.task_id != message.task_id:
+            return
+        if self.state is State.BUSY:
+            self._listener.task_message(self.task, message)
+        self.task = None
+        self._become_idle()
 
     def _become_idle(self) -> None:
         if self._self_test_is_due():

@@ -4,17 +4,21 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Protocol
 
 from workers.messages import Evaluate, FromWorker
+from workers.processes.process_handle import Spawn, Undelivered
 from workers.processes.restart_policy import RestartPolicy
 from workers.processes.running_worker import RunningWorker, State
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death
-from workers.processes.worker_process import ENTRY_MODULE
 from workers.types import DeviceKind, DeviceStatus, EvalJob, WeightsId, WorkerConfig
 
 logger = logging.getLogger(__name__)
+
+_UNDELIVERED_SECONDS = 60.0
+"""How long a machine that could not be brought a file is the last choice."""
 
 
 class Owner(Protocol):
@@ -26,27 +30,41 @@ class Owner(Protocol):
     def worker_idle(self, worker: "Supervisor") -> None:
         """The worker can take a task."""
 
-    def task_message(self, worker: "Supervisor", task: Evaluate, message: FromWorker) -> None:
+    def task_message(self, worker: "Supervisor", task: Evaluate, message: FromWorker | Undelivered) -> None:
         """A message about a task that was not stopped."""
 
     def worker_died(self, worker: "Supervisor", death: Death) -> None:
         """The process is gone; another will follow."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker runs, if not on this machine."""
+
+    node: str = ""
+    """Name of its node; empty for this machine."""
+    device: str = ""
+    """The device as its node counts them, where that differs from what the worker itself sees."""
+    build: str = ""
+    """Of torch, which is among what decides the bits of a result."""
+
+
+THIS_MACHINE = Place()
+
+
 class Supervisor:
     """One device and, most of the time, the worker that runs on it."""
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        owner: Owner,
-        timeouts: Timeouts | None = None,
-        entry_module: str = ENTRY_MODULE,
+        self, number: int, config: WorkerConfig, place: Place, owner: Owner, timeouts: Timeouts, spawn: Spawn
     ) -> None:
+        self.number = number
+        """Of no other worker of the pool, now or later."""
         self.config = config
+        self.place = place
         self._owner = owner
-        self._timeouts = timeouts or Timeouts()
-        self._entry_module = entry_module
+        self._timeouts = timeouts
+        self._spawn = spawn
         self._policy = RestartPolicy(self._timeouts)
         self._worker: RunningWorker | None = None
         """None between a death and the next start."""
@@ -56,6 +74,8 @@ class Supervisor:
         """By what ended the worker before."""
         self._tested_at: float | None = None
         """When the last worker that is gone passed its last self-test, on the monotonic clock."""
+        self._undelivered: tuple[str, float] | None = None
+        """Why files could not be brought to its machine of late, and when."""
 
     # -- what the pool asks
 
@@ -82,7 +102,7 @@ class Supervisor:
     @property
     def kind(self) -> DeviceKind:
         """What it computes on, known once it was ready."""
-        return DeviceKind(self.config.device.partition(":")[0], self._device_name)
+        return DeviceKind(self.config.device.partition(":")[0], self._device_name, self.place.build)
 
     @property
     def task(self) -> Evaluate | None:
@@ -99,6 +119,11 @@ class Supervisor:
         """Of the packages that make the numbers."""
         return self._versions
 
+    @property
+    def memory_bytes(self) -> int:
+        """All that its device has; 0 while no worker runs."""
+        return self._worker.memory_bytes if self._worker else 0
+
     def assign(self, task: Evaluate) -> None:
         """Give an idle worker a task."""
         assert self._worker is not None
@@ -114,12 +139,24 @@ class Supervisor:
         if self._worker is not None:
             self._worker.prefetch(job)
 
+    def note_undelivered(self, reason: str) -> None:
+        """Files could not be brought to its machine: for a while it is the last choice."""
+        self._undelivered = reason, time.monotonic()
+
+    @property
+    def lacks_files(self) -> str:
+        """Why files could not be brought to its machine of late; empty when they could."""
+        if self._undelivered and time.monotonic() - self._undelivered[1] < _UNDELIVERED_SECONDS:
+            return self._undelivered[0]
+        return ""
+
     def status(self) -> DeviceStatus:
         """The device as seen from outside."""
         trouble, worker = self.trouble, self._worker
         tested_at = worker.tested_at if worker and worker.tested_at else self._tested_at
         return DeviceStatus(
-            device=self.config.device,
+            device=self.place.device or self.config.device,
+            node=self.place.node,
             ready=self._has_passed and not trouble,
             busy=self._state in (State.BUSY, State.STOPPING),
             pid=worker.pid if worker else None,
@@ -138,7 +175,14 @@ class Supervisor:
     @property
     def trouble(self) -> str:
         """Why the device is not to be relied on now, for an operator; empty when nothing is wrong."""
-        return self._worker.trouble if self._worker and self._has_passed else self._policy.trouble
+        own = self._worker.trouble if self._worker and self._has_passed else self._policy.trouble
+        return own or self.lacks_files
+
+    @property
+    def _name(self) -> str:
+        """As the log names it."""
+        device = self.place.device or self.config.device
+        return f"{self.place.node} {device}" if self.place.node else device
 
     @property
     def _state(self) -> State | None:
@@ -155,13 +199,18 @@ class Supervisor:
         """Keep a worker running until cancelled; when this returns, no process is left."""
         try:
             while True:
-                self._worker = worker = RunningWorker(self.config, self._timeouts, self._entry_module, self)
+                self._worker = worker = RunningWorker(
+                    self.config, self._name, self._timeouts, self._spawn, self
+                )
                 death = await worker.run()
                 self._worker, self._tested_at = None, worker.tested_at or self._tested_at
                 self._policy.worker_died(death, worker.lifetime_seconds)
                 if death.task and self._policy.is_out_of_service:
-                    logger.error("device %s is %s", self.config.device, self.trouble)
+                    logger.error("device %s is %s", self._name, self.trouble)
                 self._owner.worker_died(self, death)
+                if self._policy.is_lost:
+                    logger.error("device %s is %s", self._name, self.trouble)
+                    return
                 await asyncio.sleep(self._policy.delay_seconds())
                 self._restarts[death.cause.value] += 1
         finally:
@@ -180,7 +229,7 @@ class Supervisor:
         """Pass it on."""
         self._owner.worker_idle(self)
 
-    def task_message(self, task: Evaluate, message: FromWorker) -> None:
+    def task_message(self, task: Evaluate, message: FromWorker | Undelivered) -> None:
         """Pass it on."""
         self._owner.task_message(self, task, message)
 

@@ -25,6 +25,10 @@ class Cause(enum.Enum):
     """It made no progress, and was ended."""
     KILLED = "killed"
     """SIGKILL from outside: an operator, or the system that was out of memory."""
+    LOST = "lost"
+    """Its machine, or the connection to it, is gone: what it computed there says nothing."""
+    STUCK = "stuck"
+    """It is there still after SIGKILL: its device is lost until the machine starts again."""
     OTHER = "other"
     """Nothing that says anything about the device or the evaluation."""
 

@@ -17,8 +17,8 @@ _LAST_WORDS_SECONDS = 1.0
 class WorkerOutput(asyncio.Protocol):
     """Reads stdout and stderr of one process, and logs them."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._transport: asyncio.BaseTransport | None = None
         self._ended = asyncio.Event()
         self._rest = b""
@@ -63,4 +63,4 @@ class WorkerOutput(asyncio.Protocol):
         if self._num_lines > MAX_LINES:
             text = "(it prints too much: the rest is dropped)"
         printable = "".join(each if each.isprintable() else "?" for each in text)
-        logger.warning("worker on %s: %s", self._device, printable)
+        logger.warning("%s: %s", self._name, printable)

@@ -87,6 +87,10 @@ class JobRunner(Protocol):
     @property
     def versions(self) -> dict[str, str]: ...
 
+    @property
+    def memory_bytes(self) -> int:
+        """All that the device has."""
+
 
 class StopRequested(Exception):
     """The parent has stopped the running task."""
@@ -139,7 +143,10 @@ class Worker:
 
     def _test(self, runner: JobRunner, *, with_large: bool) -> None:
         wrong = runner.self_test(with_large=with_large)
-        self._send(SelfTestFailed(wrong) if wrong else Ready(runner.device_name, runner.versions))
+        if wrong:
+            self._send(SelfTestFailed(wrong))
+        else:
+            self._send(Ready(runner.device_name, runner.versions, runner.memory_bytes))
 
     def _evaluate(self, runner: JobRunner, task: Evaluate) -> None:
         def check_cancelled() -> None:

@@ -83,6 +83,13 @@ class Runner:
         """Of the architectures that make the numbers."""
         return {"torch": str(torch.__version__), "soma-arrgen": version("soma-arrgen")}
 
+    @property
+    def memory_bytes(self) -> int:
+        """All that the device has."""
+        if self._config.device.startswith("cuda"):
+            return int(torch.cuda.mem_get_info(self._config.device)[1])
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def self_test(self, *, with_large: bool) -> str | None:
         """None when a known evaluation gives the right numbers; else the wrong ones, in words."""
         wrong: str | None = self._self_test.run(with_large=with_large)

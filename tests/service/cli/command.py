@@ -30,6 +30,12 @@ class Ran:
     err: str
 
     @property
+    def complaints(self) -> str:
+        """What was written to standard error, without what `serve` says when it begins to start."""
+        lines = self.err.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("soma-eval: starting a worker"))
+
+    @property
     def json(self) -> Any:
         return json.loads(self.out)
 

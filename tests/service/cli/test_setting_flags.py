@@ -65,7 +65,7 @@ def test_a_flag_becomes_the_setting(
     in_process: InProcess, served: list[Settings], arguments: list[str], name: str, value: Any
 ) -> None:
     ran = in_process.run("serve", *arguments)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert getattr(served[0], name) == value
 
 
@@ -77,7 +77,7 @@ def test_api_keys_are_repeated(in_process: InProcess, served: list[Settings]) ->
 def test_an_old_flag_still_counts_with_a_warning(in_process: InProcess, served: list[Settings]) -> None:
     ran = in_process.run("serve", "--download-floor-seconds", "7")
     assert ran.code == 0
-    assert ran.err == (
+    assert ran.complaints == (
         "soma-eval: --download-floor-seconds is deprecated: use --download-base-timeout-seconds.\n"
     )
     in_process.run("serve", "--download-floor-seconds", "7", "--download-base-timeout-seconds", "8")
@@ -90,7 +90,7 @@ def test_a_flag_that_changes_nothing_is_accepted_and_not_shown(in_process: InPro
     ran = in_process.run(
         "check", "sealed.enc", "--small-model", "--key-file", "key", "--precision", "float32"
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
 
 
 @pytest.mark.parametrize(

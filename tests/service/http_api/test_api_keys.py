@@ -1,5 +1,6 @@
 """API keys, and that no secret is ever sent, logged or shown: on the real service."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,17 @@ def test_no_secret_is_ever_revealed(live: LiveService, plain: dict[str, Any], fi
             if job.status_code == 202:
                 texts.append(client.get(f"{job.headers['location']}/events").text)  # to the job's end
                 texts.append(client.get(job.headers["location"]).text)
+                texts.append(client.get(job.headers["location"], headers={"Accept": "text/html"}).text)
+                texts.append(client.get(f"/status{job.headers['location']}/panels").text)
         texts.append(client.get("/metrics").text)
         texts.append(client.get("/info").text)
+        texts.append(client.get("/").text)
+        texts.append(client.get("/status/panels").text)
+        with client.stream("GET", "/status/events") as events:
+            texts.append("".join(itertools.islice(events.iter_text(), 1)))
+        client.post("/sign-in", data={"key": CANARY_API_KEY}, headers={"Sec-Fetch-Site": "same-origin"})
+        assert client.cookies
+        texts += [*client.cookies.values(), client.get("/").text]
     command_lines = [
         path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")
     ]

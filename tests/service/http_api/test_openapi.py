@@ -1,5 +1,6 @@
 """The OpenAPI document, tested against a running service: no response that it does not name, no server error."""
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -69,6 +70,7 @@ def test_readiness_is_as_documented(readiness: str, tmp_path: Path) -> None:
         settings=Settings(data_dir=tmp_path),
         architecture={"embedding_dim": 16},
         metrics=Metrics(),
+        closing=asyncio.Event(),
         readiness=lambda: readiness,
         cache=SimpleNamespace(trouble="the disk of this machine is full"),
         pool=SimpleNamespace(status=lambda: (worker,)),
@@ -87,6 +89,7 @@ def test_the_document_names_the_keys_where_they_are_needed(tmp_path: Path) -> No
             settings=Settings(data_dir=tmp_path, api_keys=keys),
             architecture={"embedding_dim": 16},
             metrics=Metrics(),
+            closing=asyncio.Event(),
             scheduler=SimpleNamespace(check_room=lambda: None),
         )
         app = create_app(cast(Components, components))

@@ -31,6 +31,7 @@ async def served_document() -> str:
         settings=ExplicitSettings(),
         architecture=asdict(ModelConfig()),
         metrics=Metrics(),
+        closing=asyncio.Event(),
         scheduler=SimpleNamespace(check_room=lambda: None),
     )
     transport = httpx.ASGITransport(create_app(cast(Components, components)))

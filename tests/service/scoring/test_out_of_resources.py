@@ -120,7 +120,7 @@ def scorer_over(d: Delivery, failure: Exception) -> Scorer:
         raise failure
 
     scheduler = Scheduler(
-        queue_size=1, max_running=1, max_downloads=2, kept_bytes=64 << 20, timeout_seconds=60.0
+        queue_size=1, max_running=lambda: 1, max_downloads=2, kept_bytes=64 << 20, timeout_seconds=60.0
     )
     limits = Limits(
         embedding_dim=16,

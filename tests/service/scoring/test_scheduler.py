@@ -12,7 +12,7 @@ from service.scoring.scheduler import Scheduler, Ticket
 def scheduler(queue_size: int = 8, max_running: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
     return Scheduler(
         queue_size=queue_size,
-        max_running=max_running,
+        max_running=lambda: max_running,
         max_downloads=max_running,
         kept_bytes=100 * max_running,
         timeout_seconds=timeout_seconds,

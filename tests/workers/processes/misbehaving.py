@@ -28,6 +28,7 @@ class MisbehavingRunner:
     def __init__(self, config: WorkerConfig) -> None:
         self._device = config.device
         self.device_name = config.device.removesuffix(":0").removesuffix(":1")
+        self.memory_bytes = config.memory_budget_bytes or 1
         self._resident: set[WeightsId] = set()
         self._is_loading = False
         self.versions = {
@@ -196,6 +197,11 @@ def _run_out_of_memory(job: EvalJob) -> None:
     raise OutOfMemory("the device has too little memory")
 
 
+def _run_out_of_memory_once(job: EvalJob) -> None:
+    if _first_time(job):
+        raise OutOfMemory("the device has too little memory")
+
+
 def _load_slowly(job: EvalJob) -> None:
     time.sleep(0.5)
 
@@ -232,6 +238,7 @@ _BEFORE_THIRD_BATCH = {
     "raises-unexpected": _raise_unexpected,
     "hangs-ignoring-sigterm": _hang_ignoring_sigterm,
     "out-of-memory": _run_out_of_memory,
+    "out-of-memory-once": _run_out_of_memory_once,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What people see of the service in a browser: start with routes.py."""

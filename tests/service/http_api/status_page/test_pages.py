@@ -1,0 +1,330 @@
+"""What is on the pages, without a browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from service.errors import NoWorker, OutOfResources, ScoringError
+from service.http_api.status_page.job_view import row_of, view_of
+from service.http_api.status_page.rendering import age, bars, duration, page, size
+from service.jobs.job import End, Job
+from service.scoring.results import Progress
+from tests.file_server import FileServer
+from tests.golden_requests import request_for
+from tests.in_process_service import InProcessService, in_process_service
+from tests.service.http_api.status_page.busy_service import jobs_of
+from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
+
+BLOCKS = {"dt", "dd", "td", "th", "li", "p", "h1", "h2", "h3", "rect"}
+VOID = {"meta", "link", "input", "rect", "path", "circle"}
+
+
+class Balanced(HTMLParser):
+    """Fails where an element is not closed, or a style or a script is written into the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = dict(attrs)
+        assert "style" not in names
+        assert not [name for name in names if name.startswith("on")]
+        assert tag != "style"
+        assert tag != "script" or names.get("src")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert "style" not in dict(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in BLOCKS:
+            self.text += " "
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def text_of(html: str) -> str:
+    """The words of a page, with single spaces."""
+    parser = Balanced()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return " ".join(parser.text.split())
+
+
+@pytest.fixture
+def watcher(busy: InProcessService) -> Any:
+    with busy.client(headers=HTML) as client:
+        yield client
+
+
+def test_the_page_says_first_whether_it_serves(watcher: httpx.Client) -> None:
+    words = text_of(watcher.get("/").text)
+    assert "Yes, with 3 of 4 devices." in words
+    assert words.index("Yes, with") < words.index("Devices") < words.index("Queue") < words.index("Jobs")
+
+
+def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
+    words = text_of(watcher.get("/").text)
+    for expected in (
+        "4 × NVIDIA H100 80GB HBM3",
+        "cuda:0 evaluating",
+        "batch 13 in 0–20",
+        "2 hung",
+        "The worker before this one made no progress for 180 s.",
+        "24.7 GB of 85.9 GB",
+        "running 4",
+        "2 of 64 places taken",
+        "score, 3 models",
+        "44 of 123",
+        "non-finite-result",
+        "model-unavailable fault of the model's owner",
+        "weights-invalid fault of the model's owner",
+        "failed, others' fault",
+        "queue-full this service",
+        "hits",
+        "evictions",
+        "of 4.19 MB",
+        "Architecture 1",
+        "precision float32",
+        "timeout 1 h 00 min",
+    ):
+        assert expected in words, expected
+
+
+def test_an_idle_service_says_so_in_each_panel(api: InProcessService) -> None:
+    with api.client() as client:
+        words = text_of(client.get("/").text)
+    assert "Yes. A request sent now is served." in words
+    for expected in ("cpu idle", "nothing", "running 0", "of 64 places taken", "Downloads in flight None."):
+        assert expected in words, expected
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_pages_keep_everything_foreign_out(watcher: httpx.Client, method: str) -> None:
+    response = watcher.request(method, "/")
+    policy = dict(
+        part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert not re.findall(r"https?://(?!www\.w3\.org)", response.text)
+
+
+def test_a_job_is_a_page_for_browsers_and_json_for_others(busy: InProcessService) -> None:
+    with busy.client() as client:
+        job_id = re.findall(r'href="jobs/([^"]+)"', client.get("/").text)[0]
+        as_json = client.get(f"/jobs/{job_id}")
+        as_page = client.get(f"/jobs/{job_id}", headers=HTML)
+    assert as_json.json()["id"] == job_id
+    assert as_page.headers["content-type"].startswith("text/html")
+    assert as_json.headers["vary"] == as_page.headers["vary"] == "Accept"
+
+
+def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(busy: InProcessService) -> None:
+    with busy.client(headers=HTML) as client:
+        html = client.get(jobs_of(busy)["won"]).text
+    words = text_of(html)
+    for expected in (
+        "Succeeded: model 0 wins with loss 4.578473.",
+        "Model 0 winner",
+        "cross-entropy 4.552973",
+        "margin 0.023452",
+        "load 100 ms eval 400 ms",
+        "seed 77",
+        "sequences 648 batches 41",
+        "torch 2.13.0+cu130",
+        "Model 3 non-finite-result fault of the model's owner: The weights give no finite result; "
+        "the loss is not a number.",
+    ):
+        assert expected in words, expected
+    assert 'aria-label="wait ' in html
+
+
+def test_the_page_of_a_failed_job_says_whose_fault_it_was(busy: InProcessService) -> None:
+    with busy.client(headers=HTML) as client:
+        words = text_of(client.get(jobs_of(busy)["failed"]).text)
+    assert "Failed: A file could not be fetched." in words
+    assert "model-unavailable fault of the model's owner: the server answered with status 404." in words
+
+
+def test_what_is_not_there_is_a_page_too(watcher: httpx.Client) -> None:
+    absent = watcher.get("/jobs/absent")
+    assert absent.status_code == 404
+    assert "There is no such job." in text_of(absent.text)
+
+
+def test_panels_and_events_are_the_same(busy: InProcessService) -> None:
+    with busy.client() as client:
+        for path in ("/status", f"/status{jobs_of(busy)['won']}"):
+            panels = client.get(f"{path}/panels").json()["panels"]
+            with client.stream("GET", f"{path}/events") as events:
+                assert events.headers["content-type"].startswith("text/event-stream")
+                lines = events.iter_lines()
+                assert next(lines) == "event: panels"
+                event = json.loads(next(lines).removeprefix("data: "))
+            assert event["panels"].keys() == panels.keys()
+            for html in panels.values():
+                text_of(html)
+
+
+def test_panels_of_no_job_are_not_found(watcher: httpx.Client) -> None:
+    assert watcher.get("/status/jobs/absent/panels").status_code == 404
+    assert watcher.get("/status/jobs/absent/events").status_code == 404
+
+
+def test_streams_beyond_the_limit_are_told_to_ask(
+    api: InProcessService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http_api.status_page.routes.MAX_STREAMS", 0)
+    with api.client() as client:
+        assert client.get("/status/events").status_code == 204
+        assert client.get("/status/panels").status_code == 200
+
+
+# -- the first sentence, when a request would not be served ---------------------------------------------------
+
+
+def test_a_full_queue(tmp_path_factory: pytest.TempPathFactory, plain: dict[str, Any]) -> None:
+    with (
+        in_process_service(tmp_path_factory.mktemp("full"), queue_size=1) as service,
+        service.busy(),
+        service.client() as client,
+    ):
+        assert "Yes. A request sent now is served." in text_of(client.get("/").text)
+        location = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
+        panels = client.get("/status/panels").json()["panels"]
+        while "Not now" not in panels["serving"]:  # the panels are a tick old at most
+            panels = client.get("/status/panels").json()["panels"]
+        words = text_of(panels["serving"])
+        assert "Not now. The queue is full." in words
+        assert "refused as queue-full" in words
+        assert re.search(r"free in \d+ s, which clients are told as Retry-After", words)
+        assert re.search(r"Retry-After now \d+ s", text_of(panels["queue"]))
+        client.delete(location)
+
+
+def test_no_worker(api: InProcessService) -> None:
+    api.pool.is_ready = False
+    try:
+        with api.client() as client:
+            words = ""
+            while "No worker is ready" not in words:
+                words = text_of(client.get("/").text)
+        assert "No. No worker is ready." in words
+        assert "refused as no-worker" in words
+    finally:
+        api.pool.is_ready = True
+
+
+# -- views and filters ------------------------------------------------------------------------------------------
+
+
+def job_with(*models: Progress) -> Job:
+    job = Job("score", len(models), deadline=0.0)
+    for progress in models:
+        job.note(progress)
+    return job
+
+
+def test_the_bars_of_a_job_that_runs() -> None:
+    job = job_with(
+        Progress("downloading", model_index=0, bytes_done=25, bytes_total=100, bytes_per_second=2e6),
+        Progress("evaluating", model_index=1, batches_done=5, num_batches=10),
+    )
+    download, load, batches = row_of(job).bars
+    assert (download.share, download.text) == (0.625, "2.0 MB/s")
+    assert (load.share, load.text) == (0.5, "1 of 2")
+    assert (batches.share, batches.text) == (0.25, "5 of 10")
+
+
+def test_an_error_of_one_model_is_shown_with_it() -> None:
+    job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
+    job.become(End("failed", 9, error=OutOfResources("no memory", model_index=1)))
+    first, second = view_of(job).models
+    assert first.failure is None
+    assert second.failure is not None
+    assert second.failure.code == "out-of-resources"
+
+
+@pytest.mark.parametrize("error", [NoWorker("<script>alert(1)</script>"), OutOfResources("a & b")])
+def test_everything_is_escaped(error: ScoringError) -> None:
+    job = job_with(Progress("queued", model_index=0))
+    job.become(End("failed", 9, error=error))
+    html = page("panels/job.html", value=view_of(job), now=0.0)
+    assert error.detail not in html
+    assert error.detail in text_of(html)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "–"),
+        (0.0, "0 ms"),
+        (0.3404, "340 ms"),
+        (3.44, "3.4 s"),
+        (9.96, "9 s"),
+        (59.9, "59 s"),
+        (61, "1 min"),
+        (7500, "2 h 05 min"),
+        (400_000, "4 d"),
+    ],
+)
+def test_durations(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_ages_and_sizes() -> None:
+    assert age(-3) == "0 s"
+    assert [size(number) for number in (None, 12, 4096, 4_838_736_928, 999_999)] == [
+        "–",
+        "12 B",
+        "4.1 kB",
+        "4.84 GB",
+        "1,000 kB",
+    ]
+
+
+def test_bars_stand_on_each_other() -> None:
+    assert bars([0, None, 5], 10) == "M2.1 24.00v-12.00h.8v12.00z"
+    assert bars([5], 10, [5]) == "M0.1 12.00v-12.00h.8v12.00z"
+
+
+def test_requests_are_counted_once_whatever_they_came_by(
+    api: InProcessService, plain: dict[str, Any], files: FileServer
+) -> None:
+    assert api.components is not None
+    minutes = api.components.metrics.last_hour.minutes
+
+    def counted() -> tuple[int, int]:
+        served = sum(minute.num_served for minute in minutes())
+        return served, sum(minute.failures.total() for minute in minutes())
+
+    absent = {**request_for(files, "known.bin", b"known"), "weights_url": f"{files.base_url}/absent"}
+    with api.client() as client:
+        for body, change in ((plain, (1, 0)), (absent, (0, 1))):
+            before = counted()
+            client.post("/eval", json=body)
+            assert counted() == (before[0] + change[0], before[1] + change[1])
+            before = counted()
+            location = client.post("/eval", json=body, headers=AS_JOB).headers["location"]
+            client.get(f"{location}/events")
+            while counted() == before:  # it is counted just after its last event
+                pass
+            assert counted() == (before[0] + change[0], before[1] + change[1])
+        before = counted()
+        assert client.post("/eval", json={}).status_code == 422
+        assert client.get("/jobs/absent").status_code == 404  # no scoring request
+        assert counted() == (before[0], before[1] + 1)
