@@ -68,7 +68,7 @@ from tests.service.cli.command import ROOT, InProcess, environment, run_command
         ),
         (["serve", "--grpc-port", "70000"], 2, "--grpc-port (SOMA_EVAL_GRPC_PORT): must be from 0 to 65,535"),
         (["demo", "--device", "tpu"], 2, "soma-eval: --device: 'tpu' is not a device"),
-        (["what"], 2, "No such command 'what'. See `soma-eval --help`."),
+        (["zzz"], 2, "No such command 'zzz'. See `soma-eval --help`."),
     ],
     ids=lambda value: " ".join(value[:6]) if isinstance(value, list) else "",
 )
