@@ -1,12 +1,15 @@
 """A shell command of the user's that is given a line of JSON when something has happened.
 
-What the line says never becomes part of the command: it arrives on standard input.
+What the line says never becomes part of the command: it arrives on standard input. Our own settings, API keys among
+them, are not in its environment.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
+
+from service.environment import PREFIX
 
 _END_SECONDS = 5.0
 
@@ -18,7 +21,12 @@ async def run_hook(command: str, line: str, output: int) -> int:
     """
     starting = asyncio.create_task(
         asyncio.create_subprocess_shell(
-            command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+            start_new_session=True,
         )
     )
     try:
