@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -64,6 +65,10 @@ class InProcess:
                 patch.setenv(name, value)
             self._capfd.readouterr()
             prepare_standard_streams()
+            root = logging.getLogger()
+            patch.setattr(
+                root, "handlers", list(root.handlers)
+            )  # a command puts one there, for this very stderr
             code = run(arguments)
             out, err = self._capfd.readouterr()
         return Ran(code, out, err)
