@@ -6,11 +6,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from service.cli.main import run
 from service.cli.standard_streams import prepare_standard_streams
@@ -65,13 +68,25 @@ class InProcess:
                 patch.setenv(name, value)
             self._capfd.readouterr()
             prepare_standard_streams()
-            root = logging.getLogger()
-            patch.setattr(
-                root, "handlers", list(root.handlers)
-            )  # a command puts one there, for this very stderr
-            code = run(arguments)
+            with _logging_as_before(patch):
+                code = run(arguments)
             out, err = self._capfd.readouterr()
         return Ran(code, out, err)
+
+
+@contextmanager
+def _logging_as_before(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command sets up the log of a whole process, for this very stderr; this process goes on with other tests."""
+    root, configured, configure = logging.getLogger(), structlog.get_config(), structlog.configure
+    patch.setattr(root, "handlers", list(root.handlers))
+    # A logger that caches its set-up keeps it for ever.
+    patch.setattr(
+        structlog, "configure", lambda **given: configure(**{**given, "cache_logger_on_first_use": False})
+    )
+    try:
+        yield
+    finally:
+        configure(**configured)
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
