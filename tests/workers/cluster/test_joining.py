@@ -24,9 +24,10 @@ async def test_an_open_cluster_is_refused_unless_it_is_allowed(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("address", "reason"), [(f"127.0.0.1:{free_port()}", "nothing answers"), ("auto", "no address")]
+    ("address", "reason"), [("127.0.0.1:{free_port}", "nothing answers"), ("auto", "no address")]
 )
 async def test_a_cluster_that_is_not_there(address: str, reason: str, tmp_path: Path) -> None:
+    address = address.format(free_port=free_port())
     pool = create_cluster_pool(address, ["cpu"], data_dir=str(tmp_path), data_max_bytes=1 << 20)
     with pytest.raises(NoWorker, match=reason):
         await pool.start()
