@@ -5,6 +5,7 @@ Needs 03 and `soma-eval serve --small-model --allow-http --allow-private-address
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,3 +28,5 @@ async def main() -> None:
 
 
 asyncio.run(main())
+sys.stdout.flush()
+os._exit(0)  # at once: threads of soma-sdk may abort a Python that takes its time to end

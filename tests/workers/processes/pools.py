@@ -88,9 +88,9 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         await asyncio.sleep(0.01)
 
 
-async def until_whole(pool: WorkerPool) -> None:
+async def until_whole(pool: WorkerPool, seconds: float = 20.0) -> None:
     """Wait until every worker is ready and none is busy."""
-    await until(lambda: all(status.ready and not status.busy for status in pool.status()))
+    await until(lambda: all(status.ready and not status.busy for status in pool.status()), seconds)
 
 
 def send_signal(pool: ProcessPool, number: int) -> int:

@@ -27,6 +27,7 @@ DATA_BYTES = 40_000
 """Three batches."""
 TIMEOUTS = Timeouts(
     frozen_seconds=3.0,
+    start_seconds=30.0,  # nothing else ends a process that was frozen while it starts
     stop_seconds=3.0,
     terminate_seconds=0.5,
     restart_seconds=0.1,
@@ -78,7 +79,7 @@ async def test_random_kills_and_freezes(tmp_path: Path, capsys: pytest.CaptureFi
             counts[fault] += 1
 
     await asyncio.gather(troublemaker(), *(client() for _ in range(NUM_CLIENTS)))
-    await until_whole(pool)
+    await until_whole(pool, 3 * TIMEOUTS.start_seconds)
     everyone.update(pids(pool))
     restarts = sum(status.restarts for status in pool.status())
     await pool.close()
