@@ -90,16 +90,7 @@ class EvalRequest(RequestSchema):
         )
 
     def _data(self) -> bytes | BlobRef:
-        if (self.data is None) == (self.data_url is None):
-            raise InvalidRequest("give either data or data_url")
-        if self.data_url is not None:
-            return blob_ref("data", self.data_url, self.data_checksum, self.data_size)
-        if self.data_checksum is not None or self.data_size is not None:
-            raise InvalidRequest("data_checksum and data_size go with data_url")
-        try:
-            return base64.b64decode(self.data or "", validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("data is not Base64") from None
+        return data_of(self.data, self.data_url, self.data_checksum, self.data_size)
 
 
 class Manifest(RequestSchema):
@@ -164,6 +155,20 @@ class ScoreRequest(RequestSchema):
             seed=self.seed,
             target_embedding=_target(self.target_embedding),
         )
+
+
+def data_of(inline: str | None, url: str | None, checksum: str | None, size: int | None) -> bytes | BlobRef:
+    """The data of a request, which has it in Base64 or says where it is published. Raises InvalidRequest."""
+    if (inline is None) == (url is None):
+        raise InvalidRequest("give either data or data_url")
+    if url is not None:
+        return blob_ref("data", url, checksum, size)
+    if checksum is not None or size is not None:
+        raise InvalidRequest("data_checksum and data_size go with data_url")
+    try:
+        return base64.b64decode(inline or "", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("data is not Base64") from None
 
 
 def blob_ref(name: str, url: str, checksum: str | None, size: int | None) -> BlobRef:

@@ -1,7 +1,5 @@
 """The request to screen, as JSON, and the screen and pieces it describes."""
 
-import base64
-import binascii
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
@@ -9,7 +7,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, SecretStr
 
 from service.blob import BlobRef
 from service.errors import InvalidRequest, ScoringError
-from service.http_api.requests import Checksum, Embedding, RequestSchema, Seed, Size, Url, blob_ref, text_of
+from service.http_api.requests import Checksum, Embedding, RequestSchema, Seed, Size, Url, data_of, text_of
 from service.scoring.competition import MAX_MANIFESTS, competitors
 from service.scoring.screen import Id, Piece, Screen, ScreenModel, screen_target
 from service.scoring.screen import ScreenTarget as Target
@@ -37,16 +35,7 @@ class ScreenPiece(RequestSchema):
 
     def content(self) -> bytes | BlobRef:
         """Raises InvalidRequest."""
-        if (self.data is None) == (self.data_url is None):
-            raise InvalidRequest("give either data or data_url")
-        if self.data_url is not None:
-            return blob_ref("data", self.data_url, self.data_checksum, self.data_size)
-        if self.data_checksum is not None or self.data_size is not None:
-            raise InvalidRequest("data_checksum and data_size go with data_url")
-        try:
-            return base64.b64decode(self.data or "", validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("data is not Base64") from None
+        return data_of(self.data, self.data_url, self.data_checksum, self.data_size)
 
 
 class ScreenedModel(RequestSchema):
