@@ -28,7 +28,7 @@ def list_cache(data_dir: Path, *, json: bool) -> ExitCode:
         write_out(json_format.dumps(found | {"files": [file.to_json() for file in files]}) + "\n")
         return ExitCode.GOOD
     service = ", which a service uses now" if is_served(data_dir) else ""
-    summary = f"{len(files)} files, {decimal(total)}, in {data_dir}{service}.\n"
+    summary = f"{_files(len(files))}, {decimal(total)}, in {data_dir}{service}.\n"
     write_out((_table(files) if files else "") + summary)
     return ExitCode.GOOD
 
@@ -55,7 +55,7 @@ def remove(data_dir: Path, names: Sequence[str] | None, *, json: bool) -> ExitCo
         )
     else:
         write_out("".join(f"in use, and kept: {name}\n" for name in kept))
-        write_out(f"{len(removed)} files removed, {decimal(freed)}.\n")
+        write_out(f"{_files(len(removed))} removed, {decimal(freed)}.\n")
     return ExitCode.MACHINE if kept else ExitCode.GOOD
 
 
@@ -81,3 +81,7 @@ def _table(files: Sequence[CachedFile]) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get()
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number} files"

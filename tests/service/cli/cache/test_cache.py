@@ -57,7 +57,7 @@ async def test_without_a_service(in_plain: InProcess, settings: Settings, files:
     assert path == str(settings.data_dir / "blobs" / checksum_of(FIRST))
     ran = in_plain.run("cache", "rm", checksum_of(FIRST)[:8], *flags)
     assert (ran.code, blobs(settings)) == (0, {checksum_of(SECOND)})
-    assert "1 files removed" in ran.out
+    assert "1 file removed" in ran.out
     assert in_plain.run("cache", "rm", "--all", *flags).code == 0
     assert in_plain.run("cache", "ls", *flags).out.startswith("0 files, 0 bytes, in data")
     async with open_cache(settings) as cache:
