@@ -30,8 +30,9 @@ from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
+from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
-from service.scoring.scorer import Limits, Scorer
+from service.scoring.scorer import Scorer
 from service.scoring.screener import Screener
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
