@@ -63,6 +63,13 @@ class JobRunner(Protocol):
         `with_large`: an evaluation with the layers of the served model too, not only the small one.
         """
 
+    def reserve(self, job: EvalJob) -> None:
+        """Called as soon as the worker has been given the job, beside whatever it does: its weights are not to be
+        evicted any more, until `release`."""
+
+    def release(self, job: EvalJob) -> None:
+        """The job has ended, in whatever way."""
+
     def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
 
@@ -108,6 +115,7 @@ class Worker:
         self._progress = 0
         self._reported_resident: frozenset[WeightsId] = frozenset()
         self._runner: JobRunner | None = None
+        """None until its first self-test has passed."""
 
     def run(self) -> NoReturn:
         """Serve until the pipe closes or an unexpected error occurs."""
@@ -128,7 +136,6 @@ class Worker:
         except Exception as error:  # before the first job, so its text can hold nothing secret
             self._send(SelfTestFailed(f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARACTERS]))
             raise
-        self._runner = runner
         while True:
             self._answer(runner, self._inbox.get())
 
@@ -146,15 +153,21 @@ class Worker:
         if wrong:
             self._send(SelfTestFailed(wrong))
         else:
+            self._runner = runner  # first, for the parent may answer at once
             self._send(Ready(runner.device_name, runner.versions, runner.memory_bytes))
 
     def _evaluate(self, runner: JobRunner, task: Evaluate) -> None:
+        self._send(Accepted(task.task_id))
+        outcome = self._outcome_of(task, runner)
+        runner.release(task.job)  # first, for the parent may ask for a prefetch at once
+        self._send(outcome)
+
+    def _outcome_of(self, task: Evaluate, runner: JobRunner) -> Finished | Stopped | Failed | SelfTestFailed:
         def check_cancelled() -> None:
             self._progress += 1
             if task.task_id <= self._stopped_up_to:
                 raise StopRequested
 
-        self._send(Accepted(task.task_id))
         try:
             check_cancelled()
             load_seconds = runner.load(task.job, check_cancelled)
@@ -164,19 +177,17 @@ class Worker:
             for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
                 if not score.is_finite and not is_tested:
                     if wrong := runner.self_test(with_large=False):  # the device is broken, not the weights
-                        self._send(SelfTestFailed(wrong))
-                        return
+                        return SelfTestFailed(wrong)
                     is_tested = True
                 if not score.is_finite and not task.job.pieces:
                     # One such batch makes the mean so: the rest is not worth computing.
                     raise NonFiniteResult("the loss or the embedding of a batch is NaN or infinite")
                 self._send(BatchDone(task.task_id, score))
         except StopRequested:
-            self._send(Stopped(task.task_id))
+            return Stopped(task.task_id)
         except WorkerError as error:
-            self._send(Failed(task.task_id, error))
-        else:
-            self._send(Finished(task.task_id))
+            return Failed(task.task_id, error)
+        return Finished(task.task_id)
 
     def _report_resident(self, runner: JobRunner) -> None:
         resident = runner.resident()
@@ -195,7 +206,10 @@ class Worker:
                 self._stopped_up_to = max(self._stopped_up_to, task_id)
             case Prefetch(job) if self._runner is not None:
                 self._runner.prefetch(job)
-            case Evaluate() | SelfTest():
+            case Evaluate(job=job) if self._runner is not None:
+                self._runner.reserve(job)  # here, for the prefetch that comes next must not evict its weights
+                self._inbox.put(message)
+            case SelfTest():
                 self._inbox.put(message)
 
     def _beat(self, seconds: float) -> None:

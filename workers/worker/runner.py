@@ -46,7 +46,7 @@ class OtherWeightsWanted(Exception):
 
 
 class Runner:
-    """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
+    """Evaluates on one device. One thread loads and evaluates; `reserve` and `prefetch` may be called from another."""
 
     def __init__(
         self, config: WorkerConfig, load_architecture: Callable[[str], Architecture] = load_architecture
@@ -106,28 +106,30 @@ class Runner:
         used = torch.cuda.memory_reserved(device) if is_gpu else _resident_set_bytes(self._statm_fd)
         return WorkerMemory(self._total_bytes, used, self._weights.num_bytes, self._weights.budget_bytes)
 
-    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
-        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+    def reserve(self, job: EvalJob) -> None:
+        """The job is the next to be loaded and evaluated: no prefetch evicts its weights, until it is released."""
+        self._weights.pin(job.weights_id)
 
-        They stay there until the next call. `check_cancelled` is called each time the work advances, from this
-        thread, and may raise to stop it.
+    def release(self, job: EvalJob) -> None:
+        """The job has ended, in whatever way: its weights stay for another only as long as there is room."""
+        self._current = None
+        self._weights.unpin(job.weights_id)
+
+    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
+        """Bring the weights of a reserved job onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        `check_cancelled` is called each time the work advances, from this thread, and may raise to stop it.
 
         Raises an EvaluationRefused, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         started = time.perf_counter()
-        self._current = None
-        self._weights.release_all()
-        self._current = self._weights.acquire(job.weights_id)
+        self._current = self._weights.find(job.weights_id)
         if self._current is not None:
             return 0.0
-        self._acquire_loading(job, check_cancelled)
-        try:
+        with self._without_prefetch(job, check_cancelled):
             if job.weights_id not in self._weights.ids():
                 self._load_or_make_room(job, check_cancelled)
-            self._current = self._weights.acquire(job.weights_id)
-        finally:
-            self._wanted = None
-            self._loading.release()
+            self._current = self._weights.find(job.weights_id)
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
@@ -155,8 +157,9 @@ class Runner:
             if not is_out_of_memory(error):
                 raise
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
-            self._free_all_others()
-            yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
+            with self._without_prefetch(job, check_cancelled):
+                self._free_all_others()
+                yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
 
     def _last_try(
         self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck
@@ -187,13 +190,22 @@ class Runner:
                     was_cut_smaller=shrink,
                 )
 
-    def _acquire_loading(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
+    @contextlib.contextmanager
+    def _without_prefetch(self, job: EvalJob, check_cancelled: CancelCheck) -> Iterator[None]:
+        """Within the block nothing is loaded ahead. A prefetch under way is waited for: to its end if it is of these
+        weights, else until it gives up."""
         self._wanted = job.weights_id
-        while not self._loading.acquire(timeout=POLL_SECONDS):
-            if self._prefetch_advances.is_set():
-                self._prefetch_advances.clear()
-                check_cancelled()
+        try:
+            while not self._loading.acquire(timeout=POLL_SECONDS):
+                if self._prefetch_advances.is_set():
+                    self._prefetch_advances.clear()
+                    check_cancelled()
+            try:
+                yield
+            finally:
+                self._loading.release()
+        finally:
+            self._wanted = None
 
     def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
         self._weights.make_room(_file_size(job))
