@@ -55,8 +55,6 @@ _MAX_FRAMES = 6
 class JobRunner(Protocol):
     """What computes inside a worker; `workers.worker.runner.Runner` is the real one."""
 
-    def __init__(self, config: WorkerConfig) -> None: ...
-
     def self_test(self, *, with_large: bool) -> str | None:
         """None when a known evaluation gives the right numbers; else the wrong ones, in words.
 
@@ -99,6 +97,9 @@ class JobRunner(Protocol):
         """All that the device has."""
 
 
+MakeRunner = Callable[[WorkerConfig], JobRunner]
+
+
 class StopRequested(Exception):
     """The parent has stopped the running task."""
 
@@ -106,9 +107,9 @@ class StopRequested(Exception):
 class Worker:
     """Answers the parent's messages one after the other until the parent closes the pipe."""
 
-    def __init__(self, connection: socket.socket, runner_class: type[JobRunner]) -> None:
+    def __init__(self, connection: socket.socket, make_runner: MakeRunner) -> None:
         self._connection = connection
-        self._runner_class = runner_class
+        self._make_runner = make_runner
         self._inbox: queue.SimpleQueue[Evaluate | SelfTest] = queue.SimpleQueue()
         self._send_lock = threading.Lock()
         self._stopped_up_to = 0
@@ -131,7 +132,7 @@ class Worker:
         self._start_thread(lambda: self._beat(configure.heartbeat_seconds))
         self._start_thread(self._listen)
         try:
-            runner = self._runner_class(configure.config)
+            runner = self._make_runner(configure.config)
             self._test(runner, with_large=True)
         except Exception as error:  # before the first job, so its text can hold nothing secret
             self._send(SelfTestFailed(f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARACTERS]))
@@ -241,17 +242,24 @@ def _or_end_process(work: Callable[[], None]) -> None:
         os._exit(EXIT_UNEXPECTED)  # no teardown: a broken device may hang it
 
 
-def main(runner_class: type[JobRunner]) -> NoReturn:
-    """The whole life of a worker process that computes with `runner_class`."""
+def main(make_runner: MakeRunner) -> NoReturn:
+    """The whole life of a worker process that computes with the runner that `make_runner` returns.
+
+    What takes long, such as to import torch from a cold disk, is for `make_runner` to do: it runs beside heartbeats.
+    """
     die_with_parent(parent_pid=int(sys.argv[2]))
     be_ended_first_for_memory()
     keep_memory_private()
     faulthandler.enable(all_threads=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    Worker(socket.socket(fileno=int(sys.argv[1])), runner_class).run()
+    Worker(socket.socket(fileno=int(sys.argv[1])), make_runner).run()
+
+
+def _make_runner(config: WorkerConfig) -> JobRunner:
+    from workers.worker.runner import Runner  # imports torch
+
+    return Runner(config)
 
 
 if __name__ == "__main__":
-    from workers.worker.runner import Runner
-
-    main(Runner)
+    main(_make_runner)
