@@ -36,6 +36,8 @@ OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+    "_ALLOCATION_FAILED",  # cuDNN 9
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no memory for its handle
     "can't start new thread",
 )
 """What a RuntimeError says that means so."""
@@ -91,9 +93,19 @@ class Runner:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def self_test(self, *, with_large: bool) -> str | None:
-        """None when a known evaluation gives the right numbers; else the wrong ones, in words."""
-        wrong: str | None = self._self_test.run(with_large=with_large)
-        return wrong
+        """None when a known evaluation gives the right numbers; else the wrong ones, in words.
+
+        All other weights leave the device where its memory does not suffice.
+        """
+        for _ in range(2):
+            try:
+                wrong: str | None = self._self_test.run(with_large=with_large)
+                return wrong
+            except MACHINE_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._free_all_others()  # outside of `except`, whose traceback keeps the tensors alive
+        return "there is too little memory for a known evaluation"
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""

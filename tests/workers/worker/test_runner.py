@@ -153,17 +153,47 @@ def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_pat
     assert evaluate(runner, a) == [16, 16, 16]
 
 
+def test_no_memory_for_a_self_test_drops_what_is_not_in_use(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    use(runner, job(tmp_path, "a"))
+    load(runner, job(tmp_path, "b"))
+    device.max_models = 1  # beside the one in use there is no room to test
+    assert runner.self_test(with_large=False) == "there is too little memory for a known evaluation"
+    assert names(runner) == {"b"}
+    device.max_models = 2
+    assert runner.self_test(with_large=False) is None
+    use(runner, job(tmp_path, "a"))
+    assert runner.self_test(with_large=False) is None
+    assert names(runner) == {"b"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle, opa, ...)`"
+        ),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm(handle, opa, ...)`"
+        ),
+    ],
+)
 def test_any_other_error_of_the_device_is_not_swallowed(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, device: Device, tmp_path: Path, error: Exception
 ) -> None:
     a = job(tmp_path, "a")
     load(runner, a)
 
     def faults() -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise error
 
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    with pytest.raises(type(error)):
         list(runner.evaluate(a, range(1), faults))
+    device.error = error
+    with pytest.raises(type(error)):
+        runner.self_test(with_large=False)
 
 
 def test_a_cancel_check_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
@@ -299,9 +329,12 @@ async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
-        RuntimeError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),  # pinned memory, a kernel that is loaded late
+        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasSgemm(handle, opa, ...)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("std::bad_alloc"),
         RuntimeError("can't start new thread"),
     ],
