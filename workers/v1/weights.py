@@ -156,13 +156,16 @@ def _read_tensors(
         return name, _converted_tensor(source, infos[name], key).to(device)
 
     converted = {}
-    with _threads() as threads:
-        for _ in threads.map(bring, pieces):
-            check_cancelled()
-        for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
-            converted[name] = tensor
-            check_cancelled()
-    return memory.finished() | converted
+    try:
+        with _threads() as threads:
+            for _ in threads.map(bring, pieces):
+                check_cancelled()
+            for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
+                converted[name] = tensor
+                check_cancelled()
+    finally:
+        memory.settle()
+    return memory.tensors() | converted
 
 
 @contextmanager
