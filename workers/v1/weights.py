@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -157,7 +158,7 @@ def _read_tensors(
 
     converted = {}
     try:
-        with _threads() as threads:
+        with _threads(device) as threads:
             for _ in threads.map(bring, pieces):
                 check_cancelled()
             for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
@@ -169,13 +170,23 @@ def _read_tensors(
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
+def _threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that load; an error ends what they have not begun."""
-    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights")
+    begin = None
+    if (
+        device.type == "cuda"
+    ):  # else a thread is on the first GPU, where its pinned memory opens a second context
+        begin = partial(torch.cuda.set_device, _own_index(device))
+    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights", initializer=begin)
     try:
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _own_index(device: torch.device) -> int:
+    """Of a GPU; of one without a number, that of the calling thread's."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _converted_tensor(source: Source, info: TensorInfo, key: bytes | None) -> Tensor:

@@ -257,6 +257,7 @@ class Runner:
 
         with self._loading:
             try:
+                _choose_device(self._config.device)  # every thread begins on the first GPU
                 is_new = job.weights_id not in self._weights.ids()
                 if is_new and self._weights.make_room(_file_size(job)):
                     self._load(job, check_cancelled)
@@ -351,10 +352,15 @@ def _prepare_device(config: WorkerConfig) -> None:
     """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if config.device.startswith("cuda"):
-        torch.cuda.set_device(config.device)
+    _choose_device(config.device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _choose_device(device: str) -> None:
+    """Have the calling thread work on this one."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
 
 
 def _total_bytes(device: str) -> int:
