@@ -26,7 +26,8 @@ class Architecture(Protocol):
     ModelConfig: Any
     """The shape of a model: `ModelConfig()` is the network's, `ModelConfig.small()` the one for tests."""
     ModelRunner: Any
-    """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device."""
+    """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device; its
+    `resident_bytes` are what any weights take there."""
     SelfTest: Any
     """(device, precision, small_model=) -> whose `run(with_large=)` says what a device computes wrongly, or None."""
 

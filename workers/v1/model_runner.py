@@ -156,16 +156,20 @@ class ModelRunner:
         `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
-        with _NoDraws(), torch.device("meta"):
-            model = Model(self.config)
-        model.load_state_dict(tensors, assign=True)
+        model = self._model_without_weights()
+        model.load_state_dict(  # which holds their only references: each is freed once it is held otherwise
+            load_tensors(weights, self.config, decryption_key, self.device, check_cancelled), assign=True
+        )
         model.requires_grad_(False).eval()
-        if self.precision == "bf16":
-            hold_linear_weights_in_bf16(model)
-        if self.precision == "float32-split":
-            hold_linear_weights_in_parts(model)
+        self._hold_in_precision(model)
         return LoadedModel(model)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that any weights take on the device once they are loaded, in whatever dtype their file has them."""
+        model = self._model_without_weights()
+        self._hold_in_precision(model)
+        return LoadedModel(model).resident_bytes
 
     def num_batches(self, data_size: int) -> int:
         """How many batches `data_size` bytes make."""
@@ -358,6 +362,16 @@ class ModelRunner:
             self._last_loaded = None  # release the old weights before the new ones are loaded
             self._last_loaded = (identity, self.load(weights, decryption_key))
         return self._last_loaded[1]
+
+    def _model_without_weights(self) -> Model:
+        with _NoDraws(), torch.device("meta"):
+            return Model(self.config)
+
+    def _hold_in_precision(self, model: Model) -> None:
+        if self.precision == "bf16":
+            hold_linear_weights_in_bf16(model)
+        if self.precision == "float32-split":
+            hold_linear_weights_in_parts(model)
 
     def _default_micro_batch_size(self) -> int:
         """As many sequences as keep their activations within the device's share."""

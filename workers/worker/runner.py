@@ -23,7 +23,8 @@ from workers.worker.resident_weights import LoadedModel, ResidentWeights
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.6
-"""Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+"""Of the device memory that is free at the start, what resident weights of all its workers may take; the rest is to
+evaluate in."""
 
 POLL_SECONDS = 0.05
 """How often a load that waits for a prefetch looks whether it advances."""
@@ -59,7 +60,7 @@ class Runner:
         self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
             config.device, config.precision, small_model=config.small_model
         )
-        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config))
         self._total_bytes = _total_bytes(config.device)
         self._statm_fd = os.open(
             "/proc/self/statm", os.O_RDONLY
@@ -220,7 +221,8 @@ class Runner:
             self._wanted = None
 
     def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        self._weights.make_room(_file_size(job))
+        _check_file(job)
+        self._weights.make_room(self._resident_bytes(job))
         try:
             return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
@@ -259,10 +261,15 @@ class Runner:
             try:
                 _choose_device(self._config.device)  # every thread begins on the first GPU
                 is_new = job.weights_id not in self._weights.ids()
-                if is_new and self._weights.make_room(_file_size(job)):
+                if is_new and self._weights.make_room(self._resident_bytes(job)):
                     self._load(job, check_cancelled)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
+
+    def _resident_bytes(self, job: EvalJob) -> int:
+        """What the job's weights will take on the device, whatever their file does."""
+        num_bytes: int = self._model_runner(self._load_architecture(job.architecture_version)).resident_bytes
+        return num_bytes
 
     def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
         config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
@@ -319,14 +326,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def _file_size(job: EvalJob) -> int:
-    """Bytes that the weights take on the device: exactly for float32, about for other dtypes."""
+def _check_file(job: EvalJob) -> None:
     try:
         size = os.path.getsize(job.weights_path)
     except OSError as error:
         raise _unreadable(error, "weights") from None
     _check_size(size, job.weights_size, "weights")
-    return size
 
 
 def _read_data(job: EvalJob) -> bytes:
@@ -375,9 +380,10 @@ def _resident_set_bytes(statm_fd: int) -> int:
     return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _default_budget_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(device)
+def _default_budget_bytes(config: WorkerConfig) -> int:
+    """This worker's part. One that starts while others are there shares what they have left."""
+    if config.device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(config.device)
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return int(free * MEMORY_SHARE)
+    return int(free * MEMORY_SHARE / config.num_on_device)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.odd_weights_files import FILES
 from tests.recipe import (
     SMALL_CONFIG,
     TEST_KEY,
@@ -30,7 +31,7 @@ from workers.v1 import (
     tokenizer,
 )
 from workers.v1 import forward as v1_forward
-from workers.v1.model_runner import hold_linear_weights_in_bf16
+from workers.v1.model_runner import Precision, hold_linear_weights_in_bf16
 
 WEIGHTS = small_weights_bytes()
 DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
@@ -149,6 +150,23 @@ def test_the_same_weights_are_loaded_once(
 
 def test_resident_bytes(runner: ModelRunner) -> None:
     assert runner.load(WEIGHTS).resident_bytes == 4 * 13_192
+
+
+@pytest.mark.parametrize("file", ["baseline", "all-f16", "all-bf16", "all-f64"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "float32-split"])
+def test_what_weights_will_take_is_known_before_they_are_loaded(
+    runner: ModelRunner, file: str, precision: Precision
+) -> None:
+    runner.precision = precision  # which a CPU is not given otherwise
+    assert runner.load(FILES[file]()).resident_bytes == runner.resident_bytes
+
+
+def test_the_served_model_takes_half_as_much_again_in_three_parts() -> None:
+    runner = ModelRunner(ModelConfig())
+    in_float32 = runner.resident_bytes
+    runner.precision = "float32-split"
+    assert 4.8e9 < in_float32 < 4.9e9
+    assert runner.resident_bytes / in_float32 == pytest.approx(1.5, abs=0.01)
 
 
 def test_a_loaded_file_may_be_deleted(runner: ModelRunner, tmp_path: Path) -> None:

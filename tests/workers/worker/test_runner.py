@@ -95,6 +95,28 @@ def test_memory_is_what_the_process_and_its_weights_take(device: Device, tmp_pat
     assert memory.total > memory.used > 10_000_000
 
 
+def test_workers_on_one_card_share_what_is_free(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 12_000))
+    for num_on_device, free_bytes, limit in ((1, 10_000, 6_000), (2, 10_000, 3_000), (2, 7_000, 2_100)):
+        config = WorkerConfig("cuda:0", num_on_device=num_on_device)
+        memory = Runner(config, lambda version: fake_architecture(device)).memory()
+        assert (memory.total, memory.weights_limit) == (12_000, limit)
+
+
+def test_a_prefetch_chooses_its_card(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[str, object]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 12_000))
+    runner = Runner(WorkerConfig("cuda:1"), lambda version: fake_architecture(device))
+    runner.prefetch(job(tmp_path, "a"))
+    wait_for_prefetch()
+    assert chosen == [("MainThread", "cuda:1"), ("prefetch", "cuda:1")]
+    assert names(runner) == {"a"}
+
+
 def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
     runner = runner_on(device, memory_budget_bytes=1)
     for name in "ab":
@@ -238,17 +260,12 @@ def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> 
 
 
 def test_prefetch_never_drops_what_was_reserved_meanwhile(
-    runner: Runner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
     use(runner, a)
     use(runner, b)
-
-    def size_while_a_is_reserved(path: str) -> int:
-        runner.reserve(a)
-        return 100
-
-    monkeypatch.setattr("os.path.getsize", size_while_a_is_reserved)
+    device.asked_for_size = lambda: runner.reserve(a)
     runner.prefetch(c)
     wait_for_prefetch()
     assert names(runner) == {"a", "c"}
