@@ -38,6 +38,9 @@ class Architecture(Protocol):
     EmptyData: Any
     NonFiniteResult: Any
 
+    def changes_numbers(self, variable: str) -> bool:
+        """Whether a library would compute otherwise with this variable in the environment: no worker is given it."""
+
     weights_header: ModuleType
     """Validates weights by their header; needs no torch."""
 

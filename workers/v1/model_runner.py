@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from . import runner_order, tokenizer
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
+from .environment import warn_of_changed_numbers
 from .errors import EmptyData
 from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
 from .loss import token_cross_entropy
@@ -111,6 +112,8 @@ class ModelRunner:
         self.device = torch.device(device)
         if precision != "float32" and self.device.type != "cuda":
             raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
+        if self.device.type == "cuda":
+            warn_of_changed_numbers()
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size

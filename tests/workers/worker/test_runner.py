@@ -95,13 +95,17 @@ def test_memory_is_what_the_process_and_its_weights_take(device: Device, tmp_pat
     assert memory.total > memory.used > 10_000_000
 
 
-def test_workers_on_one_card_share_what_is_free(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("num_on_device", "free_bytes", "limit"), [(1, 10_000, 6_000), (2, 10_000, 3_000), (2, 7_000, 2_100)]
+)
+def test_workers_on_one_card_share_what_is_free(
+    device: Device, monkeypatch: pytest.MonkeyPatch, num_on_device: int, free_bytes: int, limit: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 12_000))
-    for num_on_device, free_bytes, limit in ((1, 10_000, 6_000), (2, 10_000, 3_000), (2, 7_000, 2_100)):
-        config = WorkerConfig("cuda:0", num_on_device=num_on_device)
-        memory = Runner(config, lambda version: fake_architecture(device)).memory()
-        assert (memory.total, memory.weights_limit) == (12_000, limit)
+    config = WorkerConfig("cuda:0", num_on_device=num_on_device)
+    memory = Runner(config, lambda version: fake_architecture(device)).memory()
+    assert (memory.total, memory.weights_limit) == (12_000, limit)
 
 
 def test_a_prefetch_chooses_its_card(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
