@@ -1,13 +1,15 @@
 """The mirror of the network's `ModelRunner`: weights and bytes in, loss and embedding out."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -247,7 +249,7 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         *,
         detail: bool = False,
@@ -273,7 +275,7 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         detail: bool,
         *,
@@ -320,25 +322,43 @@ class ModelRunner:
         return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, forward: ForwardPass, batch: TokenizedBatch, directions: Tensor
+        self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         token_ids, targets, positions = (
-            torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
+            self._on_device(part) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
-    @torch.inference_mode()
-    def _directions(self, seed: int, index: int) -> Tensor:
-        """What the representations of batch `index` are projected on: [D, S]."""
-        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
-        return unit_columns(torch.from_numpy(noise).to(self.device))
+    def _directions(self, seed: int, index: int) -> Callable[[], Tensor]:
+        """What the representations of batch `index` are projected on: [D, S], made once.
+
+        On a GPU that is when they are first asked for: their noise is drawn while the queued forward pass runs.
+        """
+
+        @functools.cache
+        @torch.inference_mode()
+        def directions() -> Tensor:
+            noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+            return unit_columns(self._on_device(noise))
+
+        if self.device.type == "cpu":
+            directions()
+        return directions
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor there. From memory that is not pinned, a copy waits for all that a GPU is yet to do."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        with torch.cuda.device(self.device):  # whose context is to pin it
+            return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _num_sequences_of_piece(self, piece: bytes) -> int:
         if not piece:

@@ -1,5 +1,6 @@
 """The runner's promises beside its numbers: the same bits however it is asked, and what it refuses."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.recipe import (
 from workers.v1 import (
     BatchScore,
     EmptyData,
+    LoadedModel,
     Model,
     ModelConfig,
     ModelRunner,
@@ -31,6 +33,7 @@ from workers.v1 import (
     tokenizer,
 )
 from workers.v1 import forward as v1_forward
+from workers.v1 import model_runner as v1_model_runner
 from workers.v1.model_runner import Precision, hold_linear_weights_in_bf16
 
 WEIGHTS = small_weights_bytes()
@@ -351,13 +354,39 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
         runner._run(
             model,
             [tokenizer.tokenize_range(DATA, range(16))],
-            directions,
+            lambda: directions,
             lambda: None,
             False,
             reference=reference,
         )
     frames = [frame.name for frame in refusal.traceback]
     assert frames[-1] == "_run"  # where the sums of all micro-batches are fetched, at once
+
+
+@pytest.mark.parametrize(("device", "order"), [("meta", ["forward", "noise"]), ("cpu", ["noise", "forward"])])
+def test_noise_is_drawn_behind_the_queued_forward_pass(
+    device: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is no CPU returns at once; this one, meta, then has no numbers to give."""
+    done: list[str] = []
+
+    def noting(name: str, call: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            result = call(*arguments)
+            done.append(name)
+            return result
+
+        return noted
+
+    monkeypatch.setattr(v1_model_runner, "batch_noise", noting("noise", v1_model_runner.batch_noise))
+    representations = noting("forward", v1_forward.ForwardPass.representations)
+    monkeypatch.setattr(v1_forward.ForwardPass, "representations", representations)
+    runner = ModelRunner(ModelConfig.small(), device)
+    with torch.device(device):
+        model = LoadedModel(Model(runner.config))
+    with contextlib.suppress(NotImplementedError):
+        next(runner.eval_batches(model, SHORT, 0, range(1)))
+    assert done == order
 
 
 @pytest.mark.gpu
