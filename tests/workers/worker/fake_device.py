@@ -54,7 +54,7 @@ class SelfTest:
         """The numbers are right, if there are any."""
         if self._device.error is not None:
             raise self._device.error
-        if self._device.num_models == self._device.max_models:
+        if self._device.num_models >= self._device.max_models:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 

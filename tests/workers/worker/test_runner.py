@@ -281,11 +281,11 @@ def test_prefetch_may_drop_what_is_in_use_no_more(runner: Runner, tmp_path: Path
     a, b, c = (job(tmp_path, name) for name in "abc")
     use(runner, a)
     load(runner, b)
-    runner.reserve(c)  # the next job
+    runner.reserve(a)  # the next job, whose weights were used before
     runner.release(b)
-    runner.prefetch(a)
+    runner.prefetch(c)
     wait_for_prefetch()
-    assert runner.load(c, never_cancelled) > 0
+    assert runner.load(a, never_cancelled) == 0.0
     assert names(runner) == {"a", "c"}
 
 
