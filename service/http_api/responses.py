@@ -42,7 +42,7 @@ class Provenance(Schema):
     device: str
     """The devices that took part: `cpu`, `cuda:0,cuda:1`."""
     was_cut_smaller: bool
-    """Whether some of it was computed in smaller pieces for lack of memory: its last bits may differ, and it is not kept."""
+    """Whether lack of memory had it computed in smaller pieces: its last bits may differ, and it is not kept."""
     versions: dict[str, str]
     """Of the packages that make the numbers."""
 

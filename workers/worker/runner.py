@@ -222,8 +222,8 @@ class Runner:
 
     def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
         _check_file(job)
-        self._weights.make_room(self._resident_bytes(job))
         try:
+            self._weights.make_room(self._resident_bytes(job))
             return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
@@ -339,6 +339,8 @@ def _read_data(job: EvalJob) -> bytes:
         data = Path(job.data_path).read_bytes()
     except OSError as error:
         raise _unreadable(error, "data") from None
+    except MemoryError:
+        raise errors.OutOfMemory("there is too little memory for the data") from None
     _check_size(len(data), job.data_size, "data")
     return data
 

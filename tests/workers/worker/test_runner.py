@@ -179,6 +179,27 @@ def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_pat
     assert evaluate(runner, a) == [16, 16, 16]
 
 
+def test_no_memory_for_the_data(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = job(tmp_path, "a")
+    load(runner, a)
+
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    with pytest.raises(OutOfMemory, match="for the data"):
+        evaluate(runner, a)
+
+
+def test_no_memory_to_ask_what_weights_take(runner: Runner, device: Device, tmp_path: Path) -> None:
+    def no_memory() -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    device.asked_for_size = no_memory
+    assert use(runner, job(tmp_path, "a")) > 0
+    assert names(runner) == {"a"}
+
+
 def test_no_memory_for_a_self_test_drops_what_is_not_in_use(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
