@@ -35,6 +35,7 @@ from workers.v1 import (
 from workers.v1 import forward as v1_forward
 from workers.v1 import model_runner as v1_model_runner
 from workers.v1.model_runner import Precision, hold_linear_weights_in_bf16
+from workers.v1.noise import batch_noise
 
 WEIGHTS = small_weights_bytes()
 DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
@@ -378,7 +379,7 @@ def test_noise_is_drawn_behind_the_queued_forward_pass(
 
         return noted
 
-    monkeypatch.setattr(v1_model_runner, "batch_noise", noting("noise", v1_model_runner.batch_noise))
+    monkeypatch.setattr(v1_model_runner, "batch_noise", noting("noise", batch_noise))
     representations = noting("forward", v1_forward.ForwardPass.representations)
     monkeypatch.setattr(v1_forward.ForwardPass, "representations", representations)
     runner = ModelRunner(ModelConfig.small(), device)
