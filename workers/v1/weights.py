@@ -175,7 +175,7 @@ def _threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     begin = None
     if (
         device.type == "cuda"
-    ):  # else a thread is on the first GPU, where its pinned memory opens a second context
+    ):  # else a thread is on the first GPU, and its pinned memory opens a context there
         begin = partial(torch.cuda.set_device, _own_index(device))
     threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights", initializer=begin)
     try:
