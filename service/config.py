@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
     """float32, as the network computes; on a GPU also tf32, bf16 or float32-split."""
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
-    """Bytes on each device for weights that stay loaded; by default all but what an evaluation needs."""
+    """Bytes on each device for weights that stay loaded, shared by its workers; by default 60 % of a GPU's memory that
+    is free at the start, or half of the machine's for the CPU."""
 
     pool: Literal["local", "ray"] = "local"
     """local, the devices of this machine; or ray, those of the nodes of a Ray cluster (pip extra `cluster`)."""

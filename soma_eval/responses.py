@@ -72,6 +72,8 @@ class Provenance(Response):
     """UTC; before the request where the result was kept."""
     precision: str
     device: str
+    was_cut_smaller: bool
+    """Computed in smaller pieces for lack of memory: the last bits may differ from another try's."""
     versions: dict[str, str]
 
 

@@ -26,7 +26,8 @@ class Architecture(Protocol):
     ModelConfig: Any
     """The shape of a model: `ModelConfig()` is the network's, `ModelConfig.small()` the one for tests."""
     ModelRunner: Any
-    """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device."""
+    """(config, device, precision, micro_batch_size=) -> loads weights and scores batches on one device; its
+    `resident_bytes` are what any weights take there."""
     SelfTest: Any
     """(device, precision, small_model=) -> whose `run(with_large=)` says what a device computes wrongly, or None."""
 
@@ -36,6 +37,9 @@ class Architecture(Protocol):
     WeightsInvalid: Any
     EmptyData: Any
     NonFiniteResult: Any
+
+    def changes_numbers(self, variable: str) -> bool:
+        """Whether a library would compute otherwise with this variable in the environment: no worker is given it."""
 
     weights_header: ModuleType
     """Validates weights by their header; needs no torch."""

@@ -49,7 +49,8 @@ def create_pool(
 
     `devices`: "auto" (every GPU, else one CPU worker), "cpu", "cuda" (every GPU), "cuda:N".
     `num_threads` per worker: None divides the cores evenly.
-    `memory_budget_bytes`: what resident weights may take per device; None: a share of what is free.
+    `memory_budget_bytes`: what resident weights may take on each device, however many workers share it; None: 60 % of
+    what is free at the start on a GPU, half of it on a CPU.
     Raises NoWorker when a GPU is asked for and there is none, PrecisionNeedsGpu when the precision needs one.
     """
     from workers.processes.devices import check_precision, resolve_devices, share_machine

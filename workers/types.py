@@ -30,8 +30,11 @@ class WorkerConfig:
     precision: Precision = "float32"
     num_threads: int | None = None
     """CPU threads of this worker; None leaves the choice to torch."""
+    num_on_device: int = 1
+    """Workers that share the device, this one included."""
     memory_budget_bytes: int | None = None
-    """Device memory that resident weights may take; None: a share of what is free at the start."""
+    """Device memory that this worker's resident weights may take; None: its part of a share of what is free at the
+    start."""
 
 
 class DeviceKind(NamedTuple):

@@ -41,6 +41,8 @@ class Provenance(Schema):
     """float32 unless the service was started with another."""
     device: str
     """The devices that took part: `cpu`, `cuda:0,cuda:1`."""
+    was_cut_smaller: bool
+    """Whether lack of memory had it computed in smaller pieces: its last bits may differ, and it is not kept."""
     versions: dict[str, str]
     """Of the packages that make the numbers."""
 

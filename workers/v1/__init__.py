@@ -32,6 +32,7 @@ from .config import (
     ModelConfig,
     SIGRegConfig,
 )
+from .environment import changes_numbers
 from .errors import DecryptionFailed, EmptyData, EvaluationRefused, NonFiniteResult, WeightsInvalid
 from .non_finite import NonFiniteTensor, find_non_finite
 from .running_mean import BatchScore, MeanScore, running_mean
@@ -101,6 +102,7 @@ __all__ = [
     "SelfTest",
     "TokenizedSequence",
     "WeightsInvalid",
+    "changes_numbers",
     "compute_loss",
     "count_targets",
     "find_non_finite",

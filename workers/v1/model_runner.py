@@ -1,19 +1,22 @@
 """The mirror of the network's `ModelRunner`: weights and bytes in, loss and embedding out."""
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
+from .environment import warn_of_changed_numbers
 from .errors import EmptyData
 from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
 from .loss import token_cross_entropy
@@ -111,6 +114,8 @@ class ModelRunner:
         self.device = torch.device(device)
         if precision != "float32" and self.device.type != "cuda":
             raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
+        if self.device.type == "cuda":
+            warn_of_changed_numbers()
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
@@ -156,16 +161,20 @@ class ModelRunner:
         `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
-        with _NoDraws(), torch.device("meta"):
-            model = Model(self.config)
-        model.load_state_dict(tensors, assign=True)
+        model = self._model_without_weights()
+        model.load_state_dict(  # which holds their only references: each is freed once it is held otherwise
+            load_tensors(weights, self.config, decryption_key, self.device, check_cancelled), assign=True
+        )
         model.requires_grad_(False).eval()
-        if self.precision == "bf16":
-            hold_linear_weights_in_bf16(model)
-        if self.precision == "float32-split":
-            hold_linear_weights_in_parts(model)
+        self._hold_in_precision(model)
         return LoadedModel(model)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that any weights take on the device once they are loaded, in whatever dtype their file has them."""
+        model = self._model_without_weights()
+        self._hold_in_precision(model)
+        return LoadedModel(model).resident_bytes
 
     def num_batches(self, data_size: int) -> int:
         """How many batches `data_size` bytes make."""
@@ -240,7 +249,7 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         *,
         detail: bool = False,
@@ -266,7 +275,7 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         detail: bool,
         *,
@@ -313,25 +322,43 @@ class ModelRunner:
         return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, forward: ForwardPass, batch: TokenizedBatch, directions: Tensor
+        self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         token_ids, targets, positions = (
-            torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
+            self._on_device(part) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
-    @torch.inference_mode()
-    def _directions(self, seed: int, index: int) -> Tensor:
-        """What the representations of batch `index` are projected on: [D, S]."""
-        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
-        return unit_columns(torch.from_numpy(noise).to(self.device))
+    def _directions(self, seed: int, index: int) -> Callable[[], Tensor]:
+        """What the representations of batch `index` are projected on: [D, S], made once.
+
+        On a GPU that is when they are first asked for: their noise is drawn while the queued forward pass runs.
+        """
+
+        @functools.cache
+        @torch.inference_mode()
+        def directions() -> Tensor:
+            noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+            return unit_columns(self._on_device(noise))
+
+        if self.device.type == "cpu":
+            directions()
+        return directions
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor there. From memory that is not pinned, a copy waits for all that a GPU is yet to do."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        with torch.cuda.device(self.device):  # whose context is to pin it
+            return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _num_sequences_of_piece(self, piece: bytes) -> int:
         if not piece:
@@ -358,6 +385,16 @@ class ModelRunner:
             self._last_loaded = None  # release the old weights before the new ones are loaded
             self._last_loaded = (identity, self.load(weights, decryption_key))
         return self._last_loaded[1]
+
+    def _model_without_weights(self) -> Model:
+        with _NoDraws(), torch.device("meta"):
+            return Model(self.config)
+
+    def _hold_in_precision(self, model: Model) -> None:
+        if self.precision == "bf16":
+            hold_linear_weights_in_bf16(model)
+        if self.precision == "float32-split":
+            hold_linear_weights_in_parts(model)
 
     def _default_micro_batch_size(self) -> int:
         """As many sequences as keep their activations within the device's share."""

@@ -23,7 +23,8 @@ from workers.worker.resident_weights import LoadedModel, ResidentWeights
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.6
-"""Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+"""Of the device memory that is free at the start, what resident weights of all its workers may take; the rest is to
+evaluate in."""
 
 POLL_SECONDS = 0.05
 """How often a load that waits for a prefetch looks whether it advances."""
@@ -36,6 +37,8 @@ OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+    "_ALLOCATION_FAILED",  # cuDNN 9
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no memory for its handle
     "can't start new thread",
 )
 """What a RuntimeError says that means so."""
@@ -46,7 +49,7 @@ class OtherWeightsWanted(Exception):
 
 
 class Runner:
-    """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
+    """Evaluates on one device. One thread loads and evaluates; `reserve` and `prefetch` may be called from another."""
 
     def __init__(
         self, config: WorkerConfig, load_architecture: Callable[[str], Architecture] = load_architecture
@@ -57,7 +60,7 @@ class Runner:
         self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
             config.device, config.precision, small_model=config.small_model
         )
-        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config))
         self._total_bytes = _total_bytes(config.device)
         self._statm_fd = os.open(
             "/proc/self/statm", os.O_RDONLY
@@ -91,9 +94,19 @@ class Runner:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def self_test(self, *, with_large: bool) -> str | None:
-        """None when a known evaluation gives the right numbers; else the wrong ones, in words."""
-        wrong: str | None = self._self_test.run(with_large=with_large)
-        return wrong
+        """None when a known evaluation gives the right numbers; else the wrong ones, in words.
+
+        All other weights leave the device where its memory does not suffice.
+        """
+        for _ in range(2):
+            try:
+                wrong: str | None = self._self_test.run(with_large=with_large)
+                return wrong
+            except MACHINE_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._free_all_others()  # outside of `except`, whose traceback keeps the tensors alive
+        return "there is too little memory for a known evaluation"
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
@@ -106,28 +119,30 @@ class Runner:
         used = torch.cuda.memory_reserved(device) if is_gpu else _resident_set_bytes(self._statm_fd)
         return WorkerMemory(self._total_bytes, used, self._weights.num_bytes, self._weights.budget_bytes)
 
-    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
-        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+    def reserve(self, job: EvalJob) -> None:
+        """The job is the next to be loaded and evaluated: no prefetch evicts its weights, until it is released."""
+        self._weights.pin(job.weights_id)
 
-        They stay there until the next call. `check_cancelled` is called each time the work advances, from this
-        thread, and may raise to stop it.
+    def release(self, job: EvalJob) -> None:
+        """The job has ended, in whatever way: its weights stay for another only as long as there is room."""
+        self._current = None
+        self._weights.unpin(job.weights_id)
+
+    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
+        """Bring the weights of a reserved job onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        `check_cancelled` is called each time the work advances, from this thread, and may raise to stop it.
 
         Raises an EvaluationRefused, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         started = time.perf_counter()
-        self._current = None
-        self._weights.release_all()
-        self._current = self._weights.acquire(job.weights_id)
+        self._current = self._weights.find(job.weights_id)
         if self._current is not None:
             return 0.0
-        self._acquire_loading(job, check_cancelled)
-        try:
+        with self._without_prefetch(job, check_cancelled):
             if job.weights_id not in self._weights.ids():
                 self._load_or_make_room(job, check_cancelled)
-            self._current = self._weights.acquire(job.weights_id)
-        finally:
-            self._wanted = None
-            self._loading.release()
+            self._current = self._weights.find(job.weights_id)
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
@@ -155,8 +170,9 @@ class Runner:
             if not is_out_of_memory(error):
                 raise
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
-            self._free_all_others()
-            yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
+            with self._without_prefetch(job, check_cancelled):
+                self._free_all_others()
+                yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
 
     def _last_try(
         self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck
@@ -187,17 +203,27 @@ class Runner:
                     was_cut_smaller=shrink,
                 )
 
-    def _acquire_loading(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
+    @contextlib.contextmanager
+    def _without_prefetch(self, job: EvalJob, check_cancelled: CancelCheck) -> Iterator[None]:
+        """Within the block nothing is loaded ahead. A prefetch under way is waited for: to its end if it is of these
+        weights, else until it gives up."""
         self._wanted = job.weights_id
-        while not self._loading.acquire(timeout=POLL_SECONDS):
-            if self._prefetch_advances.is_set():
-                self._prefetch_advances.clear()
-                check_cancelled()
+        try:
+            while not self._loading.acquire(timeout=POLL_SECONDS):
+                if self._prefetch_advances.is_set():
+                    self._prefetch_advances.clear()
+                    check_cancelled()
+            try:
+                yield
+            finally:
+                self._loading.release()
+        finally:
+            self._wanted = None
 
     def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        self._weights.make_room(_file_size(job))
+        _check_file(job)
         try:
+            self._weights.make_room(self._resident_bytes(job))
             return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
@@ -233,11 +259,17 @@ class Runner:
 
         with self._loading:
             try:
+                _choose_device(self._config.device)  # every thread begins on the first GPU
                 is_new = job.weights_id not in self._weights.ids()
-                if is_new and self._weights.make_room(_file_size(job)):
+                if is_new and self._weights.make_room(self._resident_bytes(job)):
                     self._load(job, check_cancelled)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
+
+    def _resident_bytes(self, job: EvalJob) -> int:
+        """What the job's weights will take on the device, whatever their file does."""
+        num_bytes: int = self._model_runner(self._load_architecture(job.architecture_version)).resident_bytes
+        return num_bytes
 
     def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
         config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
@@ -294,14 +326,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def _file_size(job: EvalJob) -> int:
-    """Bytes that the weights take on the device: exactly for float32, about for other dtypes."""
+def _check_file(job: EvalJob) -> None:
     try:
         size = os.path.getsize(job.weights_path)
     except OSError as error:
         raise _unreadable(error, "weights") from None
     _check_size(size, job.weights_size, "weights")
-    return size
 
 
 def _read_data(job: EvalJob) -> bytes:
@@ -309,6 +339,8 @@ def _read_data(job: EvalJob) -> bytes:
         data = Path(job.data_path).read_bytes()
     except OSError as error:
         raise _unreadable(error, "data") from None
+    except MemoryError:
+        raise errors.OutOfMemory("there is too little memory for the data") from None
     _check_size(len(data), job.data_size, "data")
     return data
 
@@ -327,10 +359,15 @@ def _prepare_device(config: WorkerConfig) -> None:
     """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if config.device.startswith("cuda"):
-        torch.cuda.set_device(config.device)
+    _choose_device(config.device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _choose_device(device: str) -> None:
+    """Have the calling thread work on this one."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
 
 
 def _total_bytes(device: str) -> int:
@@ -345,9 +382,10 @@ def _resident_set_bytes(statm_fd: int) -> int:
     return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _default_budget_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(device)
+def _default_budget_bytes(config: WorkerConfig) -> int:
+    """This worker's part. One that starts while others are there shares what they have left."""
+    if config.device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(config.device)
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return int(free * MEMORY_SHARE)
+    return int(free * MEMORY_SHARE / config.num_on_device)

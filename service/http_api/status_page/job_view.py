@@ -200,6 +200,7 @@ def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("architecture", provenance.architecture_version),
         ("numerics", provenance.numerics_version),
         ("precision", result.precision),
+        *([("computed", "in smaller pieces, for lack of memory")] if result.was_cut_smaller else []),
         *sorted(result.versions.items()),
     ]
 

@@ -54,6 +54,12 @@ class MisbehavingRunner:
         """One byte for each of them."""
         return WorkerMemory(total=100, used=10, weights=len(self._resident), weights_limit=50)
 
+    def reserve(self, job: EvalJob) -> None:
+        """Nothing here is evicted."""
+
+    def release(self, job: EvalJob) -> None:
+        """The same."""
+
     def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
