@@ -73,6 +73,8 @@ class Provenance(Response):
     precision: str
     device: str
     versions: dict[str, str]
+    architecture: str = ""
+    """network, small, or another name for each other one; empty from older services."""
 
 
 class Timings(Response):
@@ -256,6 +258,8 @@ class Info(Response):
     version: str
     architecture_version: str
     architecture: dict[str, Any]
+    architecture_name: str = ""
+    """As in `Provenance.architecture`."""
     precision: str
     limits: RequestLimits
     devices: list[Device]

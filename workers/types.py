@@ -27,6 +27,8 @@ class WorkerConfig:
     """A torch device: "cpu", "cuda:0"."""
     small_model: bool = False
     """Evaluate the network's own small architecture in place of full V1."""
+    architecture: str = ""
+    """JSON of another one, in place of both: `ArchitectureConfig.to_json`."""
     precision: Precision = "float32"
     num_threads: int | None = None
     """CPU threads of this worker; None leaves the choice to torch."""

@@ -38,6 +38,8 @@ class Provenance:
     numerics_version: str
     computed_at: datetime
     """UTC; before the request for a result that was kept."""
+    architecture: str = "network"
+    """Its name: `workers.architectures.ArchitectureConfig.name`."""
 
 
 @dataclass(frozen=True, slots=True)

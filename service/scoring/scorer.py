@@ -55,6 +55,7 @@ from service.scoring.results import (
 )
 from service.scoring.scheduler import Scheduler, Ticket
 from service.scoring.worker_errors import to_scoring_error
+from workers.architectures import ArchitectureConfig
 from workers.errors import WorkerError
 from workers.types import EvalJob
 
@@ -63,12 +64,17 @@ from workers.types import EvalJob
 class Limits:
     """What a request may ask for."""
 
-    embedding_dim: int
-    """Length of a target embedding: that of the architecture served."""
+    architecture: ArchitectureConfig
+    """What is served."""
     max_data_bytes: int
     max_model_bytes: int
     max_models: int
     architecture_version: str
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a target embedding."""
+        return int(self.architecture.model.embedding_dim)
 
 
 @dataclass(eq=False, slots=True)
@@ -252,7 +258,7 @@ class Scorer:
             result_cached=computed.was_kept,
         )
         self._observe(timings)
-        return _evaluation(job, computed, timings)
+        return _evaluation(job, self._limits.architecture.name, computed, timings)
 
     def _observe(self, timings: Timings) -> None:
         for phase in ("download",) if timings.result_cached else PHASES:
@@ -303,7 +309,7 @@ def _with_distance(
     return ModelOutcome(replace(evaluation, distance=distance))
 
 
-def _evaluation(job: EvalJob, computed: Computed, timings: Timings) -> Evaluation:
+def _evaluation(job: EvalJob, architecture: str, computed: Computed, timings: Timings) -> Evaluation:
     provenance = Provenance(
         weights_checksum=job.weights_checksum,
         data_checksum=job.data_checksum,
@@ -311,6 +317,7 @@ def _evaluation(job: EvalJob, computed: Computed, timings: Timings) -> Evaluatio
         architecture_version=job.architecture_version,
         numerics_version=computed.numerics_version,
         computed_at=computed.computed_at,
+        architecture=architecture,
     )
     return Evaluation(computed.result, None, provenance, timings)
 

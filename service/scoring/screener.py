@@ -51,7 +51,6 @@ from service.scoring.screen import (
 )
 from service.scoring.worker_errors import to_scoring_error
 from workers import errors as worker_errors
-from workers.architectures import load_architecture
 from workers.pool import WorkerPool
 from workers.types import EvalJob, EvalResult
 
@@ -145,7 +144,7 @@ class _RunningScreen:
         self._limits = limits
         self._emit = emit
         self._emitting = asyncio.Lock()
-        self._architecture = load_architecture(limits.architecture_version)
+        self._architecture = limits.architecture
         self._weights = [model.weights for model in screen.models]
         """Each model's, with what is known of them by now; its error once it is given up."""
         self._num_crashes = [0] * len(screen.models)
@@ -203,10 +202,10 @@ class _RunningScreen:
                     return piece.data
                 case bytes() as data:
                     self._check_size(len(data))
-                    if len(data) <= self._architecture.BATCH_BYTES:
+                    if len(data) <= self._architecture.batch_bytes:
                         return _Input(data)
             blob = await pins.enter_async_context(self._files.data(piece.data))
-            if blob.size <= self._architecture.BATCH_BYTES:
+            if blob.size <= self._architecture.batch_bytes:
                 return _Input(await asyncio.to_thread(blob.path.read_bytes))
             return _Input(blob)
         except ScoringError as error:
@@ -225,7 +224,7 @@ class _RunningScreen:
 
     async def _groups(self, pieces: AsyncIterable[Piece]) -> AsyncGenerator[list[Piece], None]:
         """Pieces in the order they come, as many together as make one batch, or as come in a short time."""
-        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        most = self._architecture.num_sequences(self._architecture.batch_bytes)
         some: list[Piece] = []
         num_sequences = 0
         async with aclosing(_with_pauses(pieces, GATHER_SECONDS)) as coming:
@@ -343,7 +342,7 @@ class _RunningScreen:
 
     def _packed(self, pieces: Sequence[bytes]) -> list[list[bytes]]:
         """As many together as make one batch: their sizes were not all known when the group was made."""
-        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        most = self._architecture.num_sequences(self._architecture.batch_bytes)
         packed: list[list[bytes]] = []
         num_sequences = most
         for piece in pieces:

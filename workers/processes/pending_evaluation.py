@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.architectures import Architecture, refusals_translated
+from workers.architectures import ArchitectureConfig, load_architecture, refusals_translated
 from workers.errors import EvaluationRefused, OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
 from workers.types import (
@@ -37,16 +37,18 @@ class PendingEvaluation:
     """The batches of one job, handed out in ranges and gathered as they come back, in any order."""
 
     def __init__(
-        self, job: EvalJob, architecture: Architecture, on_progress: OnEvalProgress | None = None
+        self, job: EvalJob, config: ArchitectureConfig, on_progress: OnEvalProgress | None = None
     ) -> None:
+        """Raises UnknownArchitecture."""
         self.job = job
-        self.num_batches = len(job.pieces) or architecture.num_batches(job.data_size)
+        self.num_batches = len(job.pieces) or config.num_batches(job.data_size)
         """Or pieces, which are handed out and gathered as batches are."""
         self.kind: DeviceKind | None = None
         """What all its batches are evaluated on; None until the first is handed out."""
         self.clock = TaskClock()
         """Notes when each worker's share was begun and done."""
-        self._architecture = architecture
+        self._architecture = load_architecture(job.architecture_version)
+        self._config = config
         self._on_progress = on_progress
         self._outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
         self._free = [range(self.num_batches)]
@@ -216,7 +218,7 @@ class PendingEvaluation:
             sig_reg=mean.sig_reg,
             embedding=mean.embedding,
             attends_to_future=mean.attends_to_future,
-            num_sequences=self._architecture.num_sequences(data_size),
+            num_sequences=self._config.num_sequences(data_size),
             num_batches=len(scores),
             precision=precision,
             device=",".join(sorted(self._devices)),

@@ -16,7 +16,14 @@ import torch
 import torch.utils.deterministic
 
 from workers import errors
-from workers.architectures import CURRENT_VERSION, Architecture, load_architecture, refusals_translated
+from workers.architectures import (
+    CURRENT_VERSION,
+    Architecture,
+    ArchitectureConfig,
+    config_of,
+    load_architecture,
+    refusals_translated,
+)
 from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
@@ -54,8 +61,9 @@ class Runner:
         self._config = config
         self._load_architecture = load_architecture
         _prepare_device(config)
-        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
-            config.device, config.precision, small_model=config.small_model
+        architecture = load_architecture(CURRENT_VERSION)
+        self._self_test = architecture.SelfTest(
+            config.device, config.precision, small_model=self._config_of(architecture).is_small
         )
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
         self._total_bytes = _total_bytes(config.device)
@@ -240,10 +248,11 @@ class Runner:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
 
     def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
-        config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
-        return architecture.ModelRunner(
-            config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
-        )
+        config = self._config_of(architecture)
+        return config.runner(self._config.device, self._config.precision, micro_batch_size)
+
+    def _config_of(self, architecture: Architecture) -> ArchitectureConfig:
+        return config_of(architecture, self._config.architecture, small_model=self._config.small_model)
 
     def _free_all_others(self) -> None:
         self._weights.evict_all()

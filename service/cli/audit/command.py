@@ -9,7 +9,9 @@ from service.cli.shared_flags import JsonFlag
 from service.cli.usage import BadUsage
 
 
-@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+@setting_flags(
+    "device", "small_model", "architecture", "precision", "data_dir", "allow_http", "allow_private_addresses"
+)
 def audit(
     claim: Annotated[
         str,

@@ -10,7 +10,9 @@ from service.cli.shared_flags import JsonFlag
 from service.cli.usage import BadUsage
 
 
-@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+@setting_flags(
+    "device", "small_model", "architecture", "precision", "data_dir", "allow_http", "allow_private_addresses"
+)
 def score(
     data: Annotated[str, Option(help="A held-out file, a folder of them, a FIFO, or - for standard input.")],
     files: Annotated[

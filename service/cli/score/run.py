@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.cli.architecture_flags import architecture_flags
 from service.cli.embedding_file import EmbeddingFile, is_embedding_file, write_embedding_file
 from service.cli.exit_codes import ExitCode
 from service.cli.header_check import model_config
@@ -31,6 +32,7 @@ from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ZeroEmbedding
 from service.log import configure_log
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 
@@ -87,14 +89,14 @@ def run_score(
             from service.cli.score.report import Origin, render_report
 
             command = command_line(weights, data, seed, seeds, target, against, key_file, settings)
-            page = render_report(sheet, Origin(now, command, CURRENT_VERSION, settings.small_model))
+            page = render_report(sheet, Origin(now, command, CURRENT_VERSION, architecture_of(settings).name))
     _print(sheet, json)
     if report is not None and page is not None:
         from service.cli.score.report import write_report
 
         write_report(page, report)
     if embedding_out is not None and sheet.winner is not None:
-        write_embedding_file(embedding_out, embedding_of(sheet, settings.small_model, now))
+        write_embedding_file(embedding_out, embedding_of(sheet, settings, now))
     _print_what_was_written(outputs, sheet, json)
     return exit_code(sheet)
 
@@ -123,12 +125,12 @@ def command_line(
     parts += [] if target is None else ["--target", str(target)]
     parts += [] if against is None else ["--against", str(against)]
     parts += [part for path in key_files or [] for part in ("--key-file", str(path))]
-    parts += ["--small-model" if settings.small_model else "--full-model"]
+    parts += architecture_flags(settings)
     parts += ["--device", ",".join(settings.device), "--precision", settings.precision]
     return shlex.join(parts)
 
 
-def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> EmbeddingFile:
+def embedding_of(sheet: ScoreSheet, settings: Settings, now: datetime) -> EmbeddingFile:
     """What `--embedding-out` keeps of the one run of the one candidate. Raises ZeroEmbedding."""
     (outcome,) = sheet.outcomes
     (run,) = outcome.runs
@@ -144,7 +146,8 @@ def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> Embeddi
         seed=run.seed,
         loss=run.loss,
         architecture_version=CURRENT_VERSION,
-        small_model=small_model,
+        small_model=settings.small_model,
+        architecture=architecture_of(settings).name,
         precision=run.precision,
         device=run.device,
         versions={"soma-eval": version("soma-eval"), **run.versions},

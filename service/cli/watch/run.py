@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.cli.architecture_flags import architecture_flags
 from service.cli.hook_command import run_hook
 from service.cli.output_file import refuse_unsafe_output
 from service.cli.printable import printable
@@ -36,6 +37,7 @@ from service.cli.watch.training_curve import training_curve
 from service.cli.watch.watching import RunHook, Score, Watch
 from service.config import Settings
 from service.log import configure_log
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 
@@ -163,7 +165,10 @@ def _hook_output(display: Display) -> AbstractContextManager[int]:
 def _report_writer(options: WatchOptions, path: Path, settings: Settings) -> Callable[[Leaderboard], None]:
     def write(board: Leaderboard) -> None:
         origin = Origin(
-            datetime.now(UTC), _command_line(options, settings), CURRENT_VERSION, settings.small_model
+            datetime.now(UTC),
+            _command_line(options, settings),
+            CURRENT_VERSION,
+            architecture_of(settings).name,
         )
         write_report(render_report(board.sheet(), origin, training_curve(board.rows, MORE_COLOURS)), path)
 
@@ -174,7 +179,7 @@ def _command_line(options: WatchOptions, settings: Settings) -> str:
     """A command that gives these numbers again; neither a URL nor a key is in it."""
     parts = ["soma-eval", "watch", str(options.folder), "--data", options.data]
     parts += ["--seed", str(options.seed), "--seeds", str(options.seeds), "--once"]
-    parts += ["--small-model" if settings.small_model else "--full-model"]
+    parts += architecture_flags(settings)
     return shlex.join(parts)
 
 

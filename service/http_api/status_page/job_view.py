@@ -197,7 +197,7 @@ def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("sequences", f"{result.num_sequences:,}"),
         ("batches", f"{result.num_batches:,}"),
         ("seed", str(provenance.seed)),
-        ("architecture", provenance.architecture_version),
+        ("architecture", f"{provenance.architecture_version}, {provenance.architecture}"),
         ("numerics", provenance.numerics_version),
         ("precision", result.precision),
         *sorted(result.versions.items()),

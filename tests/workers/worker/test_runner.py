@@ -84,8 +84,12 @@ def fake_architecture(device: Device) -> Architecture:
                 yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
 
     fake = SimpleNamespace(
-        ModelRunner=ModelRunner,
-        ModelConfig=SimpleNamespace,
+        ArchitectureConfig=lambda: SimpleNamespace(
+            is_small=False,
+            runner=lambda device, precision, micro_batch_size=None: ModelRunner(
+                None, device, precision, micro_batch_size=micro_batch_size
+            ),
+        ),
         SelfTest=lambda device, precision, small_model: None,
         EvaluationRefused=v1_errors.EvaluationRefused,
         DecryptionFailed=v1_errors.DecryptionFailed,
