@@ -152,6 +152,9 @@ class PhaseProgress(Response):
     bytes_per_second: float | None
     batches_done: int | None
     num_batches: int | None
+    fraction: float | None = None
+    """Of the evaluation that is done, 0 to 1, also within a batch that takes long; None before, and from older
+    services."""
 
 
 class JobProgress(Response):

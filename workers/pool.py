@@ -18,7 +18,7 @@ class WorkerPool(Protocol):
         """Evaluate one model on one data set.
 
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
-        device too. `on_progress` is called on the event loop, after each batch.
+        device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
 

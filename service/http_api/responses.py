@@ -190,6 +190,8 @@ class PhaseProgress(Schema):
     """Batches evaluated so far; null before the evaluation."""
     num_batches: int | None = None
     """Batches of the whole evaluation; null before it."""
+    fraction: float | None = None
+    """Of the evaluation that is done, 0 to 1; where a batch takes long, also within it. Null before the evaluation."""
 
 
 class JobProgress(Schema):
@@ -200,7 +202,7 @@ class JobProgress(Schema):
     models: list[PhaseProgress]
     """One for each model, in order."""
     estimated_seconds_left: float | None
-    """Null until a batch of any model is done."""
+    """Null until a batch of any model is done, or a part of one that takes long."""
 
 
 class JobStatus(Schema):

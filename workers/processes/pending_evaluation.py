@@ -55,6 +55,8 @@ class PendingEvaluation:
         self._running: dict[int, range] = {}
         """Ranges that a worker has in hand, by task id."""
         self._scores: dict[int, BatchScore] = {}
+        self._in_part: dict[int, tuple[int, float]] = {}
+        """By task id the batch that it is at, and how far that is."""
         self._num_deaths = 0
         self._lost_machines: list[tuple[str, float]] = []
         """Each with the time at which it was lost."""
@@ -132,6 +134,12 @@ class PendingEvaluation:
         self._load_seconds = max(self._load_seconds, seconds)
         self._report("evaluating")
 
+    def batch_advanced(self, task_id: int, index: int, fraction: float) -> None:
+        """That fraction of a batch is done, 0 to 1."""
+        if index in self._running[task_id] and index not in self._scores:
+            self._in_part[task_id] = index, fraction
+            self._report("evaluating")
+
     def batch_done(self, score: BatchScore) -> None:
         """A batch was evaluated."""
         self._scores[score.index] = score
@@ -143,9 +151,11 @@ class PendingEvaluation:
     def task_finished(self, task_id: int) -> None:
         """Every batch of a range is done."""
         del self._running[task_id]
+        self._in_part.pop(task_id, None)
 
     def give_back(self, task_id: int) -> None:
         """The task ended early: what is not done of it is free again."""
+        self._in_part.pop(task_id, None)
         undone = [index for index in self._running.pop(task_id) if index not in self._scores]
         if undone:
             self._free.append(range(undone[0], undone[-1] + 1))
@@ -238,8 +248,9 @@ class PendingEvaluation:
     def _report(self, phase: Literal["queued", "loading", "evaluating"]) -> None:
         if self._on_progress is None:
             return
+        in_part = sum(part for index, part in self._in_part.values() if index not in self._scores)
         try:
-            self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches))
+            self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches, in_part))
         except Exception:
             logger.exception("the caller's on_progress raised")
 

@@ -21,7 +21,7 @@ from workers.errors import (
     WorkerCrashed,
     WorkerTrouble,
 )
-from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.messages import BatchAdvanced, BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
 from workers.processes.pending_evaluation import PendingEvaluation
@@ -96,7 +96,7 @@ class ProcessPool:
         """Evaluate one model on one data set, on every device that is idle.
 
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
-        device too. `on_progress` is called on the event loop, after each batch.
+        device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
         async with self._running(job, on_progress) as evaluation:
@@ -245,6 +245,8 @@ class ProcessPool:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
                 self._load_ahead()
+            case BatchAdvanced(task_id, index, fraction):
+                evaluation.batch_advanced(task_id, index, fraction)
             case BatchDone(_, score):
                 evaluation.batch_done(score)
             case Finished():

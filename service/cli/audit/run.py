@@ -44,14 +44,16 @@ async def _judge_all(
     claims: Sequence[Claim],
     answers: AbstractAsyncContextManager[AnswerClaim],
     show: Callable[[Verdict], None],
-    on_done: Callable[[int], None],
+    on_done: Callable[[float], None],
 ) -> list[Verdict]:
     """One after the other: the models of one claim already use every device."""
     verdicts = []
     async with answers as answer:
         for claim in claims:
             try:
-                verdict = judge(claim, await answer(claim))
+                so_far = len(verdicts)
+                ours = await answer(claim, lambda fraction, so_far=so_far: on_done(so_far + fraction))
+                verdict = judge(claim, ours)
             except ScoringError as error:
                 verdict = no_answer(claim, error)
             verdicts.append(verdict)

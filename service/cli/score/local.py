@@ -298,7 +298,8 @@ class _Scoring:
     def _report_batches(self, index: int, done: int, total: int) -> Callable[[EvalProgress], None]:
         def report(progress: EvalProgress) -> None:
             phase: Phase = "waiting" if progress.phase == "queued" else progress.phase
-            self._on_progress(CandidateProgress(index, phase, done + progress.batches_done, total))
+            batches = done + progress.batches_done + progress.batches_in_part
+            self._on_progress(CandidateProgress(index, phase, batches, total))
 
         return report
 

@@ -71,7 +71,11 @@ class MisbehavingRunner:
             self._resident.add(job.weights_id)
 
     def evaluate(
-        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
+        self,
+        job: EvalJob,
+        batches: range,
+        check_cancelled: Callable[[], None],
+        on_fraction: Callable[[float], None],
     ) -> Iterator[BatchScore]:
         """One score per batch, after a moment; the misbehaviour happens before the third."""
         for index in batches:

@@ -76,6 +76,7 @@ def fake_architecture(device: Device) -> Architecture:
             check_cancelled: Callable[[], None],
             *,
             detail: bool,
+            on_fraction: Callable[[float], None],
         ) -> Iterator[BatchScore]:
             for index in batches:
                 check_cancelled()
