@@ -142,6 +142,65 @@ class ScoreResponse(Response):
     """One for each manifest, in order."""
 
 
+class ScreenedModel(Response):
+    """One model on one piece: numbers, or an error."""
+
+    id: int | str
+    loss: float | None
+    cross_entropy: float | None
+    sig_reg: float | None
+    embedding: list[float] | None
+    """The mean representation: `embedding_dim` numbers."""
+    attends_to_future: bool | None
+    error: Problem | None
+    """`error.to_exception()` is the exception of its code."""
+
+
+class ScreenedTarget(Response):
+    """One piece and one target."""
+
+    id: int | str
+    winner: int | str | None
+    """Id of the target's model with the lowest loss; None where none has a result."""
+    distance: float | None
+    """Of the winner's embedding to the target, 0 to 2; None where it has none."""
+    hit: bool
+    """The distance is within the target's threshold."""
+
+
+class ScreenedPiece(Response):
+    """What there is to say of one piece."""
+
+    piece: int | str
+    """Its id."""
+    models: list[ScreenedModel]
+    """One for each model, in order; empty where the piece has an error."""
+    targets: list[ScreenedTarget]
+    """One for each target, in order; empty where the piece has an error."""
+    error: Problem | None
+    """Why the piece was not evaluated."""
+
+
+class ScreenSummary(Response):
+    """The counts of a whole screen."""
+
+    pieces: int
+    failed: int
+    """Pieces with an error of their own."""
+    hits: int
+    """Pairs of a piece and a target."""
+    pieces_with_hits: int
+    seconds: float
+
+
+class ScreenEnd(Response):
+    """The last line of a screen."""
+
+    summary: ScreenSummary
+    error: Problem | None
+    """Why it ended before its last piece."""
+
+
 class PhaseProgress(Response):
     """Progress of the data, or of one model."""
 
