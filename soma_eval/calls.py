@@ -20,7 +20,7 @@ from .responses import (
     Readiness,
     Response,
     ScoreResponse,
-    ScreenedPiece,
+    ScreenLine,
 )
 
 P = ParamSpec("P")
@@ -197,7 +197,7 @@ def screen(
     models: Sequence[ScreenModel | ModelManifest],
     targets: Sequence[ScreenTarget] = (),
     seed: int = 0,
-) -> Call[ScreenedPiece]:
+) -> Call[ScreenLine]:
     """Evaluate many pieces of data with some models, and measure them against some targets.
 
     Gives the result of each piece as soon as it is known, and at the end a `summary`. A piece or a model that fails
@@ -226,7 +226,7 @@ def screen(
         ],
         "seed": seed,
     }
-    return Call("POST", "/screen", ScreenedPiece, _json(body), {"Content-Type": "application/json"})
+    return Call("POST", "/screen", ScreenLine, _json(body), {"Content-Type": "application/json"})
 
 
 submit_eval = as_job(eval, Job[EvalResponse])

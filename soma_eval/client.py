@@ -26,7 +26,7 @@ import httpx
 from . import calls
 from .calls import Call
 from .exchange import Exchange, Following, ScreenExchange, Timeouts
-from .responses import Job, Response, ScreenedPiece
+from .responses import Job, Response, ScreenLine
 from .retries import RetryPolicy
 from .screening import AsyncScreening, Screening
 
@@ -58,7 +58,7 @@ def _awaited(call: Callable[P, Call[R]]) -> "Callable[Concatenate[AsyncClient, P
     return _described(method, call)
 
 
-def _screening(call: Callable[P, Call[ScreenedPiece]]) -> "Callable[Concatenate[Client, P], Screening]":
+def _screening(call: Callable[P, Call[ScreenLine]]) -> "Callable[Concatenate[Client, P], Screening]":
     """The call as a method of Client."""
 
     def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Screening:
@@ -69,7 +69,7 @@ def _screening(call: Callable[P, Call[ScreenedPiece]]) -> "Callable[Concatenate[
 
 
 def _async_screening(
-    call: Callable[P, Call[ScreenedPiece]],
+    call: Callable[P, Call[ScreenLine]],
 ) -> "Callable[Concatenate[AsyncClient, P], AsyncScreening]":
     """The call as a method of AsyncClient."""
 
@@ -103,7 +103,7 @@ class _Connection:
     def exchange(self, call: Call[R]) -> Exchange[R]:
         return Exchange(call, self._retry, self._timeouts)
 
-    def screening(self, call: Call[ScreenedPiece]) -> ScreenExchange:
+    def screening(self, call: Call[ScreenLine]) -> ScreenExchange:
         return ScreenExchange(call, self._retry, self._timeouts)
 
     def following(self, job: Job[R]) -> Following[R]:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from .calls import Call
 from .errors import ConnectionFailed, SomaEvalError, TimedOut, UnexpectedResponse
 from .event_stream import EventStream
-from .responses import Job, Problem, Response, ScreenedPiece, ScreenEnd, ScreenSummary
+from .responses import Job, Problem, Response, ScreenCounts, ScreenLastLine, ScreenLine
 from .retries import Retries, RetryPolicy
 
 MAX_RESPONSE_BYTES = 64 << 20
@@ -221,15 +221,15 @@ class Following(Exchange[Job[Result]], Generic[Result]):
         return TimedOut(f"there was no event within {self._timeouts.silence_seconds:g} s", retryable=True)
 
 
-class ScreenExchange(Exchange[ScreenedPiece]):
+class ScreenExchange(Exchange[ScreenLine]):
     """A call whose answer is a line for each piece, and a last one. Once there is a line, it is not tried again."""
 
-    def __init__(self, call: Call[ScreenedPiece], policy: RetryPolicy, timeouts: Timeouts) -> None:
+    def __init__(self, call: Call[ScreenLine], policy: RetryPolicy, timeouts: Timeouts) -> None:
         super().__init__(call, policy, timeouts)
-        self.summary: ScreenSummary | None = None
+        self.summary: ScreenCounts | None = None
         self._has_line = False
 
-    def feed(self, chunk: bytes) -> Iterable[ScreenedPiece]:
+    def feed(self, chunk: bytes) -> Iterable[ScreenLine]:
         """More of the answer; the pieces whose lines are complete. `response_seconds` are for each of them."""
         if self._status != HTTPStatus.OK:
             yield from super().feed(chunk)
@@ -238,7 +238,7 @@ class ScreenExchange(Exchange[ScreenedPiece]):
         for end in ends:
             line = self._parse_line(bytes(self._content) + end)
             self._content.clear()
-            if isinstance(line, ScreenedPiece):
+            if isinstance(line, ScreenLine):
                 self._has_line = True
                 yield line
             else:
@@ -250,7 +250,7 @@ class ScreenExchange(Exchange[ScreenedPiece]):
         if len(self._content) > MAX_RESPONSE_BYTES:
             raise UnexpectedResponse(f"a line is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
 
-    def end(self) -> Iterable[ScreenedPiece]:
+    def end(self) -> Iterable[ScreenLine]:
         """The answer has ended. Raises what the service says went wrong, ConnectionFailed where it was cut off."""
         if self._status != HTTPStatus.OK:
             raise self._problem()
@@ -258,7 +258,7 @@ class ScreenExchange(Exchange[ScreenedPiece]):
             raise ConnectionFailed("the answer was cut off before its last line")
         return ()
 
-    def _parse_line(self, line: bytes) -> ScreenedPiece | ScreenEnd:
+    def _parse_line(self, line: bytes) -> ScreenLine | ScreenLastLine:
         try:
             return _SCREEN_LINE.validate_json(line)
         except ValidationError as error:
@@ -270,7 +270,7 @@ class ScreenExchange(Exchange[ScreenedPiece]):
         return super()._seconds_to_wait(failure)
 
 
-_SCREEN_LINE: TypeAdapter[ScreenedPiece | ScreenEnd] = TypeAdapter(ScreenedPiece | ScreenEnd)
+_SCREEN_LINE: TypeAdapter[ScreenLine | ScreenLastLine] = TypeAdapter(ScreenLine | ScreenLastLine)
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -142,7 +142,7 @@ class ScoreResponse(Response):
     """One for each manifest, in order."""
 
 
-class ScreenedModel(Response):
+class ScreenedModelResult(Response):
     """One model on one piece: numbers, or an error."""
 
     id: int | str
@@ -168,12 +168,12 @@ class ScreenedTarget(Response):
     """The distance is within the target's threshold."""
 
 
-class ScreenedPiece(Response):
+class ScreenLine(Response):
     """What there is to say of one piece."""
 
     piece: int | str
     """Its id."""
-    models: list[ScreenedModel]
+    models: list[ScreenedModelResult]
     """One for each model, in order; empty where the piece has an error."""
     targets: list[ScreenedTarget]
     """One for each target, in order; empty where the piece has an error."""
@@ -181,7 +181,7 @@ class ScreenedPiece(Response):
     """Why the piece was not evaluated."""
 
 
-class ScreenSummary(Response):
+class ScreenCounts(Response):
     """The counts of a whole screen."""
 
     pieces: int
@@ -193,10 +193,10 @@ class ScreenSummary(Response):
     seconds: float
 
 
-class ScreenEnd(Response):
+class ScreenLastLine(Response):
     """The last line of a screen."""
 
-    summary: ScreenSummary
+    summary: ScreenCounts
     error: Problem | None
     """Why it ended before its last piece."""
 

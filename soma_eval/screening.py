@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from .exchange import ScreenExchange
-from .responses import ScreenedPiece, ScreenSummary
+from .responses import ScreenCounts, ScreenLine
 
 
 class Screening:
@@ -15,19 +15,19 @@ class Screening:
     stops the work.
     """
 
-    def __init__(self, pieces: Generator[ScreenedPiece], exchange: ScreenExchange) -> None:
+    def __init__(self, pieces: Generator[ScreenLine], exchange: ScreenExchange) -> None:
         self._pieces = pieces
         self._exchange = exchange
 
     @property
-    def summary(self) -> ScreenSummary | None:
+    def summary(self) -> ScreenCounts | None:
         """The counts of all pieces; None before the last one."""
         return self._exchange.summary
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> ScreenedPiece:
+    def __next__(self) -> ScreenLine:
         return next(self._pieces)
 
     def close(self) -> None:
@@ -46,19 +46,19 @@ class Screening:
 class AsyncScreening:
     """The same for `async for` and `async with`."""
 
-    def __init__(self, pieces: AsyncGenerator[ScreenedPiece], exchange: ScreenExchange) -> None:
+    def __init__(self, pieces: AsyncGenerator[ScreenLine], exchange: ScreenExchange) -> None:
         self._pieces = pieces
         self._exchange = exchange
 
     @property
-    def summary(self) -> ScreenSummary | None:
+    def summary(self) -> ScreenCounts | None:
         """The counts of all pieces; None before the last one."""
         return self._exchange.summary
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> ScreenedPiece:
+    async def __anext__(self) -> ScreenLine:
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
