@@ -12,7 +12,7 @@ from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_SLICES, ModelConfi
 if TYPE_CHECKING:
     from .model_runner import ModelRunner, Precision
 
-LIMITS = {
+LIMITS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "embedding_dim": (1, 1 << 14),
     "pwff_hidden_dim": (1, 1 << 16),
     "num_layers": (1, 256),
