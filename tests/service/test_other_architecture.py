@@ -1,4 +1,4 @@
-"""`serve --architecture`: the older parameters of the network through a real service, against an independent float64 one.
+"""`serve --architecture`: other parameters through a real service, against an independent float64 arithmetic.
 
 Older documents of the network describe 32 layers, sequences of 8,192, batches of 32 and 1,024 slices.
 """
