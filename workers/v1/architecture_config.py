@@ -136,7 +136,7 @@ class ArchitectureConfig:
         )
 
 
-def _value(name: str, value: object) -> int | float:
+def _value(name: str, value: object) -> Any:
     """The value of a field, of the field's type. Raises ValueError."""
     if name not in LIMITS:
         near = difflib.get_close_matches(name, LIMITS, 1)

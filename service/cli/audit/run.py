@@ -47,13 +47,15 @@ async def _judge_all(
     on_done: Callable[[float], None],
 ) -> list[Verdict]:
     """One after the other: the models of one claim already use every device."""
-    verdicts = []
+    verdicts: list[Verdict] = []
+
+    def on_fraction(fraction: float) -> None:
+        on_done(len(verdicts) + fraction)
+
     async with answers as answer:
         for claim in claims:
             try:
-                so_far = len(verdicts)
-                ours = await answer(claim, lambda fraction, so_far=so_far: on_done(so_far + fraction))
-                verdict = judge(claim, ours)
+                verdict = judge(claim, await answer(claim, on_fraction))
             except ScoringError as error:
                 verdict = no_answer(claim, error)
             verdicts.append(verdict)
