@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from service.cli.audit.claim import Claim
 from service.cli.service_client import NotOurs, ServiceClient, connect, kind_of_value, no_service
 from service.config import Settings
-from service.lifespan import open_private_scorer
 from service.scoring.results import CompetitionResult, OnProgress, Progress
 
 Embedding = NDArray[np.float32]
@@ -44,6 +43,8 @@ AnswerClaim = Callable[[Claim, OnFraction], Awaitable[OurAnswer]]
 @asynccontextmanager
 async def answers_from_here(settings: Settings) -> AsyncIterator[AnswerClaim]:
     """Evaluates with workers of this process. Raises a WorkerError where none can start, ForeignFolder, OSError."""
+    from service.lifespan import open_private_scorer  # takes longer than all else that is imported
+
     async with open_private_scorer(settings) as scorer:
 
         async def answer(claim: Claim, on_fraction: OnFraction) -> OurAnswer:

@@ -22,11 +22,11 @@ from service.cli.score.against import compare
 from service.cli.score.candidate_bars import candidate_bars
 from service.cli.score.held_out import FoundData, find_data
 from service.cli.score.live_models import read_live_models
-from service.cli.score.local import score_locally
 from service.cli.score.question import Question, parse_candidates, parse_seeds, read_target
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import write_out
+from service.cli.starting import say_what_is_started
 from service.cli.urls import is_url, without_secrets
 from service.cli.usage import BadUsage
 from service.config import Settings
@@ -81,6 +81,8 @@ def run_score(
             _refuse_several_runs(question)
             kind = "a file of `score --embedding-out`"
             refuse_unsafe_output(embedding_out, "--embedding-out", inputs, is_embedding_file, kind)
+        if url is None:
+            say_what_is_started(settings)
         with candidate_bars(question) as on_progress:
             sheet = asyncio.run(_evaluate(question, settings, url, api_key, on_progress))
         now = datetime.now(UTC)
@@ -189,6 +191,8 @@ async def _evaluate(
     question: Question, settings: Settings, url: str | None, api_key: str | None, on_progress: OnProgress
 ) -> ScoreSheet:
     if url is None:
+        from service.cli.score.local import score_locally  # takes longer than all else that is imported
+
         return await score_locally(question, settings, on_progress)
     from service.cli.score.remote import score_remotely
 

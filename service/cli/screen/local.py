@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable
 from pathlib import Path
-from typing import Any
 
 from service.blob import BlobRef
 from service.cli.encryption import commitment_of
 from service.cli.input_file import require_regular_file
-from service.cli.screen.lines import line_of
+from service.cli.screen.lines import OnLine, line_of
 from service.cli.screen.question import NamedModel, Question
 from service.cli.urls import is_url
 from service.cli.usage import CommandFailed
@@ -33,8 +32,6 @@ from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 _NO_LIMIT_SECONDS = 10.0 * 365 * 24 * 3600
-
-OnLine = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def screen_locally(

@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 
 from service.blob import BlobRef
-from service.cli.screen.lines import error_of
-from service.cli.screen.local import OnLine
+from service.cli.screen.lines import OnLine, error_of
 from service.cli.screen.question import Question
 from service.cli.urls import is_url
 from service.cli.usage import BadUsage, CommandFailed

@@ -20,14 +20,13 @@ from service.cli.hook_command import run_hook
 from service.cli.output_file import refuse_unsafe_output
 from service.cli.printable import printable
 from service.cli.score.held_out import FoundData, find_data
-from service.cli.score.local import open_workers
 from service.cli.score.question import Question, parse_seeds
-from service.cli.score.remote import score_remotely
 from service.cli.score.report import MORE_COLOURS, Origin, is_report, render_report, write_report
 from service.cli.score.run import exit_code
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import complain, write_out
+from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
 from service.cli.watch.checkpoint_folder import ENDING
 from service.cli.watch.display import Display, JsonLines, NothingYet, TextLines, json_line
@@ -70,6 +69,8 @@ def run_watch(options: WatchOptions, settings: Settings) -> int:
             inputs = [data.path for data in found.files]
             refuse_unsafe_output(options.report, "--report", inputs, is_report, "a page of `score --report`")
         question = _question(options, found)
+        if options.once and options.url is None:
+            say_what_is_started(settings, has_bar=False)
         with _open_display(options) as display:
             board = asyncio.run(_watch(question, options, settings, display))
         if sys.stdout is not None:
@@ -129,9 +130,13 @@ async def _watch(
 async def _open_scoring(options: WatchOptions, settings: Settings) -> AsyncIterator[Score]:
     """With workers that stay until the end, or with a service."""
     if options.url is None:
+        from service.cli.score.local import open_workers  # takes longer than all else that is imported
+
         async with open_workers(settings) as workers:
             yield workers.score
         return
+    from service.cli.score.remote import score_remotely
+
     url, api_key = options.url, options.api_key
 
     async def score(question: Question, on_progress: OnProgress) -> ScoreSheet:

@@ -31,7 +31,7 @@ def test_score_evaluates_by_it(in_folder: InProcess) -> None:
         *("score", "other.safetensors", "--data", "data", "--seed", "5", "--json", *CPU),
         *("--architecture", "other.json"),
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     loss, embedding = evaluate(
         WEIGHTS, DATA, 5, num_layers=4, num_heads=4, max_seq_len=64, batch_size=32, slices=512
     )

@@ -37,7 +37,7 @@ def flags(tmp_path: Path, prepared: Path) -> tuple[str, ...]:
 
 def test_a_file_is_one_piece(in_process: InProcess, flags: tuple[str, ...]) -> None:
     ran = in_process.run("screen", *SMALL, *flags, "--data", "text")
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     (line,), last = lines_of(ran)
     assert line["piece"] == "text"
     assert [model["loss"] for model in line["models"]] == [
@@ -208,7 +208,7 @@ def test_pieces_from_stdin_through_real_workers(
         pieces.write(b'{"text": "one"}\n{"text": "two"}')
         pieces.seek(0)
         ran = run_command(prepared, "screen", *SMALL, *flags, "--data", "-", stdin=pieces)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     lines, _ = lines_of(ran)
     assert sorted(line["piece"] for line in lines) == [0, 1]
 
