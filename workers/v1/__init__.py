@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import weights_header
+from .architecture_config import ArchitectureConfig
 from .config import (
     ARCHITECTURE_VERSION,
     NUMERICS_VERSION,
@@ -45,9 +46,6 @@ from .tokenizer import (
     tokenize,
 )
 
-BATCH_BYTES = V1_BATCH_SIZE * V1_MAX_SEQ_LEN
-"""Bytes of data that one batch has at most."""
-
 if TYPE_CHECKING:
     from .loss import compute_loss
     from .model import Model
@@ -67,7 +65,6 @@ _NEED_TORCH = {
 
 __all__ = [
     "ARCHITECTURE_VERSION",
-    "BATCH_BYTES",
     "NUMERICS_VERSION",
     "V1_BATCH_SIZE",
     "V1_EMBEDDING_DIM",
@@ -84,6 +81,7 @@ __all__ = [
     "V1_SIG_REG_SLICES",
     "V1_SIG_REG_T_MAX",
     "V1_VOCAB_SIZE",
+    "ArchitectureConfig",
     "BatchScore",
     "ByteSequenceBatch",
     "DecryptionFailed",

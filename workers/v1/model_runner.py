@@ -1,10 +1,10 @@
 """The mirror of the network's `ModelRunner`: weights and bytes in, loss and embedding out."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
+from .batch_progress import BatchProgress, OnFraction, ignore_fraction
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
 from .environment import warn_of_changed_numbers
@@ -189,12 +190,13 @@ class ModelRunner:
         check_cancelled: CancelCheck = never_cancelled,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
         `check_cancelled` is called several times per layer and micro-batch, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
-        adds the cross-entropy of every token.
+        adds the cross-entropy of every token. `on_fraction` is told how far the batch is that is computed.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
         """
         if not data:
@@ -203,7 +205,7 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail)
+            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail, on_fraction)
 
     def eval_pieces(
         self,
@@ -235,13 +237,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _score_batch(
-        self, model: Model, data: bytes, seed: int, index: int, check_cancelled: CancelCheck, detail: bool
+        self,
+        model: Model,
+        data: bytes,
+        seed: int,
+        index: int,
+        check_cancelled: CancelCheck,
+        detail: bool,
+        on_fraction: OnFraction,
     ) -> BatchScore:
         first = index * self.batch_size
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
         batch = tokenizer.tokenize_range(data, range(first, last), self.max_seq_len)
         directions = self._directions(seed, index)
-        (score,) = self._score_pieces(model, [batch], directions, check_cancelled, detail=detail)
+        (score,) = self._score_pieces(
+            model, [batch], directions, check_cancelled, detail=detail, on_fraction=on_fraction
+        )
         return replace(score, index=index)
 
     @torch.inference_mode()
@@ -253,6 +264,7 @@ class ModelRunner:
         check_cancelled: CancelCheck,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> list[BatchScore]:
         """A score for each batch of sequences, which share forward passes: on the fast path, all at once.
 
@@ -260,11 +272,12 @@ class ModelRunner:
         where its own guard does not hold either: what one piece needs costs no other its result.
         """
         self._set_matmul_precision()
-        scores, is_proven = self._run(model, pieces, directions, check_cancelled, detail, reference=False)
+        run = partial(self._run, model, pieces, directions, check_cancelled, detail, on_fraction)
+        scores, is_proven = run(reference=False)
         if is_proven and all(map(_is_finite, scores)):
             return scores
         if len(pieces) == 1:
-            return self._run(model, pieces, directions, check_cancelled, detail, reference=True)[0]
+            return run(reference=True)[0]
         return [
             score
             for piece in pieces
@@ -278,6 +291,7 @@ class ModelRunner:
         directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         detail: bool,
+        on_fraction: OnFraction,
         *,
         reference: bool,
     ) -> tuple[list[BatchScore], bool]:
@@ -289,8 +303,12 @@ class ModelRunner:
         num_sequences, T = batch.token_ids.shape
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         guard = torch.zeros(3, device=self.device)
+        num_micro_batches = -(-num_sequences // self.micro_batch_size)
+        progress = BatchProgress(self.config, T, self._sig_reg.config.slices, num_micro_batches, on_fraction)
         for start in range(0, num_sequences, self.micro_batch_size):
-            forward = ForwardPass(model, reference=reference, check_cancelled=check_cancelled)
+            forward = ForwardPass(
+                model, reference=reference, check_cancelled=check_cancelled, progress=progress
+            )
             sequences = batch.part(slice(start, start + self.micro_batch_size))
             parts.append(self._score_sequences(forward, sequences, directions))
             guard = torch.maximum(guard, forward.guard())
@@ -332,7 +350,7 @@ class ModelRunner:
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled, forward.progress)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
@@ -342,7 +360,7 @@ class ModelRunner:
         On a GPU that is when they are first asked for: their noise is drawn while the queued forward pass runs.
         """
 
-        @functools.cache
+        @cache
         @torch.inference_mode()
         def directions() -> Tensor:
             noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
@@ -368,7 +386,9 @@ class ModelRunner:
             raise ValueError(f"a piece is one batch at most, and this one has {num_sequences} sequences")
         return num_sequences
 
-    def _token_sig_reg(self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck) -> Tensor:
+    def _token_sig_reg(
+        self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck, progress: BatchProgress
+    ) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
@@ -376,6 +396,7 @@ class ModelRunner:
         for tile in torch.split(z, rows_per_tile):
             check_cancelled()  # the longest step of a small model
             per_tile.append(self._sig_reg.per_token(tile))
+            progress.sig_reg_advanced(len(tile) / len(rows))
         return torch.cat(per_tile)  # (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:

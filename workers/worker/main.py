@@ -41,7 +41,16 @@ from workers.messages import (
     ToWorker,
 )
 from workers.own_process import be_ended_first_for_memory, die_with_parent, keep_memory_private
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
+from workers.types import (
+    BatchScore,
+    CancelCheck,
+    EvalJob,
+    OnFraction,
+    WeightsId,
+    WorkerConfig,
+    WorkerMemory,
+)
+from workers.worker.batch_report import BatchReport
 
 EXIT_UNEXPECTED = 70
 """The status of a worker that met an unexpected error (EX_SOFTWARE of sysexits.h)."""
@@ -74,8 +83,13 @@ class JobRunner(Protocol):
         `check_cancelled` is called each time the work advances, and may raise to stop.
         """
 
-    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
-        """The scores of those batches, in order; `check_cancelled` as for `load`."""
+    def evaluate(
+        self, job: EvalJob, batches: range, check_cancelled: CancelCheck, on_fraction: OnFraction
+    ) -> Iterator[BatchScore]:
+        """The scores of those batches, in order; `check_cancelled` as for `load`.
+
+        `on_fraction` may be called with how far the next one is.
+        """
 
     def prefetch(self, job: EvalJob) -> None:
         """Load the weights of the job that is next, in the background, if there is memory for them."""
@@ -175,7 +189,9 @@ class Worker:
             self._report_resident(runner)
             self._send(Loaded(task.task_id, load_seconds))
             is_tested = False
-            for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
+            report = BatchReport(task.task_id, task.start, self._send)
+            batches = range(task.start, task.stop)
+            for score in runner.evaluate(task.job, batches, check_cancelled, report.advanced):
                 if not score.is_finite and not is_tested:
                     if wrong := runner.self_test(with_large=False):  # the device is broken, not the weights
                         return SelfTestFailed(wrong)
@@ -184,6 +200,7 @@ class Worker:
                     # One such batch makes the mean so: the rest is not worth computing.
                     raise NonFiniteResult("the loss or the embedding of a batch is NaN or infinite")
                 self._send(BatchDone(task.task_id, score))
+                report.batch_begins(score.index + 1)
         except StopRequested:
             return Stopped(task.task_id)
         except WorkerError as error:

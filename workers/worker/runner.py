@@ -16,8 +16,24 @@ import torch
 import torch.utils.deterministic
 
 from workers import errors
-from workers.architectures import CURRENT_VERSION, Architecture, load_architecture, refusals_translated
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
+from workers.architectures import (
+    CURRENT_VERSION,
+    Architecture,
+    ArchitectureConfig,
+    config_of,
+    load_architecture,
+    refusals_translated,
+)
+from workers.types import (
+    BatchScore,
+    CancelCheck,
+    EvalJob,
+    OnFraction,
+    WeightsId,
+    WorkerConfig,
+    WorkerMemory,
+    ignore_fraction,
+)
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
 logger = logging.getLogger(__name__)
@@ -57,8 +73,9 @@ class Runner:
         self._config = config
         self._load_architecture = load_architecture
         _prepare_device(config)
-        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
-            config.device, config.precision, small_model=config.small_model
+        architecture = load_architecture(CURRENT_VERSION)
+        self._self_test = architecture.SelfTest(
+            config.device, config.precision, small_model=self._config_of(architecture).is_small
         )
         self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config))
         self._total_bytes = _total_bytes(config.device)
@@ -154,8 +171,16 @@ class Runner:
         except RuntimeError as error:  # the system allows no further thread
             logger.debug("prefetch gave up: %s", error)
 
-    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
+    def evaluate(
+        self,
+        job: EvalJob,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction = ignore_fraction,
+    ) -> Iterator[BatchScore]:
         """The scores of those batches (or pieces), in order, with the weights of the last `load`, of this job.
+
+        `on_fraction` is told how far the batch is that is computed, 0 to 1; of pieces nothing.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
         smaller pieces, once; then OutOfMemory.
@@ -163,7 +188,7 @@ class Runner:
         data = b"" if job.pieces else _read_data(job)
         done = batches.start
         try:
-            for score in self._scores(job, data, batches, check_cancelled, shrink=False):
+            for score in self._scores(job, data, batches, check_cancelled, on_fraction, shrink=False):
                 yield score
                 done = score.index + 1
         except MACHINE_ERRORS as error:
@@ -172,27 +197,40 @@ class Runner:
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
             with self._without_prefetch(job, check_cancelled):
                 self._free_all_others()
-                yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
+                yield from self._last_try(job, data, range(done, batches.stop), check_cancelled, on_fraction)
 
     def _last_try(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck
+        self,
+        job: EvalJob,
+        data: bytes,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction,
     ) -> Iterator[BatchScore]:
         try:
-            yield from self._scores(job, data, batches, check_cancelled, shrink=True)
+            yield from self._scores(job, data, batches, check_cancelled, on_fraction, shrink=True)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
 
     def _scores(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck, *, shrink: bool
+        self,
+        job: EvalJob,
+        data: bytes,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction,
+        *,
+        shrink: bool,
     ) -> Iterator[BatchScore]:
         architecture = self._load_architecture(job.architecture_version)
         runner = self._model_runner(architecture)
         if shrink:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
         with refusals_translated(architecture):
-            for first, score in _scores_of(runner, self._current, job, data, batches, check_cancelled):
+            found = _scores_of(runner, self._current, job, data, batches, check_cancelled, on_fraction)
+            for first, score in found:
                 yield BatchScore(  # every architecture has its own class, and this is the pool's
                     first + score.index,
                     score.cross_entropy,
@@ -272,10 +310,11 @@ class Runner:
         return num_bytes
 
     def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
-        config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
-        return architecture.ModelRunner(
-            config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
-        )
+        config = self._config_of(architecture)
+        return config.runner(self._config.device, self._config.precision, micro_batch_size)
+
+    def _config_of(self, architecture: Architecture) -> ArchitectureConfig:
+        return config_of(architecture, self._config.architecture, small_model=self._config.small_model)
 
     def _free_all_others(self) -> None:
         self._weights.evict_all()
@@ -290,6 +329,7 @@ def _scores_of(
     data: bytes,
     which: range,
     check_cancelled: CancelCheck,
+    on_fraction: OnFraction,
 ) -> Iterator[tuple[int, Any]]:
     """Scores of an architecture's own kind, each with the number that its index counts from."""
     if job.pieces:
@@ -297,7 +337,9 @@ def _scores_of(
         for score in runner.eval_pieces(model, pieces, job.seed, check_cancelled):
             yield which.start, score
     else:
-        for score in runner.eval_batches(model, data, job.seed, which, check_cancelled, detail=job.detail):
+        for score in runner.eval_batches(
+            model, data, job.seed, which, check_cancelled, detail=job.detail, on_fraction=on_fraction
+        ):
             yield 0, score
 
 

@@ -358,6 +358,7 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
             lambda: directions,
             lambda: None,
             False,
+            lambda _: None,
             reference=reference,
         )
     frames = [frame.name for frame in refusal.traceback]

@@ -94,6 +94,7 @@ class ModelRunner:
         check_cancelled: Callable[[], None],
         *,
         detail: bool,
+        on_fraction: Callable[[float], None],
     ) -> Iterator[BatchScore]:
         """Every batch but the first may need too much memory."""
         for index in batches:
@@ -106,8 +107,12 @@ class ModelRunner:
 def fake_architecture(device: Device) -> Architecture:
     """An architecture of this device; it computes nothing."""
     fake = SimpleNamespace(
-        ModelRunner=partial(ModelRunner, device),
-        ModelConfig=SimpleNamespace,
+        ArchitectureConfig=lambda: SimpleNamespace(
+            is_small=False,
+            runner=lambda device_name, precision, micro_batch_size=None: ModelRunner(
+                device, micro_batch_size=micro_batch_size
+            ),
+        ),
         SelfTest=partial(SelfTest, device),
         EvaluationRefused=v1_errors.EvaluationRefused,
         DecryptionFailed=v1_errors.DecryptionFailed,
