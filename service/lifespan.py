@@ -29,6 +29,7 @@ from service.jobs.upkeep import Retention
 from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
+from service.scoring.kept_pieces import KeptPieces
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
@@ -93,7 +94,8 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         scheduler = await _make_scheduler(settings, pool, cache)
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
-        evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
+        kept = kept_results(database, settings)
+        evaluator = Evaluator(pool, kept, model, metrics)
         limits = _limits(settings, model)
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
         jobs = JobService(
@@ -119,7 +121,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             settings=settings,
             cache=cache,
             scorer=scorer,
-            screener=Screener(cache, scheduler, pool, limits),
+            screener=Screener(
+                cache, scheduler, pool, evaluator, KeptPieces(pool, kept, model, metrics), limits
+            ),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,

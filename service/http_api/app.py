@@ -191,10 +191,16 @@ async def list_jobs(
 
 
 @_scoring.post("/screen", response_class=Response, responses={200: SCREEN_DOCUMENTED})
-async def screen(body: ScreenRequest, request: Request, components: ComponentsOfApp) -> Response:
+async def screen(
+    body: ScreenRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    cache_control: CacheControl = None,
+) -> Response:
     """Screen pieces of data: each with every model, against every target; a line for each as soon as it is known."""
     limits = components.settings
     screen = body.to_screen(components.architecture["embedding_dim"], limits.max_targets)
+    screen = replace(screen, compute_anew=_names(cache_control, "no-cache"))
     pieces = body.to_pieces(limits.max_pieces)
 
     async def work(emit: Emit, on_admitted: OnAdmitted) -> ScreenSummary:

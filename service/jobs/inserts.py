@@ -10,15 +10,18 @@ def insert_or_replace(connection: Connection, table: Table) -> Executable:
     """Gives each row the new values where its key is there already."""
     statement = _insert(connection, table)
     columns = [column.name for column in table.columns if not column.primary_key]
-    return statement.on_conflict_do_update(
+    replacing: Executable = statement.on_conflict_do_update(
         index_elements=list(table.primary_key),
         set_={name: statement.excluded[name] for name in columns},
     )
+    return replacing
 
 
 def insert_or_leave(connection: Connection, table: Table) -> Executable:
     """Leaves a row as it is where its key is there already."""
-    return _insert(connection, table).on_conflict_do_nothing(index_elements=list(table.primary_key))
+    statement = _insert(connection, table)
+    leaving: Executable = statement.on_conflict_do_nothing(index_elements=list(table.primary_key))
+    return leaving
 
 
 def _insert(connection: Connection, table: Table) -> Any:
