@@ -24,6 +24,7 @@ from service.jobs.database import Database, open_database
 from service.jobs.job import Job
 from service.jobs.jobs import JobService
 from service.jobs.result_store import ResultStore
+from service.jobs.screen_keys import ScreenKeys
 from service.jobs.state_key import StateKey
 from service.jobs.upkeep import Retention
 from service.last_hour import LastHour
@@ -54,6 +55,7 @@ class Components:
     scheduler: Scheduler
     pool: WorkerPool
     jobs: JobService
+    screen_keys: ScreenKeys
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -98,9 +100,10 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         evaluator = Evaluator(pool, kept, model, metrics)
         limits = _limits(settings, model)
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        key = await asyncio.to_thread(load_state_key, settings)
         jobs = JobService(
             database,
-            await asyncio.to_thread(load_state_key, settings),
+            key,
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
@@ -127,6 +130,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,
+            screen_keys=ScreenKeys(database, key),
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=dict(model.config),
