@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     """Jobs that are kept after they have ended, the last to end longest."""
     finished_job_seconds: Annotated[float, _within(1.0, 31_536_000.0)] = 86_400.0
     """Seconds that a job is kept after it has ended."""
-    max_kept_results: Annotated[int, _within(0, 100_000_000)] = 10_000
+    max_kept_results: Annotated[int, _within(0, 100_000_000)] = 100_000
     """Results that are kept, so that the same is not computed twice; 0 for none. One of full V1 takes 12 KB."""
     max_result_age_seconds: Annotated[float, _within(1.0, 315_360_000.0)] = 2_592_000.0
     """Seconds after which a kept result that was not used is dropped."""

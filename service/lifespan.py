@@ -24,11 +24,13 @@ from service.jobs.database import Database, open_database
 from service.jobs.job import Job
 from service.jobs.jobs import JobService
 from service.jobs.result_store import ResultStore
+from service.jobs.screen_keys import ScreenKeys
 from service.jobs.state_key import StateKey
 from service.jobs.upkeep import Retention
 from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
+from service.scoring.kept_pieces import KeptPieces
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
@@ -54,6 +56,7 @@ class Components:
     scheduler: Scheduler
     pool: WorkerPool
     jobs: JobService
+    screen_keys: ScreenKeys
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
@@ -95,12 +98,14 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         scheduler = await _make_scheduler(settings, pool, cache)
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
-        evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
+        kept = kept_results(database, settings)
+        evaluator = Evaluator(pool, kept, model, metrics)
         limits = _limits(settings)
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        key = await asyncio.to_thread(load_state_key, settings)
         jobs = JobService(
             database,
-            await asyncio.to_thread(load_state_key, settings),
+            key,
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
@@ -121,10 +126,13 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             settings=settings,
             cache=cache,
             scorer=scorer,
-            screener=Screener(cache, scheduler, pool, limits),
+            screener=Screener(
+                cache, scheduler, pool, evaluator, KeptPieces(pool, kept, model, metrics), limits
+            ),
             scheduler=scheduler,
             pool=pool,
             jobs=jobs,
+            screen_keys=ScreenKeys(database, key),
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=dict(model.config),

@@ -4,7 +4,7 @@ API ──► Screener.screen ──► Scheduler.admit
             │
             ├─ every model's weights are fetched once; one that its owner gets wrong costs the others nothing
             ├─ pieces, as they come ──► groups of as many as share a forward pass
-            │     and for each group ──► every ScreenedModel: Scheduler.execution_slot ──► WorkerPool.evaluate_pieces
+            │     and for each group ──► every ScreenedModel: kept? else Scheduler.execution_slot ──► WorkerPool
             ▼
         a PieceResult for each piece as soon as it is known; at last the ScreenSummary
 """
@@ -15,8 +15,11 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 
 from service.cache.blob_cache import BlobCache
+from service.checksum import checksum_of
 from service.errors import ScoringError
+from service.scoring.evaluator import Evaluator
 from service.scoring.input_files import InputFiles
+from service.scoring.kept_pieces import KeptPieces
 from service.scoring.limits import Limits
 from service.scoring.piece_groups import in_groups
 from service.scoring.results import ignore_progress
@@ -33,10 +36,20 @@ Emit = Callable[[PieceResult], Awaitable[None]]
 class Screener:
     """Answers screens, with the same parts as the `Scorer` answers competitions."""
 
-    def __init__(self, cache: BlobCache, scheduler: Scheduler, pool: WorkerPool, limits: Limits) -> None:
+    def __init__(
+        self,
+        cache: BlobCache,
+        scheduler: Scheduler,
+        pool: WorkerPool,
+        evaluator: Evaluator,
+        kept: KeptPieces,
+        limits: Limits,
+    ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._pool = pool
+        self._evaluator = evaluator
+        self._kept = kept
         self._limits = limits
 
     async def screen(
@@ -61,16 +74,17 @@ class Screener:
                 models = [
                     ScreenedModel(
                         index,
-                        model,
-                        seed=screen.seed,
+                        screen,
                         architecture=self._limits.architecture,
                         architecture_version=self._limits.architecture_version,
                         files=files,
                         scheduler=self._scheduler,
                         ticket=ticket,
                         pool=self._pool,
+                        evaluator=self._evaluator,
+                        kept=self._kept,
                     )
-                    for index, model in enumerate(screen.models)
+                    for index in range(len(screen.models))
                 ]
                 running = _RunningScreen(screen, models, files, self._limits, emit)
                 return await running.run(pieces, groups_at_once=len(self._pool.status()) + 1)
@@ -141,11 +155,11 @@ class _RunningScreen:
                 case bytes() as data:
                     self._limits.check_inline_data(len(data))
                     if len(data) <= self._architecture.batch_bytes:
-                        return PieceInput(data)
+                        return PieceInput(data, checksum_of(data))
             blob = await pins.enter_async_context(self._files.data(piece.data))
             if blob.size <= self._architecture.batch_bytes:
-                return PieceInput(await asyncio.to_thread(blob.path.read_bytes))
-            return PieceInput(blob)
+                return PieceInput(await asyncio.to_thread(blob.path.read_bytes), blob.checksum)
+            return PieceInput(blob, blob.checksum)
         except ScoringError as error:
             if error.fault == "service":
                 raise

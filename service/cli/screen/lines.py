@@ -59,5 +59,6 @@ def _model(name: Id, model: ModelResult) -> dict[str, Any]:
         "sig_reg": None if result is None else result.sig_reg,
         "embedding": None if result is None else result.embedding.tolist(),
         "attends_to_future": None if result is None else result.attends_to_future,
+        "result_cached": model.was_kept,
         "error": error_of(model.error),
     }

@@ -14,8 +14,12 @@ from service.cli.urls import is_url
 from service.cli.usage import CommandFailed
 from service.config import Settings
 from service.errors import ChecksumMismatch, ScoringError, SizeMismatch
-from service.lifespan import open_pool, open_private_cache
+from service.lifespan import open_pool, open_private_cache, served_model
+from service.metrics import Metrics
 from service.scoring.competition import ModelManifest, parse_decryption_key
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_pieces import KeptPieces
+from service.scoring.kept_results import NoKeptResults
 from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
 from service.scoring.screen import (
@@ -62,7 +66,9 @@ async def screen_locally(
         async def emit(result: PieceResult) -> None:
             await on_line(line_of(result, screen))
 
-        summary = await Screener(cache, scheduler, pool, limits).screen(screen, pieces, emit)
+        parts = (pool, NoKeptResults(), served_model(settings), Metrics())
+        screener = Screener(cache, scheduler, pool, Evaluator(*parts), KeptPieces(*parts), limits)
+        summary = await screener.screen(screen, pieces, emit)
     for found in screen.models:
         if (
             isinstance(found.weights, LocalWeights)
