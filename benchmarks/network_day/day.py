@@ -1,0 +1,231 @@
+"""One simulated day: the head with the real scheduler and the real pool, and nodes that come, go and compute."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.network_day import virtual_clock
+from benchmarks.network_day.head import AllHere, Downloads, Head, HeadFiles, Outcomes
+from benchmarks.network_day.service_times import (
+    DAY_SECONDS,
+    GB,
+    H100_FLOAT32,
+    HASH_BYTES_PER_SECOND,
+    NODE_AWAY_SECONDS,
+    NODE_LOSS_NOTICED_SECONDS,
+    PUBLISHER_BYTES_PER_SECOND,
+    DeviceTimes,
+)
+from benchmarks.network_day.shared_resource import SharedResource
+from benchmarks.network_day.simulated_node import SimulatedNode
+from benchmarks.network_day.simulated_worker import Compute, SimulatedWorker
+from benchmarks.network_day.workload import Submission, Workload, submissions
+from service.scoring.scheduler import Scheduler
+from workers.cluster.file_sender import MAX_BLOCKS
+from workers.processes import process_pool
+from workers.processes.process_pool import ProcessPool
+from workers.processes.supervisor import Place, Supervisor
+from workers.processes.timeouts import Timeouts
+from workers.types import EvalJob, WorkerConfig
+
+GBIT = 10**9 / 8
+_NEVER = 10.0 * DAY_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The machines."""
+
+    num_nodes: int = 1
+    """Of one GPU each."""
+    device: DeviceTimes = H100_FLOAT32
+    head_link: float = 10 * GBIT
+    """Of the head, to the nodes and to the internet, in bytes per second each way."""
+    node_link: float = 10 * GBIT
+    """Of each node, in bytes per second."""
+    head_cache_bytes: int = 2_000 * GB
+    node_cache_bytes: int = 2_000 * GB
+    """`--cache-max-bytes` and `--node-cache-max-bytes`, which are 100 GiB where nobody sets them."""
+    losses_per_node: float = 0.0
+    """Times a day that a node is lost."""
+    cores: int | None = None
+    """On which all nodes compute, where they are on one machine."""
+    weights_are_here: bool = False
+    """Whether the head has all weights from the start."""
+    self_tests: bool = True
+    """Whether an idle worker takes its self-test once a minute."""
+    most_steps: int = 4
+    """Bursts in which a task reports its batches."""
+    may_grow: bool = True
+    """As the pool of a cluster has it: a lone worker is given an evaluation in parts."""
+
+
+@dataclass(slots=True)
+class Day:
+    """What happened."""
+
+    outcomes: Outcomes
+    seconds: float
+    """From the first moment to the last result."""
+    gpu_busy_seconds: float
+    """Of all devices: with a task whose files are there."""
+    num_sequences: int
+    """That were computed, those of lost tasks included."""
+    num_loads: int
+    """Of weights onto a device."""
+    bytes_to_nodes: float
+    bytes_downloaded: float
+    link_busy: float
+    """Share of the time in which the head's link to the nodes was used, from 0 to 1."""
+    dispatch_seconds: float
+    """Of this machine's processor, that the pool's dispatch took. Real, not virtual."""
+    num_losses: int = 0
+
+
+@dataclass(eq=False)
+class _Lendable:
+    """One node's place in the pool."""
+
+    node: SimulatedNode
+    compute: Compute
+    supervisor: Supervisor | None = None
+    workers: list[SimulatedWorker] = field(default_factory=list)
+    """One after the other."""
+
+
+def simulate(load: Workload, cluster: Cluster) -> Day:
+    """Run the workload on the cluster, in virtual time."""
+    return virtual_clock.run(_Simulation(load, cluster).run())
+
+
+class _Simulation:
+    def __init__(self, load: Workload, cluster: Cluster) -> None:
+        self._load = load
+        self._cluster = cluster
+        self._link = SharedResource(
+            cluster.head_link, min(cluster.node_link, HASH_BYTES_PER_SECOND), most_users=MAX_BLOCKS
+        )
+        self._internet = SharedResource(cluster.head_link, PUBLISHER_BYTES_PER_SECOND)
+        self._cores = SharedResource(cluster.cores, 1.0) if cluster.cores else None
+        self._num_losses = 0
+
+    async def run(self) -> Day:
+        """The whole of it."""
+        cluster, load = self._cluster, self._load
+        timeouts = Timeouts(self_test_interval_seconds=60.0 if cluster.self_tests else _NEVER)
+        pool = ProcessPool((), timeouts, may_grow=cluster.may_grow)
+        nodes = [self._lend(pool, f"node-{n}") for n in range(cluster.num_nodes)]
+        await pool.start()
+        scheduler = scheduler_of(pool, cluster.head_cache_bytes)
+        head = Head(scheduler, pool, self._files(), partial(_job_of, load))
+        began = asyncio.get_running_loop().time()
+        with _measured_dispatch() as dispatch_seconds:
+            losing = [asyncio.create_task(self._lose_again_and_again(pool, each)) for each in nodes]
+            outcomes = await head.answer_all(submissions(load))
+            for task in losing:
+                task.cancel()
+            await asyncio.gather(*losing, return_exceptions=True)
+        seconds = asyncio.get_running_loop().time() - began
+        await pool.close()
+        workers = [worker for node in nodes for worker in node.workers]
+        return Day(
+            outcomes,
+            seconds,
+            gpu_busy_seconds=sum(worker.busy_seconds for worker in workers),
+            num_sequences=sum(worker.num_sequences for worker in workers),
+            num_loads=sum(worker.num_loads for worker in workers),
+            bytes_to_nodes=self._link.total,
+            bytes_downloaded=self._internet.total,
+            link_busy=self._link.busy_seconds / seconds if seconds else 0.0,
+            dispatch_seconds=dispatch_seconds[0],
+            num_losses=self._num_losses,
+        )
+
+    def _files(self) -> HeadFiles:
+        if self._cluster.weights_are_here:
+            return AllHere(self._load.weights_bytes)
+        return Downloads(self._internet, self._load.weights_bytes, self._cluster.head_cache_bytes)
+
+    def _lend(self, pool: ProcessPool, name: str) -> _Lendable:
+        """A further node, whose worker the pool starts."""
+        compute = self._cores.use if self._cores else asyncio.sleep
+        lent = _Lendable(SimulatedNode(name, self._link, self._cluster.node_cache_bytes), compute)
+        self._join(pool, lent)
+        return lent
+
+    def _join(self, pool: ProcessPool, lent: _Lendable) -> None:
+        async def spawn(config: WorkerConfig) -> SimulatedWorker:
+            worker = SimulatedWorker(
+                self._cluster.device, lent.node, lent.compute, self._cluster.most_steps
+            )
+            lent.workers.append(worker)
+            return worker
+
+        lent.supervisor = pool.add_worker(WorkerConfig("cuda:0"), spawn, Place(lent.node.name))
+
+    async def _lose_again_and_again(self, pool: ProcessPool, lent: _Lendable) -> None:
+        """The node dies at random moments, is given up a moment later, and comes back with its files."""
+        if not self._cluster.losses_per_node:
+            return
+        generator = random.Random(f"{self._load.seed} {lent.node.name}")
+        while True:
+            await asyncio.sleep(generator.expovariate(self._cluster.losses_per_node / DAY_SECONDS))
+            self._num_losses += 1
+            lent.workers[-1].stop_work()
+            lent.node.cut_off()
+            await asyncio.sleep(NODE_LOSS_NOTICED_SECONDS)
+            assert lent.supervisor is not None
+            await pool.remove_worker(lent.supervisor, "its node was lost")
+            await asyncio.sleep(NODE_AWAY_SECONDS)
+            self._join(pool, lent)
+
+
+def scheduler_of(pool: Any, kept_bytes: int) -> Scheduler:
+    """As `service.lifespan` makes it; the queue is longer where the default would leave workers idle."""
+    return Scheduler(
+        queue_size=max(64, 2 * len(pool.status())),
+        max_running=lambda: len(pool.status()) + 1,
+        max_downloads=16,
+        kept_bytes=kept_bytes,
+        timeout_seconds=3600.0,
+    )
+
+
+def _job_of(load: Workload, submission: Submission, checksum: str) -> EvalJob:
+    return EvalJob(
+        weights_path=f"/weights/{checksum}",
+        weights_checksum=checksum,
+        weights_size=load.weights_bytes,
+        data_path=f"/data/{submission.number}",
+        data_checksum=f"data-{submission.number}",
+        data_size=submission.data_bytes,
+        seed=submission.number,
+    )
+
+
+@contextmanager
+def _measured_dispatch() -> Iterator[list[float]]:
+    """Counts the seconds that the pool takes to choose who does what next."""
+    seconds = [0.0]
+
+    def measured(choose: Any) -> Any:
+        def choose_and_count(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return choose(*arguments)
+            finally:
+                seconds[0] += time.perf_counter() - began
+
+        return choose_and_count
+
+    with (
+        patch.object(process_pool, "next_assignment", measured(process_pool.next_assignment)),
+        patch.object(process_pool, "next_to_load_ahead", measured(process_pool.next_to_load_ahead)),
+    ):
+        yield seconds
