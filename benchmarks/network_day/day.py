@@ -25,7 +25,7 @@ from benchmarks.network_day.service_times import (
 from benchmarks.network_day.shared_resource import SharedResource
 from benchmarks.network_day.simulated_node import SimulatedNode
 from benchmarks.network_day.simulated_worker import Compute, SimulatedWorker
-from benchmarks.network_day.workload import Submission, Workload, submissions
+from benchmarks.network_day.workload import Submission, Workload, submissions, weights_name
 from service.scoring.scheduler import Scheduler
 from workers.cluster.file_sender import MAX_BLOCKS
 from workers.processes import process_pool
@@ -58,6 +58,10 @@ class Cluster:
     """On which all nodes compute, where they are on one machine."""
     weights_are_here: bool = False
     """Whether the head has all weights from the start."""
+    nodes_have_weights: bool = False
+    """Whether the nodes have as many of them as they may keep."""
+    seconds_per_file: float = 0.02
+    """For a node to be sent one, on top of the link's. Measured with Ray on one machine: `check`."""
     self_tests: bool = True
     """Whether an idle worker takes its self-test once a minute."""
     most_steps: int = 4
@@ -155,15 +159,18 @@ class _Simulation:
     def _lend(self, pool: ProcessPool, name: str) -> _Lendable:
         """A further node, whose worker the pool starts."""
         compute = self._cores.use if self._cores else asyncio.sleep
-        lent = _Lendable(SimulatedNode(name, self._link, self._cluster.node_cache_bytes), compute)
+        cluster = self._cluster
+        node = SimulatedNode(name, self._link, cluster.node_cache_bytes, cluster.seconds_per_file)
+        if cluster.nodes_have_weights:
+            num_kept = min(self._load.num_models, cluster.node_cache_bytes // self._load.weights_bytes)
+            node.files.update((weights_name(n, 0), self._load.weights_bytes) for n in range(num_kept))
+        lent = _Lendable(node, compute)
         self._join(pool, lent)
         return lent
 
     def _join(self, pool: ProcessPool, lent: _Lendable) -> None:
         async def spawn(config: WorkerConfig) -> SimulatedWorker:
-            worker = SimulatedWorker(
-                self._cluster.device, lent.node, lent.compute, self._cluster.most_steps
-            )
+            worker = SimulatedWorker(self._cluster.device, lent.node, lent.compute, self._cluster.most_steps)
             lent.workers.append(worker)
             return worker
 

@@ -15,6 +15,8 @@ class SimulatedNode:
     link: SharedResource
     """From the head to all nodes, in bytes."""
     max_bytes: int
+    seconds_per_file: float = 0.0
+    """On top of the link's: questions and answers, and the disk."""
     files: OrderedDict[str, int] = field(default_factory=OrderedDict)
     """Bytes by checksum."""
     _under_way: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class SimulatedNode:
 
     async def _send(self, checksum: str, size: int) -> None:
         try:
+            await asyncio.sleep(self.seconds_per_file)
             await self.link.use(size)
             while self.files and sum(self.files.values()) + size > self.max_bytes:
                 self.files.popitem(last=False)

@@ -32,11 +32,13 @@ from workers.messages import (
     ToWorker,
 )
 from workers.processes.process_handle import PipeClosed
-from workers.types import BatchScore, EvalJob
+from workers.processes.timeouts import Timeouts
+from workers.types import BatchScore, EvalJob, WeightsId
 from workers.worker.resident_weights import ResidentWeights
 
 KILLED = -9
 _PIDS = itertools.count(1)
+_HEARTBEAT_SECONDS = Timeouts().heartbeat_seconds
 _NO_EMBEDDING = np.zeros(1, dtype=np.float32)
 
 Compute = Callable[[float], Awaitable[None]]
@@ -69,6 +71,7 @@ class SimulatedWorker:
         self._compute = compute
         self._most_steps = most_steps
         self._weights = ResidentWeights(times.resident_bytes)
+        self._reported: frozenset[WeightsId] = frozenset()
         self._inbox: deque[FromWorker | PipeClosed] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -175,6 +178,7 @@ class SimulatedWorker:
             self._weights.make_room(job.weights_size or 0)
             await self._read_weights(job)
             self._weights.acquire(job.weights_id)
+        self._report_resident()
         return True
 
     async def _load_ahead(self, job: EvalJob) -> None:
@@ -182,13 +186,20 @@ class SimulatedWorker:
         await self._node.bring(job.weights_checksum, job.weights_size)
         if job.weights_id not in self._weights.ids() and self._weights.make_room(job.weights_size):
             await self._read_weights(job)
+            await asyncio.sleep(_HEARTBEAT_SECONDS / 2)  # on average, until the next heartbeat reports it
+            self._report_resident()
 
     async def _read_weights(self, job: EvalJob) -> None:
         assert job.weights_size is not None
         await self._compute(job.weights_size / self._times.load_bytes_per_second)
         self.num_loads += 1
         self._weights.add(job.weights_id, _Model(job.weights_size))
-        self._say(Resident(self._weights.ids()))
+
+    def _report_resident(self) -> None:
+        resident = self._weights.ids()
+        if resident != self._reported:
+            self._reported = resident
+            self._say(Resident(resident))
 
 
 def _num_sequences(job: EvalJob, batches: range) -> int:
