@@ -1,4 +1,4 @@
-"""A node of the simulated cluster: the files that it was sent, least recently used out first, and its way to the head."""
+"""A node of the simulated cluster: the files that it was sent, least recently used out first, and the way to it."""
 
 import asyncio
 from collections import OrderedDict

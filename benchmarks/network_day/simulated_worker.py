@@ -66,6 +66,7 @@ class SimulatedWorker:
         self.num_sequences = 0
         """That were computed."""
         self.num_loads = 0
+        self._has_ended = False
         self._times = times
         self._node = node
         self._compute = compute
@@ -118,6 +119,7 @@ class SimulatedWorker:
 
     def stop_work(self) -> None:
         """Its machine is lost: it does and says nothing any more."""
+        self._has_ended = True
         for task in (self._task, self._loading_ahead):
             if task:
                 task.cancel()
@@ -128,8 +130,9 @@ class SimulatedWorker:
         self._task = asyncio.create_task(work)
 
     def _say(self, *messages: FromWorker) -> None:
-        self._inbox.extend(messages)
-        self._arrived.set()
+        if not self._has_ended:
+            self._inbox.extend(messages)
+            self._arrived.set()
 
     async def _self_test(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -186,8 +189,8 @@ class SimulatedWorker:
         await self._node.bring(job.weights_checksum, job.weights_size)
         if job.weights_id not in self._weights.ids() and self._weights.make_room(job.weights_size):
             await self._read_weights(job)
-            await asyncio.sleep(_HEARTBEAT_SECONDS / 2)  # on average, until the next heartbeat reports it
-            self._report_resident()
+            # The next heartbeat reports it: on average, after half of the time between two.
+            asyncio.get_running_loop().call_later(_HEARTBEAT_SECONDS / 2, self._report_resident)
 
     async def _read_weights(self, job: EvalJob) -> None:
         assert job.weights_size is not None

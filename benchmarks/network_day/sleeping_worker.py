@@ -1,4 +1,4 @@
-"""A worker process whose model computes nothing and takes a known time, so that nodes on one machine do not share cores.
+"""A worker process whose model computes nothing and takes a known time, so that nodes share no cores in it.
 
 All else is the real worker: messages, heartbeats, loading, loading ahead, what stays resident.
 """
