@@ -163,7 +163,9 @@ async def _run(pool: ClusterPool, load: Workload, folder: Path) -> Outcomes:
     for submission in submissions(load):  # written beforehand, as a service has them
         for weights in submission.weights:
             files.job(submission, weights)
-    head = Head(scheduler_of(pool, 1 << 40), pool, AllHere(load.weights_bytes), files.job)
+    head = Head(
+        scheduler_of(lambda: len(pool.status()), 1 << 40), pool, AllHere(load.weights_bytes), files.job
+    )
     return await head.answer_all(submissions(load))
 
 
@@ -172,8 +174,8 @@ async def measure(pool: ClusterPool, load: Workload, folder: Path) -> Cluster:
     files = Files(folder)
     new_weights, known_weights = [], []
     for number in range(4):  # always on new data
-        for results in (new_weights, known_weights):
-            submission = Submission(number + 100 * len(known_weights), 0.0, 100_000, ())
+        for results, data in ((new_weights, 2 * number), (known_weights, 2 * number + 1)):
+            submission = Submission(data, 0.0, 100_000, ())
             results.append(await pool.evaluate(files.job(submission, f"measured-{number}")))
     results = new_weights + known_weights
     per_task = statistics.median(gap for result in results for gap in _gaps(result))

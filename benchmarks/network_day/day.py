@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,12 +83,16 @@ class Day:
     """That were computed, those of lost tasks included."""
     num_loads: int
     """Of weights onto a device."""
+    num_tasks: int
+    """Ranges of batches that were handed out."""
     bytes_to_nodes: float
     bytes_downloaded: float
     link_busy: float
     """Share of the time in which the head's link to the nodes was used, from 0 to 1."""
     dispatch_seconds: float
     """Of this machine's processor, that the pool's dispatch took. Real, not virtual."""
+    status_seconds: float
+    """The same, of one `status()` of the pool."""
     num_losses: int = 0
 
 
@@ -99,6 +103,7 @@ class _Lendable:
     node: SimulatedNode
     compute: Compute
     supervisor: Supervisor | None = None
+    is_in_pool: bool = False
     workers: list[SimulatedWorker] = field(default_factory=list)
     """One after the other."""
 
@@ -126,7 +131,7 @@ class _Simulation:
         pool = ProcessPool((), timeouts, may_grow=cluster.may_grow)
         nodes = [self._lend(pool, f"node-{n}") for n in range(cluster.num_nodes)]
         await pool.start()
-        scheduler = scheduler_of(pool, cluster.head_cache_bytes)
+        scheduler = scheduler_of(lambda: sum(node.is_in_pool for node in nodes), cluster.head_cache_bytes)
         head = Head(scheduler, pool, self._files(), partial(_job_of, load))
         began = asyncio.get_running_loop().time()
         with _measured_dispatch() as dispatch_seconds:
@@ -136,6 +141,7 @@ class _Simulation:
                 task.cancel()
             await asyncio.gather(*losing, return_exceptions=True)
         seconds = asyncio.get_running_loop().time() - began
+        status_seconds = _seconds_of(pool.status)
         await pool.close()
         workers = [worker for node in nodes for worker in node.workers]
         return Day(
@@ -144,10 +150,12 @@ class _Simulation:
             gpu_busy_seconds=sum(worker.busy_seconds for worker in workers),
             num_sequences=sum(worker.num_sequences for worker in workers),
             num_loads=sum(worker.num_loads for worker in workers),
+            num_tasks=sum(worker.num_tasks for worker in workers),
             bytes_to_nodes=self._link.total,
             bytes_downloaded=self._internet.total,
             link_busy=self._link.busy_seconds / seconds if seconds else 0.0,
             dispatch_seconds=dispatch_seconds[0],
+            status_seconds=status_seconds,
             num_losses=self._num_losses,
         )
 
@@ -174,7 +182,10 @@ class _Simulation:
             lent.workers.append(worker)
             return worker
 
-        lent.supervisor = pool.add_worker(WorkerConfig("cuda:0"), spawn, Place(lent.node.name))
+        lent.supervisor, lent.is_in_pool = (
+            pool.add_worker(WorkerConfig("cuda:0"), spawn, Place(lent.node.name)),
+            True,
+        )
 
     async def _lose_again_and_again(self, pool: ProcessPool, lent: _Lendable) -> None:
         """The node dies at random moments, is given up a moment later, and comes back with its files."""
@@ -188,16 +199,17 @@ class _Simulation:
             lent.node.cut_off()
             await asyncio.sleep(NODE_LOSS_NOTICED_SECONDS)
             assert lent.supervisor is not None
+            lent.is_in_pool = False
             await pool.remove_worker(lent.supervisor, "its node was lost")
             await asyncio.sleep(NODE_AWAY_SECONDS)
             self._join(pool, lent)
 
 
-def scheduler_of(pool: Any, kept_bytes: int) -> Scheduler:
+def scheduler_of(num_workers: Callable[[], int], kept_bytes: int) -> Scheduler:
     """As `service.lifespan` makes it; the queue is longer where the default would leave workers idle."""
     return Scheduler(
-        queue_size=max(64, 2 * len(pool.status())),
-        max_running=lambda: len(pool.status()) + 1,
+        queue_size=max(64, 2 * num_workers()),
+        max_running=lambda: num_workers() + 1,
         max_downloads=16,
         kept_bytes=kept_bytes,
         timeout_seconds=3600.0,
@@ -216,6 +228,13 @@ def _job_of(load: Workload, submission: Submission, checksum: str) -> EvalJob:
     )
 
 
+def _seconds_of(call: Callable[[], object], rounds: int = 20) -> float:
+    began = time.thread_time()
+    for _ in range(rounds):
+        call()
+    return (time.thread_time() - began) / rounds
+
+
 @contextmanager
 def _measured_dispatch() -> Iterator[list[float]]:
     """Counts the seconds that the pool takes to choose who does what next."""
@@ -223,11 +242,11 @@ def _measured_dispatch() -> Iterator[list[float]]:
 
     def measured(choose: Any) -> Any:
         def choose_and_count(*arguments: Any) -> Any:
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return choose(*arguments)
             finally:
-                seconds[0] += time.perf_counter() - began
+                seconds[0] += time.thread_time() - began
 
         return choose_and_count
 

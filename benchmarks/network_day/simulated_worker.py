@@ -65,7 +65,7 @@ class SimulatedWorker:
         """From the moment that it had a task's files to its last batch, over all tasks; loads included."""
         self.num_sequences = 0
         """That were computed."""
-        self.num_loads = 0
+        self.num_loads = self.num_tasks = 0
         self._has_ended = False
         self._times = times
         self._node = node
@@ -90,6 +90,7 @@ class SimulatedWorker:
             case SelfTest():
                 self._begin(self._self_test(self._times.self_test))
             case Evaluate():
+                self.num_tasks += 1
                 self._begin(self._evaluate(message))
             case Prefetch(job):
                 if self._loading_ahead is None or self._loading_ahead.done():
