@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from benchmarks.network_day import virtual_clock
 from benchmarks.network_day.head import AllHere, Downloads, Head, HeadFiles, Outcomes
+from benchmarks.network_day.resident_first import resident_first
 from benchmarks.network_day.service_times import (
     DAY_SECONDS,
     GB,
@@ -35,6 +36,7 @@ from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 GBIT = 10**9 / 8
+_ALL = 1_000_000
 _NEVER = 10.0 * DAY_SECONDS
 
 
@@ -56,6 +58,8 @@ class Cluster:
     """Times a day that a node is lost."""
     cores: int | None = None
     """On which all nodes compute, where they are on one machine."""
+    queue_size: int = 64
+    """`--queue-size`; at least twice the number of nodes."""
     weights_are_here: bool = False
     """Whether the head has all weights from the start."""
     nodes_have_weights: bool = False
@@ -66,8 +70,8 @@ class Cluster:
     """Whether an idle worker takes its self-test once a minute."""
     most_steps: int = 4
     """Bursts in which a task reports its batches."""
-    may_grow: bool = True
-    """As the pool of a cluster has it: a lone worker is given an evaluation in parts."""
+    resident_first: bool = False
+    """Whether evaluations go to where their weights are, a policy that is not built."""
 
 
 @dataclass(slots=True)
@@ -110,7 +114,8 @@ class _Lendable:
 
 def simulate(load: Workload, cluster: Cluster) -> Day:
     """Run the workload on the cluster, in virtual time."""
-    return virtual_clock.run(_Simulation(load, cluster).run())
+    with resident_first() if cluster.resident_first else nullcontext():
+        return virtual_clock.run(_Simulation(load, cluster).run())
 
 
 class _Simulation:
@@ -128,10 +133,15 @@ class _Simulation:
         """The whole of it."""
         cluster, load = self._cluster, self._load
         timeouts = Timeouts(self_test_interval_seconds=60.0 if cluster.self_tests else _NEVER)
-        pool = ProcessPool((), timeouts, may_grow=cluster.may_grow)
+        pool = ProcessPool((), timeouts, may_grow=True)
         nodes = [self._lend(pool, f"node-{n}") for n in range(cluster.num_nodes)]
         await pool.start()
-        scheduler = scheduler_of(lambda: sum(node.is_in_pool for node in nodes), cluster.head_cache_bytes)
+        scheduler = scheduler_of(
+            lambda: sum(node.is_in_pool for node in nodes),
+            cluster.head_cache_bytes,
+            cluster.queue_size,
+            _ALL if cluster.resident_first else None,
+        )
         head = Head(scheduler, pool, self._files(), partial(_job_of, load))
         began = asyncio.get_running_loop().time()
         with _measured_dispatch() as dispatch_seconds:
@@ -205,11 +215,16 @@ class _Simulation:
             self._join(pool, lent)
 
 
-def scheduler_of(num_workers: Callable[[], int], kept_bytes: int) -> Scheduler:
-    """As `service.lifespan` makes it; the queue is longer where the default would leave workers idle."""
+def scheduler_of(
+    num_workers: Callable[[], int],
+    kept_bytes: int,
+    queue_size: int = 64,
+    max_running: int | None = None,
+) -> Scheduler:
+    """As `service.lifespan` makes it; the queue is longer where that would leave workers idle."""
     return Scheduler(
-        queue_size=max(64, 2 * num_workers()),
-        max_running=lambda: num_workers() + 1,
+        queue_size=max(queue_size, 2 * num_workers()),
+        max_running=lambda: max_running or num_workers() + 1,
         max_downloads=16,
         kept_bytes=kept_bytes,
         timeout_seconds=3600.0,

@@ -132,6 +132,12 @@ def other_cases() -> list[Case]:
         for number in (4.0, 48.0)
     ]
     cases += [
+        Case("not built", f"resident first, {n} nodes, queue of {queue}", cluster=each)
+        for n, queue in ((4, 64), (4, 512), (8, 64))
+        for each in (replace(steady(n), resident_first=True, queue_size=queue),)
+    ]
+    cases += [Case("queue", "8 nodes, queue of 512", cluster=replace(steady(8), queue_size=512))]
+    cases += [
         Case(
             "cache",
             "100 GiB for files on each node, the default",
