@@ -2,7 +2,8 @@
 
 Service times are measured on one node that has nothing else to do; then the load comes all at once to 1, 2 and 3
 nodes. Twice: with workers that take a known time (`sleeping_worker`), so that three nodes are as independent as on
-three machines, and with the small model, where all nodes share the cores of this machine, as the simulation has it.
+three machines, and with the small model, where all nodes share the cores of this machine, as the simulation has it. How
+much of these was left for workers is measured meanwhile: what other processes took, and what Ray and the pool did.
 """
 
 import asyncio
@@ -10,9 +11,12 @@ import itertools
 import os
 import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -41,20 +45,20 @@ class Kind:
 
     name: str
     entry_module: str
-    cores: int | None
-    """That all nodes share; None where they do not compute."""
+    computes: bool
+    """On the cores that all nodes share."""
     num_submissions: int
 
 
-SLEEPING = Kind("workers that take a known time", "benchmarks.network_day.sleeping_worker", None, 16)
-COMPUTING = Kind("the small model", "workers.worker.main", os.cpu_count(), 10)
+SLEEPING = Kind("workers that take a known time", "benchmarks.network_day.sleeping_worker", False, 16)
+COMPUTING = Kind("the small model", "workers.worker.main", True, 10)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """What was predicted, and what took place."""
 
-    num_nodes: int
+    cluster: Cluster
     predicted: Outcomes
     real: Outcomes
 
@@ -65,6 +69,34 @@ class Row:
             self.predicted.last_at / self.real.last_at,
             statistics.mean(self.predicted.response_seconds) / statistics.mean(self.real.response_seconds),
         )
+
+
+class CoresLeft:
+    """What workers could have had of this machine's cores, between two moments."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self._began = time.monotonic()
+        self._all, self._ours = _all_busy_seconds(), self._seconds_of_workers()
+
+    @property
+    def worker_seconds(self) -> float:
+        """Of a core, that the workers have used since."""
+        return self._seconds_of_workers() - self._ours
+
+    def now(self) -> float:
+        """How many cores, on average: those that nothing else was using."""
+        others = _all_busy_seconds() - self._all - self.worker_seconds
+        return (os.cpu_count() or 1) - others / (time.monotonic() - self._began)
+
+    def _seconds_of_workers(self) -> float:
+        workers = [worker for node in self._cluster.nodes for worker in node.workers()]
+        return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+
+def _all_busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 class Files:
@@ -120,17 +152,17 @@ def check(kind: Kind) -> list[Row]:
         cluster.add_node("1")
         measured, real = asyncio.run(_measure_and_run(kind, load, cluster, Path(name)))
     rows = []
-    for n, outcomes in real.items():  # only now: a virtual clock is everybody's
-        predicted = simulate(load, replace(measured, num_nodes=n, cores=kind.cores)).outcomes
-        rows.append(Row(n, predicted, outcomes))
+    for n, (outcomes, cores) in real.items():  # only now: a virtual clock is everybody's
+        as_it_was = replace(measured, num_nodes=n, cores=cores if kind.computes else None)
+        rows.append(Row(as_it_was, simulate(load, as_it_was).outcomes, outcomes))
     return rows
 
 
 async def _measure_and_run(
     kind: Kind, load: Workload, cluster: LocalCluster, folder: Path
-) -> tuple[Cluster, dict[int, Outcomes]]:
-    """The service times of one node, and what became of the load on so many nodes."""
-    real: dict[int, Outcomes] = {}
+) -> tuple[Cluster, dict[int, tuple[Outcomes, float]]]:
+    """The service times of one node; by number of nodes, what became of the load and how many cores were left."""
+    real: dict[int, tuple[Outcomes, float]] = {}
     measured = Cluster()
     for n in NUM_NODES:
         if n > 1:
@@ -141,8 +173,10 @@ async def _measure_and_run(
         await until_ready(pool, n)
         try:
             if n == 1:
-                measured = await measure(pool, load, folder / "measured")
-            real[n] = await _run(pool, load, folder / f"run-{n}")
+                measured = await measure(kind, pool, load, cluster, folder / "measured")
+            left = CoresLeft(cluster)
+            outcomes = await _run(pool, load, folder / f"run-{n}")
+            real[n] = outcomes, left.now()
         finally:
             await pool.close()
     return measured, real
@@ -169,8 +203,14 @@ async def _run(pool: ClusterPool, load: Workload, folder: Path) -> Outcomes:
     return await head.answer_all(submissions(load))
 
 
-async def measure(pool: ClusterPool, load: Workload, folder: Path) -> Cluster:
-    """The service times of one node that has nothing else to do, as a cluster of it."""
+async def measure(
+    kind: Kind, pool: ClusterPool, load: Workload, cluster: LocalCluster, folder: Path
+) -> Cluster:
+    """The service times of one node that has nothing else to do, as a cluster of it.
+
+    What computes is measured in seconds of a core, which others cannot lengthen by taking theirs.
+    """
+    left = CoresLeft(cluster)
     files = Files(folder)
     new_weights, known_weights = [], []
     for number in range(4):  # always on new data
@@ -181,10 +221,13 @@ async def measure(pool: ClusterPool, load: Workload, folder: Path) -> Cluster:
     per_task = statistics.median(gap for result in results for gap in _gaps(result))
     begun = statistics.median(result.tasks[0].began for result in known_weights)
     load_seconds = statistics.median(result.load_seconds for result in new_weights)
+    per_sequence = _seconds_per_sequence(results)
+    if kind.computes:
+        per_sequence = left.worker_seconds / sum(result.num_sequences for result in results)
     return Cluster(
         device=DeviceTimes(
             name="measured on one node",
-            per_sequence=_seconds_per_sequence(results),
+            per_sequence=per_sequence,
             per_batch=0.0,
             per_task=per_task,
             load_bytes_per_second=load.weights_bytes / load_seconds,
@@ -209,11 +252,17 @@ def _seconds_per_sequence(results: list[EvalResult]) -> float:
     return seconds / sum(result.num_sequences for result in results)
 
 
-def main() -> bool:
+def main(kinds: Sequence[Kind] = (SLEEPING, COMPUTING)) -> bool:
     """Print both tables; whether every prediction is within the goal."""
     good = True
-    for kind in (SLEEPING, COMPUTING):
+    for kind in kinds:
         rows = check(kind)
+        device = rows[0].cluster.device
+        print(
+            f"measured on one node: {1000 * device.per_sequence:.1f} ms a sequence, "
+            f"{1e-6 * device.load_bytes_per_second:.2f} MB/s loaded, {1000 * device.per_task:.1f} ms a task, "
+            f"{1000 * rows[0].cluster.seconds_per_file:.1f} ms a file"
+        )
         table = Table(
             *(
                 "nodes",
@@ -229,7 +278,8 @@ def main() -> bool:
         for row in rows:
             mean = [statistics.mean(each.response_seconds) for each in (row.real, row.predicted)]
             table.add_row(
-                str(row.num_nodes),
+                str(row.cluster.num_nodes),
+                f"{row.cluster.cores:.2f}" if row.cluster.cores else "none used",
                 f"{row.real.last_at:.1f} s",
                 f"{row.predicted.last_at:.1f} s",
                 f"{row.ratios[0]:.2f}",

@@ -56,7 +56,7 @@ class Cluster:
     """`--cache-max-bytes` and `--node-cache-max-bytes`, which are 100 GiB where nobody sets them."""
     losses_per_node: float = 0.0
     """Times a day that a node is lost."""
-    cores: int | None = None
+    cores: float | None = None
     """On which all nodes compute, where they are on one machine."""
     queue_size: int = 64
     """`--queue-size`; at least twice the number of nodes."""
