@@ -14,6 +14,7 @@ from benchmarks.network_day.shared_resource import SharedResource
 from benchmarks.network_day.workload import Submission
 from service.errors import ScoringError
 from service.scoring.scheduler import Scheduler, Ticket
+from service.scoring.scorer import first_of_ours
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
 from workers.types import EvalJob
@@ -133,11 +134,8 @@ class Head:
             async with asyncio.TaskGroup() as group:
                 for checksum in submission.weights:
                     group.create_task(self._evaluate(ticket, self._job_of(submission, checksum)))
-        except* (ScoringError, WorkerError) as errors:
-            first: BaseException = errors
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        except BaseExceptionGroup as failures:  # the first has cancelled the others
+            raise first_of_ours(failures.exceptions) from None
 
     async def _evaluate(self, ticket: Ticket, job: EvalJob) -> None:
         try:

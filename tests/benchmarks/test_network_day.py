@@ -136,6 +136,16 @@ def test_what_a_lost_node_had_in_hand_is_done_by_others() -> None:
     assert day.num_sequences >= sequences_of(BUSY)
 
 
+def test_without_any_node_submissions_end_with_an_error() -> None:
+    cluster = replace(PLAIN, losses_per_node=400.0, device=replace(ONE_SECOND_EACH, per_sequence=0.01))
+
+    day = simulate(replace(BUSY, seconds=2_000.0), cluster)
+
+    assert day.num_losses > 1
+    assert set(day.outcomes.ended) == {"done", "NoWorker"}
+    assert ended(day) == len(list(submissions(replace(BUSY, seconds=2_000.0))))
+
+
 def test_the_same_seed_gives_the_same_day() -> None:
     cluster = replace(
         PLAIN, num_nodes=3, losses_per_node=100.0, device=replace(ONE_SECOND_EACH, per_sequence=0.01)
