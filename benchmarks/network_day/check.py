@@ -269,6 +269,7 @@ def main(kinds: Sequence[Kind] = (SLEEPING, COMPUTING)) -> bool:
         table = Table(
             *(
                 "nodes",
+                "cores left",
                 "time for all, real",
                 "predicted",
                 "ratio",
