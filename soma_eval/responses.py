@@ -154,6 +154,8 @@ class ScreenedModelResult(Response):
     embedding: list[float] | None
     """The mean representation: `embedding_dim` numbers."""
     attends_to_future: bool | None
+    result_cached: bool
+    """Whether the result was kept from an earlier request."""
     error: Problem | None
     """`error.to_exception()` is the exception of its code."""
 
