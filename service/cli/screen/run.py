@@ -20,10 +20,11 @@ from service.cli.screen.on_hit import HitCommand
 from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
 from service.cli.screen.question import Question, read_question
 from service.cli.screen.report import is_report, render_report
-from service.cli.standard_streams import complain, write_out
+from service.cli.standard_streams import complain, write_out, write_past_buffer
 from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
 from service.config import Settings
+from service.daemon_thread import run_in_daemon_thread
 from service.errors import InvalidRequest, ScoringError
 from service.scoring.screen import Piece, ScreenSummary
 
@@ -95,7 +96,7 @@ class _Output:
     async def write(self, line: dict[str, Any]) -> None:
         """One line; waits for a reader that is slow, and for the command."""
         text = json.dumps(line, allow_nan=False) + "\n"
-        await asyncio.to_thread(write_out, text)
+        await run_in_daemon_thread(lambda: write_past_buffer(text))
         hits = sum(target["hit"] for target in line["targets"])
         self.num_good += any(model["loss"] is not None for model in line["models"])
         self.summary.pieces += 1
