@@ -24,6 +24,7 @@ from workers.cluster.messages import (
     FromConnector,
     JobUndelivered,
     ProcessEnded,
+    ProcessStopped,
     SessionClosed,
     Spawned,
     SpawnFailed,
@@ -207,7 +208,14 @@ class ClusterPool:
 
     def _pass_on(
         self,
-        message: Spawned | SpawnFailed | Frames | FileMoved | JobUndelivered | SessionClosed | ProcessEnded,
+        message: Spawned
+        | SpawnFailed
+        | Frames
+        | ProcessStopped
+        | FileMoved
+        | JobUndelivered
+        | SessionClosed
+        | ProcessEnded,
     ) -> None:
         process = self._sessions.get(message.session)  # of an earlier session: dropped
         if process is None:

@@ -181,6 +181,13 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStopped:
+    """The worker sends nothing because its process was stopped (SIGSTOP); frames after it say that it goes on."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileMoved:
     """A further piece of a file has reached the node, for a job of this session."""
 
@@ -235,6 +242,7 @@ FromConnector = (
     | Spawned
     | SpawnFailed
     | Frames
+    | ProcessStopped
     | FileMoved
     | FileSent
     | JobUndelivered

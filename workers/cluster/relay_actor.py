@@ -17,8 +17,8 @@ from workers.own_process import keep_memory_private
 from workers.processes.child_process import ChildProcess, Pipe, worker_environment
 from workers.types import WorkerConfig
 
-FRAMES, CLOSED = b"f", b"c"
-"""What `read` begins with: frames follow, or none will any more."""
+FRAMES, CLOSED, STOPPED = b"f", b"c", b"s"
+"""What `read` begins with: frames follow, or none will any more, or none until the process is continued (SIGCONT)."""
 MISSING_WEIGHTS, MISSING_DATA = 1, 2
 WRITTEN, DISK_FULL, NOT_AS_PUBLISHED, DISK_ERROR = range(4)
 """What became of a block."""
@@ -81,12 +81,17 @@ class RelayActor:
         return 0
 
     async def read(self, session: int, wait_seconds: float) -> bytes:
-        """FRAMES and what the process has sent, after `wait_seconds` at the latest; CLOSED once there is no more."""
+        """FRAMES and what the process has sent, after `wait_seconds` at the latest; CLOSED once there is no more.
+
+        STOPPED where it has sent nothing because it is stopped.
+        """
         self._hear()
         if session != self._session:
             return CLOSED
         frames = await self._buffer.take(wait_seconds)
-        return CLOSED if frames is None else FRAMES + frames
+        if frames is None:
+            return CLOSED
+        return STOPPED if not frames and self._child and self._child.is_stopped else FRAMES + frames
 
     async def end(self, session: int, grace_seconds: float) -> bytes:
         """End the process of this session. Exit status, whether a signal ended it, whether it is stuck; as text."""

@@ -11,7 +11,15 @@ import pytest_asyncio
 
 from tests.workers.cluster.nodes import MISBEHAVING, checksum_of
 from tests.workers.processes.pools import is_alive, job, until
-from workers.cluster.relay_actor import CLOSED, DISK_ERROR, FRAMES, NOT_AS_PUBLISHED, WRITTEN, RelayActor
+from workers.cluster.relay_actor import (
+    CLOSED,
+    DISK_ERROR,
+    FRAMES,
+    NOT_AS_PUBLISHED,
+    STOPPED,
+    WRITTEN,
+    RelayActor,
+)
 from workers.message_codec import Decoder, encode
 from workers.messages import BatchDone, Configure, Evaluate, Finished, Ready
 from workers.types import WorkerConfig
@@ -59,6 +67,18 @@ async def test_the_exit_status_is_relayed(actor: RelayActor) -> None:
     while (await actor.read(1, 5.0))[:1] != CLOSED:
         pass
     assert await actor.end(1, 1.0) == b"-9 0 0"
+
+
+async def test_a_process_that_was_stopped_is_told_apart_from_one_that_has_nothing_to_say(
+    actor: RelayActor,
+) -> None:
+    pid = await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    os.kill(pid, signal.SIGSTOP)
+    while (answer := await actor.read(1, 0.5)) != STOPPED:
+        assert answer[:1] == FRAMES  # what it sent before
+    os.kill(pid, signal.SIGCONT)
+    assert await actor.read(1, 5.0) != STOPPED
 
 
 async def test_an_end_says_that_a_signal_of_ours_did_it(actor: RelayActor) -> None:

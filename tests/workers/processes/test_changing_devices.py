@@ -47,6 +47,10 @@ class OnAMachine:
         return self._process.was_ended_here
 
     @property
+    def is_stopped(self) -> bool:
+        return self._process.is_stopped
+
+    @property
     def is_stuck(self) -> bool:
         return self._machine.is_stuck
 
