@@ -55,6 +55,10 @@ class TracedPool:
         """See WorkerPool."""
         return self._pool.status()
 
+    def nodes(self) -> dict[str, bool]:
+        """See WorkerPool."""
+        return self._pool.nodes()
+
     async def close(self) -> None:
         """See WorkerPool."""
         await self._pool.close()

@@ -130,6 +130,10 @@ class ProcessPool:
         """One entry per worker, without waiting."""
         return [worker.status() for worker in self._workers]
 
+    def nodes(self) -> dict[str, bool]:
+        """The machines of its workers, all of which are there."""
+        return {worker.place.node: True for worker in self._workers}
+
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
         self._is_started = False

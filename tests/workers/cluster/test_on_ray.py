@@ -189,12 +189,14 @@ async def test_work_goes_on_when_a_node_is_lost_and_another_one_joins(setting: S
         lost.freeze()
     assert await running
     await setting.until_whole(num_workers=1)
+    assert setting.pool.nodes() == {node.name: node is not lost for node in setting.nodes}
     lost.thaw()  # cut off, and back: it finds that it was given up
     await until(lambda: not any(is_alive(worker.pid) for worker in workers), WAIT_SECONDS)
     lost.end()
     setting.cluster.nodes.remove(lost)
     await asyncio.to_thread(setting.cluster.add_node, lost.name)
     await setting.until_whole()
+    assert setting.pool.nodes() == {"a": True, "b": True}
     assert await setting.has_right_bits()
 
 
