@@ -22,7 +22,7 @@ from workers.cluster.messages import (
     SpawnFailed,
     StopJob,
 )
-from workers.cluster.relay_actor import CLOSED, STOPPED
+from workers.cluster.relay_actor import CLOSED, CUT_OFF, STOPPED
 from workers.message_codec import encode
 
 _READ_SECONDS = 2.0
@@ -123,6 +123,9 @@ class Session:
             answer = await self._call("read", self._number, _READ_SECONDS, more_seconds=_READ_SECONDS)
             if not isinstance(answer, bytes) or answer[:1] == CLOSED:
                 return
+            if answer == CUT_OFF:
+                self._actor.end()
+                raise ActorLost("is cut off: the raylet of its node is stopped")
             if answer == STOPPED:
                 self._send(ProcessStopped(self._number))
             elif len(answer) > 1:

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.workers.cluster.nodes import MISBEHAVING, checksum_of
 from tests.workers.processes.pools import is_alive, job, until
 from workers.cluster.relay_actor import (
     CLOSED,
+    CUT_OFF,
     DISK_ERROR,
     FRAMES,
     NOT_AS_PUBLISHED,
@@ -27,10 +29,26 @@ from workers.types import WorkerConfig
 CONFIG = WorkerConfig("cpu", num_threads=1)
 
 
+@pytest.fixture
+def raylet() -> Iterator[subprocess.Popen[bytes]]:
+    """The process that must run for the node to be of use."""
+    started = subprocess.Popen(["sleep", "600"])
+    yield started
+    started.kill()
+    started.wait()
+
+
 @pytest_asyncio.fixture
-async def actor(tmp_path: Path) -> AsyncIterator[RelayActor]:
+async def actor(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> AsyncIterator[RelayActor]:
     """An actor whose head may be silent for a second."""
-    started = RelayActor(str(tmp_path / "node"), 1 << 20, MISBEHAVING, fence_seconds=1.0)
+    started = RelayActor(
+        str(tmp_path / "node"),
+        1 << 20,
+        MISBEHAVING,
+        silence_seconds=0.5,
+        fence_seconds=1.0,
+        raylet_pid=raylet.pid,
+    )
     yield started
     for session in range(1, 5):
         await started.end(session, 0.0)
@@ -79,6 +97,20 @@ async def test_a_process_that_was_stopped_is_told_apart_from_one_that_has_nothin
         assert answer[:1] == FRAMES  # what it sent before
     os.kill(pid, signal.SIGCONT)
     assert await actor.read(1, 5.0) != STOPPED
+
+
+async def test_a_node_whose_raylet_is_stopped_is_cut_off_until_it_goes_on(
+    actor: RelayActor, raylet: subprocess.Popen[bytes]
+) -> None:
+    await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    raylet.send_signal(signal.SIGSTOP)
+    while (answer := await actor.read(1, 0.1)) != CUT_OFF:
+        assert answer[:1] == FRAMES
+    raylet.send_signal(signal.SIGCONT)
+    while (answer := await actor.read(1, 0.1)) == CUT_OFF:
+        pass
+    assert answer[:1] == FRAMES
 
 
 async def test_an_end_says_that_a_signal_of_ours_did_it(actor: RelayActor) -> None:
