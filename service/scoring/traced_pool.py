@@ -66,6 +66,8 @@ class TracedPool:
 
 def _record(task: TaskTimes, began: float) -> None:
     device = {"soma_eval.device": task.device}
+    if task.node:
+        device["soma_eval.node"] = task.node
     if task.loaded is None:  # lost before its weights were loaded
         tracing.record("load", began + task.began, began + task.ended, device)
         return

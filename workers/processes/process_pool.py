@@ -241,7 +241,8 @@ class ProcessPool:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
         if not isinstance(message, Undelivered):
-            evaluation.clock.note(task, worker.config.device, message)
+            device = worker.place.device or worker.config.device
+            evaluation.clock.note(task, device, message, worker.place.node)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
