@@ -263,9 +263,10 @@ class ClusterPool:
     def _remove(self, device_id: str, reason: str) -> None:
         refused = self._refused.pop(device_id, None)
         worker = self._workers.pop(device_id, None)
-        if refused or worker:
-            self._left[worker.place.node if worker else refused.node] = time.monotonic()
+        if refused:
+            self._left[refused.node] = time.monotonic()
         if worker:
+            self._left[worker.place.node] = time.monotonic()
             logger.warning("%s of node %s leaves: %s", worker.place.device, worker.place.node, reason)
             self._reason = reason
             removal = asyncio.create_task(self._pool.remove_worker(worker, reason))
