@@ -20,6 +20,7 @@ from tests.workers.cluster.nodes import with_checksums
 from tests.workers.processes.pools import until
 from workers.cluster.cluster_pool import ClusterPool
 from workers.cluster.messages import ClusterConfig
+from workers.errors import WorkerCrashed
 from workers.pool import create_pool
 from workers.types import EvalJob, EvalResult, WorkerConfig
 
@@ -86,6 +87,25 @@ def actor_of(node: LocalNode) -> psutil.Process:
 
 def raylet_of(node: LocalNode) -> psutil.Process:
     return node.raylet()
+
+
+async def test_while_the_heads_raylet_is_frozen_what_needs_no_new_files_goes_on(
+    cluster: LocalCluster, pool: ClusterPool, tmp_path: Path
+) -> None:
+    known = job_of_new_weights(tmp_path)
+    expected = await pool.evaluate(known)
+    (tmp_path / "other").mkdir()
+    new = job_of_new_weights(tmp_path / "other")
+    head = cluster.nodes[0].raylet()
+    head.suspend()
+    try:
+        with pytest.raises(WorkerCrashed, match="raylet on the head"):
+            await pool.evaluate(new)
+        result = await pool.evaluate(known)
+    finally:
+        head.resume()
+    assert (result.loss, result.embedding.tobytes()) == (expected.loss, expected.embedding.tobytes())
+    assert (await pool.evaluate(new)).num_batches == NUM_BATCHES
 
 
 def last_death(pool: ClusterPool, node: LocalNode) -> str:
