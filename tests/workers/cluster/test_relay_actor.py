@@ -100,7 +100,9 @@ async def test_another_architecture_travels_to_the_worker(tmp_path: Path) -> Non
     config = WorkerConfig("cpu", num_threads=1, architecture=architecture.to_json())
     (tmp_path / "weights").write_bytes(small_weights_bytes())
     (tmp_path / "data").write_bytes(bytes(30 * 64))
-    actor = RelayActor(str(tmp_path / "node"), 1 << 20, ENTRY_MODULE, fence_seconds=60.0)
+    actor = RelayActor(
+        str(tmp_path / "node"), 1 << 20, ENTRY_MODULE, silence_seconds=60.0, fence_seconds=60.0
+    )
     try:
         await actor.spawn(1, encode(config))
         await actor.write(1, encode(Configure(config, 0.1)))
