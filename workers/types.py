@@ -178,6 +178,8 @@ class TaskTimes:
     """When the weights lay on the device; None if they never did."""
     load_seconds: float = 0.0
     """What the worker took to load them, by its own clock; 0.0 when they were resident."""
+    node: str = ""
+    """Name of the machine in a cluster that the worker ran on; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from workers.types import DeviceStatus, RunningTask, WorkerMemory
 class DeviceView:
     """One device, and the worker on it."""
 
+    node: str
+    """Name of its machine in a cluster; empty for this one."""
     name: str
     description: str
     state: str
@@ -185,6 +187,7 @@ def _device(status: DeviceStatus, now: float) -> DeviceView:
     state, tone = _state_of(status)
     age = status.self_test_age_seconds
     return DeviceView(
+        node=status.node,
         name=status.device,
         description=status.device_name,
         state=state,
