@@ -327,7 +327,14 @@ def test_requests_are_counted_once_whatever_they_came_by(
             location = client.post("/eval", json=body, headers=AS_JOB).headers["location"]
             client.get(f"{location}/events")
             assert_adds(before, *change)
+            before = counted()
+            client.post("/eval", json=body, headers={"Idempotency-Key": f"waits for {change}"})
+            client.get("/health")  # by the next answer, what came before it is counted
+            assert_adds(before, *change)
         before = counted()
+        client.post("/eval", json=plain, headers={"Idempotency-Key": f"waits for {(1, 0)}"})  # the same job
+        client.get("/health")
+        assert counted() == before
         assert client.get("/jobs/absent").status_code == 404  # no scoring request
         assert client.post("/eval", json={}).status_code == 422
         assert_adds(before, 0, 1)
