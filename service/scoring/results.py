@@ -89,6 +89,8 @@ class Progress:
     bytes_per_second: float | None = None
     batches_done: int | None = None
     num_batches: int | None = None
+    is_here: bool = False
+    """Whether the model's file is here, so that what it waits for is a device."""
 
 
 OnProgress = Callable[[Progress], None]

@@ -251,6 +251,41 @@ def test_the_bars_of_a_job_that_runs() -> None:
     assert (batches.share, batches.text) == (0.25, "5 of 10")
 
 
+def test_only_a_file_that_is_not_here_has_an_unfinished_download() -> None:
+    waits_for_a_connection = Progress("queued", model_index=0)
+    waits_once_more = Progress("queued", model_index=0, bytes_done=25, bytes_total=100)
+    waits_for_a_device = Progress("queued", model_index=0, is_here=True)
+    stored_by_an_earlier_version = Progress("loading", model_index=0)
+    downloads = [
+        row_of(job_with(progress)).bars[0]
+        for progress in (
+            waits_for_a_connection,
+            waits_once_more,
+            waits_for_a_device,
+            stored_by_an_earlier_version,
+        )
+    ]
+    assert [(bar.share, bar.text) for bar in downloads] == [
+        (0.0, ""),
+        (0.25, ""),
+        (1.0, "done"),
+        (1.0, "done"),
+    ]
+
+
+def test_a_job_that_waits_for_a_device_has_its_file(api: InProcessService, plain: dict[str, Any]) -> None:
+    with api.busy(), api.client() as client:
+        locations = [
+            client.post("/eval", json={**plain, "seed": seed}, headers=AS_JOB).headers["location"]
+            for seed in (11, 12, 13)  # one at the device, one ahead, one that waits
+        ]
+        wait_until(lambda: api.components is not None and api.components.scheduler.num_waiting == 1)
+        words = text_of(client.get(locations[2], headers=HTML).text)
+        assert "queued downloaddone load batches" in words
+        for location in locations:
+            client.delete(location)
+
+
 def test_an_error_of_one_model_is_shown_with_it() -> None:
     job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
     job.become(End("failed", 9, error=OutOfResources("no memory", model_index=1)))
