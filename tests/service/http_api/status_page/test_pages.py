@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import httpx
@@ -17,49 +16,9 @@ from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.status_page.busy_service import jobs_of
+from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
 from tests.sockets import wait_until
-
-BLOCKS = {"dt", "dd", "td", "th", "li", "p", "h1", "h2", "h3", "rect"}
-VOID = {"meta", "link", "input", "rect", "path", "circle"}
-
-
-class Balanced(HTMLParser):
-    """Fails where an element is not closed, or a style or a script is written into the page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = dict(attrs)
-        assert "style" not in names
-        assert not [name for name in names if name.startswith("on")]
-        assert tag != "style"
-        assert tag != "script" or names.get("src")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert "style" not in dict(attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in BLOCKS:
-            self.text += " "
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def text_of(html: str) -> str:
-    """The words of a page, with single spaces."""
-    parser = Balanced()
-    parser.feed(html)
-    parser.close()
-    assert parser.open == []
-    return " ".join(parser.text.split())
 
 
 @pytest.fixture
@@ -95,6 +54,9 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
         "hits",
         "evictions",
         "of 4.19 MB",
+        "Watched checkpoints run-7 last checkpoint",
+        "step-056000.safetensors",
+        "4 more with a higher loss.",
         "Architecture 1",
         "precision float32",
         "timeout 1 h 00 min",
