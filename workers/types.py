@@ -15,6 +15,8 @@ CancelCheck = Callable[[], None]
 """Called each time the work advances, from the thread that works; it may raise to stop the work."""
 MAX_PIECES_BYTES = 512 << 10
 """Of all pieces of one job together: they travel in its message."""
+MAX_POINTS_ALONG = 512
+"""Of one result, along its data."""
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
@@ -190,6 +192,9 @@ class EvalResult:
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
     tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
     """Each worker's share, in the order in which they were begun."""
+    cross_entropy_along: tuple[float, ...] = field(default=(), repr=False)
+    """Along the data: one for each batch, or, of more than MAX_POINTS_ALONG, the means of equally many (of fewer at the
+    end). For people to look at: no other number is made of them. Empty where an earlier version has kept the result."""
 
     @property
     def kind(self) -> DeviceKind:

@@ -93,6 +93,8 @@ class Numbers:
     """When, for numbers that were kept from an earlier request."""
     total_seconds: float
     timeline: tuple[Segment, ...]
+    cross_entropy_along: tuple[float, ...]
+    """Along the data; empty where it is not known."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Numbers":
@@ -110,6 +112,7 @@ class Numbers:
             computed=provenance.computed_at.timestamp() if timings.result_cached else None,
             total_seconds=timings.total_seconds,
             timeline=tuple(_timeline(timings)),
+            cross_entropy_along=result.cross_entropy_along,
         )
 
 
@@ -136,6 +139,14 @@ class JobView:
     near_tie: bool
     provenance: tuple[tuple[str, str], ...]
     """What all its numbers have in common, by name; empty where it has none."""
+
+    @property
+    def cross_entropy_range(self) -> tuple[float, float]:
+        """The least and the greatest along the data, over all models: their charts have one scale."""
+        numbers = [
+            number for model in self.models if model.numbers for number in model.numbers.cross_entropy_along
+        ]
+        return min(numbers, default=0.0), max(numbers, default=0.0)
 
     @property
     def longest_seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,15 +10,16 @@ import pytest
 
 from service.errors import NoWorker, OutOfResources, ScoringError
 from service.http_api.status_page.job_view import row_of, view_of
-from service.http_api.status_page.rendering import age, bars, duration, page, size
+from service.http_api.status_page.rendering import age, bars, duration, line, page, size
 from service.jobs.job import End, Job
-from service.scoring.results import Progress
+from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
+from tests.service.jobs.scripted_scorer import evaluation
 from tests.sockets import wait_until
 
 
@@ -106,6 +108,8 @@ def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(bus
         "cross-entropy 4.552973",
         "margin 0.023452",
         "load 100 ms eval 400 ms",
+        "Cross-entropy along the data 4.4",
+        "in 41 parts; the line is the mean",
         "seed 77",
         "sequences 648 batches 41",
         "torch 2.13.0+cu130",
@@ -298,6 +302,24 @@ def test_ages_and_sizes() -> None:
 def test_bars_stand_on_each_other() -> None:
     assert bars([0, None, 5], 10) == "M2.1 24.00v-12.00h.8v12.00z"
     assert bars([5], 10, [5]) == "M0.1 12.00v-12.00h.8v12.00z"
+
+
+def test_a_line_has_a_step_for_each_value() -> None:
+    assert line([2.0, 3.0, 1.0], 1.0, 3.0) == "M0 12.00H20.00V0.00H40.00V24.00H60.00"
+    assert line([2.0, 2.0], 2.0, 2.0) == "M0 12.00H30.00V12.00H60.00"
+
+
+def test_models_of_one_job_share_the_scale_along_the_data() -> None:
+    job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
+    outcomes = [
+        ModelOutcome(replace(evaluation(), result=replace(evaluation().result, cross_entropy_along=along)))
+        for along in ((2.0, 3.0), (1.5, 2.5), ())
+    ]
+    job.become(End("succeeded", 9, result=CompetitionResult(0, tuple(outcomes[:2]), None, near_tie=False)))
+    assert view_of(job).cross_entropy_range == (1.5, 3.0)
+    assert page("panels/job.html", value=view_of(job), now=0.0).count('class="along"') == 2
+    job.become(End("succeeded", 9, result=CompetitionResult(0, (outcomes[2],) * 2, None, near_tie=False)))
+    assert 'class="along"' not in page("panels/job.html", value=view_of(job), now=0.0)
 
 
 def test_requests_are_counted_once_whatever_they_came_by(
