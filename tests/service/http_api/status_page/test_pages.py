@@ -1,7 +1,9 @@
 """What is on the pages, without a browser."""
 
 import json
+import random
 import re
+from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
 from tests.in_process_service import InProcessService, in_process_service
+from tests.live_service import LiveService
 from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
@@ -302,6 +305,24 @@ def test_ages_and_sizes() -> None:
 def test_bars_stand_on_each_other() -> None:
     assert bars([0, None, 5], 10) == "M2.1 24.00v-12.00h.8v12.00z"
     assert bars([5], 10, [5]) == "M0.1 12.00v-12.00h.8v12.00z"
+
+
+def test_a_computed_job_and_one_with_its_kept_result_show_the_same_along_the_data(
+    service: LiveService, plain: dict[str, Any]
+) -> None:
+    data = b64encode(random.Random(4).randbytes(3 * 16 * 1024)).decode()
+    lines = []
+    for headers in (AS_JOB, {"Prefer": "respond-async"}):
+        with service.client() as client:
+            location = client.post("/eval", json={**plain, "data": data}, headers=headers).headers["location"]
+            client.get(f"{location}/events")
+            html = client.get(location, headers=HTML).text
+        words = text_of(html)
+        assert "in 3 parts; the line is the mean" in words
+        lines += re.findall('class="line" d="([^"]+)"', html)
+    assert "Kept from an earlier request" in words
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
 
 
 def test_a_line_has_a_step_for_each_value() -> None:
