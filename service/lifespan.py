@@ -52,6 +52,7 @@ class Components:
     screener: Screener
     scheduler: Scheduler
     pool: WorkerPool
+    database: Database
     jobs: JobService
     metrics: Metrics
     architecture_version: str
@@ -122,6 +123,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             screener=Screener(cache, scheduler, pool, limits),
             scheduler=scheduler,
             pool=pool,
+            database=database,
             jobs=jobs,
             metrics=metrics,
             architecture_version=CURRENT_VERSION,

@@ -17,7 +17,7 @@ from service.jobs.job import End, Job
 from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
-from tests.in_process_service import InProcessService, in_process_service
+from tests.in_process_service import InProcessService
 from tests.live_service import LiveService
 from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.page_text import text_of
@@ -162,41 +162,6 @@ def test_streams_beyond_the_limit_are_told_to_ask(
     with api.client() as client:
         assert client.get("/status/events").status_code == 204
         assert client.get("/status/panels").status_code == 200
-
-
-# -- the first sentence, when a request would not be served ---------------------------------------------------
-
-
-def test_a_full_queue(tmp_path_factory: pytest.TempPathFactory, plain: dict[str, Any]) -> None:
-    with (
-        in_process_service(tmp_path_factory.mktemp("full"), queue_size=1) as service,
-        service.busy(),
-        service.client() as client,
-    ):
-        assert "Yes. A request sent now is served." in text_of(client.get("/").text)
-        location = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
-        panels = client.get("/status/panels").json()["panels"]
-        while "Not now" not in panels["serving"]:  # the panels are a tick old at most
-            panels = client.get("/status/panels").json()["panels"]
-        words = text_of(panels["serving"])
-        assert "Not now. The queue is full." in words
-        assert "refused as queue-full" in words
-        assert re.search(r"free in \d+ s, which clients are told as Retry-After", words)
-        assert re.search(r"Retry-After now \d+ s", text_of(panels["queue"]))
-        client.delete(location)
-
-
-def test_no_worker(api: InProcessService) -> None:
-    api.pool.is_ready = False
-    try:
-        with api.client() as client:
-            words = ""
-            while "No worker is ready" not in words:
-                words = text_of(client.get("/").text)
-        assert "No. No worker is ready." in words
-        assert "refused as no-worker" in words
-    finally:
-        api.pool.is_ready = True
 
 
 # -- views and filters ------------------------------------------------------------------------------------------
