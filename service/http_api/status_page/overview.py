@@ -14,6 +14,7 @@ from typing import Any
 from service.errors import Fault
 from service.http_api.operations import RequestLimits
 from service.http_api.status_page.job_list import JobList
+from service.http_api.status_page.leaderboards import LeaderboardList
 from service.http_api.status_page.serving import Tone, serving_now
 from service.last_hour import PHASES, Durations, Minute, Phase
 from service.lifespan import Components
@@ -155,6 +156,7 @@ class Collector:
         self._components = components
         self._about: About | None = None
         self._jobs = JobList(components)
+        self._leaderboards = LeaderboardList(components.settings.data_dir)
         self._hour: tuple[tuple[int, int], Hour] | None = None
 
     async def __call__(self) -> Mapping[str, object]:
@@ -168,6 +170,7 @@ class Collector:
             "jobs": await self._jobs.read(),
             "hour": self._last_hour(),
             "cache": _cache(components),
+            "leaderboards": await self._leaderboards.read(),
             "about": self._about,
         }
 
