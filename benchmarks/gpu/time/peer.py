@@ -17,7 +17,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
             findings.missing(name, "soma-models is not installed")
         return
     data = testbed.data(1) if testbed.is_gpu else testbed.data(1)[:2048]
-    load = soma_models(testbed.case.config, testbed.device)
+    load = soma_models(testbed.case.config, testbed.device, testbed.precision)
     models = []
     seconds = seconds_of(testbed.device, lambda: models.append(load(str(testbed.plain), None)))
     findings.add(NAMES[0], f"{seconds:.2f} s", seconds=seconds)
