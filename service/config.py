@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     small_model: bool = False
     """Use the network's small architecture."""
     precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
-    """float32, as the network computes; on a GPU also tf32, bf16 or float32-split."""
+    """float32, as the network computes; on a GPU also tf32, bf16 or float32-split, all unmeasured there so far."""
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
     """Bytes on each device for weights that stay loaded; by default all but what an evaluation needs."""
 
