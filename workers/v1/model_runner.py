@@ -77,8 +77,8 @@ class ModelRunner:
     worker that keeps weights resident and shares an evaluation with others; `running_mean` folds the scores.
 
     The numbers depend on weights, data, seed, device kind, precision and `micro_batch_size` alone.
-    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does not
-    follow it: see `forward.causal_attention`.
+    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
+    not follow it: see `forward.causal_attention`.
 
     Not safe for use by several threads at once.
     """
