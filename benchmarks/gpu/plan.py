@@ -60,7 +60,7 @@ def _same_bits(precision: Precision) -> Step:
         needs_gpu=precision != "float32",
         goals=(
             Goal(
-                f"full size against the Rust runner, {precision}",
+                f"one evaluation against the Rust runner, {precision}",
                 f"loss {allowed.loss:.0e}, embedding {allowed.embedding:.0e}",
             ),
             Goal(f"same bits twice and by ranges, {precision}", "the same bits"),
@@ -138,7 +138,6 @@ def _steps() -> Iterator[Step]:
         goals=(Goal("idle between 4 batches, float32", "no gap of more than 1 ms", False),),
     )
     yield Step("time", "peer", "benchmarks.gpu.time.peer", 90)
-    yield Step("time", "products", "benchmarks.gpu.time.products", 45)
     yield Step(
         "numbers",
         "killed worker",
@@ -148,10 +147,13 @@ def _steps() -> Iterator[Step]:
     )
     yield Step(
         "service",
-        "killed worker of a request",
-        "benchmarks.gpu.service.killed_worker",
-        120,
+        "full size",
+        "benchmarks.gpu.service.full_size",
+        150,
         goals=(
+            Goal("first /eval of encrypted weights", "the golden loss"),
+            Goal("second /eval of encrypted weights", "the golden loss"),
+            Goal("two models in one /score", "the same loss from either"),
             Goal("a worker killed in the middle of a request", "the same answer"),
             Goal("memory given back after a kill -9", "all but 256 MiB, twice"),
         ),
@@ -166,17 +168,6 @@ def _steps() -> Iterator[Step]:
             Goal("no memory for the weights", "out-of-memory: this machine's fault"),
             Goal("once the memory is back", "the golden loss"),
             Goal("little memory for a batch", "the loss, cut smaller"),
-        ),
-    )
-    yield Step(
-        "service",
-        "full size",
-        "benchmarks.gpu.service.full_size",
-        120,
-        goals=(
-            Goal("first /eval of encrypted weights", "the golden loss"),
-            Goal("second /eval of encrypted weights", "the golden loss"),
-            Goal("two models in one /score", "the same loss from either"),
         ),
     )
     yield Step(

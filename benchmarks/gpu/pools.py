@@ -22,10 +22,9 @@ async def started_pool(testbed: Testbed, devices: Sequence[str]) -> AsyncIterato
         await pool.close()
 
 
-def job(testbed: Testbed, name: str, num_batches: int) -> EvalJob:
-    """The encrypted weights under a name of their own, so that a worker takes them for others."""
-    content = testbed.data(num_batches)
-    data = testbed.folder / f"data-{num_batches}"
+def job(testbed: Testbed, name: str, content: bytes) -> EvalJob:
+    """The encrypted weights under a name of their own, so that a worker takes them for others; on this data."""
+    data = testbed.folder / f"data-{len(content)}"
     if not data.exists():
         data.write_bytes(content)
     return EvalJob(

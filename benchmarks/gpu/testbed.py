@@ -11,8 +11,11 @@ from workers.types import Precision
 if TYPE_CHECKING:
     from workers.v1 import LoadedModel, ModelRunner
 
-BATCH_BYTES = 16 * 1024
 SEED = 1
+MAX_SEQ_LEN = 1024
+WORKER_BATCH_SIZE = 16
+SMALL_BATCH_SIZE = 2
+"""Of runners on a CPU, where 16 sequences take a second."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,18 @@ class Testbed:
         """The same rounded to F16."""
         return self.folder / f"{self._size}.float16.safetensors"
 
+    @property
+    def batch_size(self) -> int:
+        """Sequences of a runner's batch."""
+        return WORKER_BATCH_SIZE if self.is_gpu else SMALL_BATCH_SIZE
+
     def data(self, num_batches: int) -> bytes:
-        """Bytes of so many whole batches of 16 x 1024 tokens."""
-        return make_data({"pattern": "hash", "size": num_batches * BATCH_BYTES, "seed": 5})
+        """Bytes of so many whole batches of a runner."""
+        return _data(num_batches * self.batch_size)
+
+    def data_of_workers(self, num_batches: int, sequences_on_cpu: int) -> bytes:
+        """Bytes of so many whole batches of a worker, which has 16 sequences in each; on a CPU of few sequences."""
+        return _data(num_batches * WORKER_BATCH_SIZE if self.is_gpu else sequences_on_cpu)
 
     def runner(
         self, precision: Precision | None = None, micro_batch_size: int | None = None
@@ -64,6 +76,7 @@ class Testbed:
             ModelConfig(**self.case.config),
             self.device,
             precision or self.precision,
+            batch_size=self.batch_size,
             micro_batch_size=micro_batch_size,
         )
 
@@ -74,3 +87,7 @@ class Testbed:
     @property
     def _size(self) -> str:
         return "full" if self.is_gpu else "small"
+
+
+def _data(num_sequences: int) -> bytes:
+    return make_data({"pattern": "hash", "size": num_sequences * MAX_SEQ_LEN, "seed": 5})

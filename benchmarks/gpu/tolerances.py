@@ -1,5 +1,6 @@
 """How far a result may lie from the Rust runner's, for each precision: what docs/gpu.md documents."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ from tests.recipe import GoldenCase
 from workers.types import Precision
 from workers.v1.running_mean import MeanScore
 
-LEAKING_EMBEDDING = 1e-4
-"""In float32 of the cases that attend to the future: their scores near 1e4 carry an ulp of 1e-3."""
+LEAKING_EMBEDDING: dict[Precision, float] = {"float32": 1e-4, "float32-split": 1e-4}
+"""Of the cases that attend to the future: their scores near 1e4 have an ulp of 1e-3 in float32, and of 8 or more in
+TF32 and bf16, in which other keys may win."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Deviation:
 def deviation(case: GoldenCase, found: MeanScore, precision: Precision) -> Deviation:
     """How far `found` lies from the case's numbers."""
     allowed = TOLERANCES[precision]
-    is_exact = precision.startswith("float32")
-    embedding_allowed = LEAKING_EMBEDDING if is_exact and case.attends_to_future else allowed.embedding
+    leaking = LEAKING_EMBEDDING.get(precision, math.inf)
+    embedding_allowed = leaking if case.attends_to_future else allowed.embedding
     loss = abs(found.loss - case.loss) / abs(case.loss)
     embedding = largest_difference(found.embedding, case.embedding)
     return Deviation(

@@ -17,7 +17,7 @@ from tests.recipe import (
 from workers.types import Precision
 from workers.v1 import MeanScore, ModelConfig, ModelRunner, running_mean
 
-MAX_BYTES_ON_CPU = 4_000
+MAX_BYTES_ON_CPU = 1_500
 """Of data: a CPU leaves the longer cases to the tests, which hold them all."""
 
 

@@ -17,11 +17,11 @@ def run(testbed: Testbed, findings: Findings) -> None:
 
 
 async def _run(testbed: Testbed, findings: Findings) -> None:
-    num_batches = 6 if testbed.is_gpu else 3
+    data = testbed.data_of_workers(6, sequences_on_cpu=32)
     async with started_pool(testbed, [first_device(testbed)]) as pool:
-        whole = await pool.evaluate(job(testbed, "weights", num_batches))
+        whole = await pool.evaluate(job(testbed, "weights", data))
         began = time.perf_counter()
-        interrupted, pid = await _killed_midway(pool, job(testbed, "weights", num_batches))
+        interrupted, pid = await _killed_midway(pool, job(testbed, "weights", data))
         seconds = time.perf_counter() - began
         successor = pool.status()[0].pid
     same = bits(interrupted) == bits(whole) and successor != pid

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.gpu.busy import busy_process
 from benchmarks.gpu.findings import NEEDS_GPU, Findings
-from benchmarks.gpu.testbed import BATCH_BYTES, SEED, Testbed
+from benchmarks.gpu.testbed import SEED, Testbed
 from benchmarks.gpu.tolerances import deviation
 from tests.recipe import make_data
 from workers.v1 import BatchScore, LoadedModel, ModelRunner, running_mean
@@ -19,8 +19,6 @@ def run(testbed: Testbed, findings: Findings) -> None:
     _against_the_rust_runner(testbed, runner, model, findings)
 
     data = testbed.data(NUM_BATCHES)
-    if not testbed.is_gpu:
-        data = data[: BATCH_BYTES + 1]  # two batches, the second of one byte
     whole = _bits(runner, model, data)
     same = _bits(runner, model, data) == whole == _by_ranges(testbed, model, data)
     findings.add(f"same bits twice and by ranges, {precision}", "yes" if same else "NO", same)
@@ -49,7 +47,7 @@ def _against_the_rust_runner(
         case, running_mean(runner.eval_batches(model, data, case.seed, batches)), testbed.precision
     )
     findings.add(
-        f"{'full' if testbed.is_gpu else 'small'} size against the Rust runner, {testbed.precision}",
+        f"one evaluation against the Rust runner, {testbed.precision}",
         f"loss {found.loss:.1e}, embedding {found.embedding:.1e}",
         found.is_allowed and found.has_flag,
         loss_relative=found.loss,

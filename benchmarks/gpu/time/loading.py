@@ -26,7 +26,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
         rates[name] = path.stat().st_size / seconds
         findings.add(
             f"load, {name}",
-            f"{seconds:.3f} s, {rates[name] / 1e9:.2f} GB/s of the file",
+            f"{seconds:.3f} s, {rates[name] / 1e9:.3g} GB/s of the file",
             seconds=seconds,
             bytes_per_second=rates[name],
         )

@@ -16,7 +16,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
         for name in NAMES:
             findings.missing(name, "soma-models is not installed")
         return
-    data = testbed.data(1) if testbed.is_gpu else testbed.data(1)[:2048]
+    data = testbed.data(1)
     load = soma_models(testbed.case.config, testbed.device, testbed.precision)
     models = []
     seconds = seconds_of(testbed.device, lambda: models.append(load(str(testbed.plain), None)))
@@ -24,7 +24,9 @@ def run(testbed: Testbed, findings: Findings) -> None:
     runner = testbed.runner()
     model = runner.load(testbed.plain)
     theirs, ours = turns(
-        testbed.device, [lambda: models[0](data), lambda: testbed.batch(runner, model, data)], rounds=3
+        testbed.device,
+        [lambda: models[0](data), lambda: testbed.batch(runner, model, data)],
+        rounds=3 if testbed.is_gpu else 1,
     )
     ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
     findings.add(

@@ -12,13 +12,13 @@ def run(testbed: Testbed, findings: Findings) -> None:
 
 
 async def _run(testbed: Testbed, findings: Findings) -> None:
-    num_batches = 6 if testbed.is_gpu else 2
+    data = testbed.data_of_workers(6, sequences_on_cpu=2)
     async with started_pool(testbed, [first_device(testbed)]) as pool:
-        cold = await pool.evaluate(job(testbed, "first", num_batches))
-        alone = await pool.evaluate(job(testbed, "first", num_batches))
+        cold = await pool.evaluate(job(testbed, "first", data))
+        alone = await pool.evaluate(job(testbed, "first", data))
         beside, after = await asyncio.gather(
-            pool.evaluate(job(testbed, "first", num_batches)),
-            pool.evaluate(job(testbed, "second", num_batches)),
+            pool.evaluate(job(testbed, "first", data)),
+            pool.evaluate(job(testbed, "second", data)),
         )
     same = bits(cold) == bits(alone) == bits(beside) == bits(after)
     findings.add("same bits beside a prefetch", "yes" if same else "NO", same)
