@@ -2,7 +2,6 @@
 
 import base64
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.gpu.pools import first_device
 from benchmarks.gpu.setup.weights import commitments_file
 from benchmarks.gpu.testbed import Testbed
 from tests.file_server import FileServer
@@ -95,17 +95,18 @@ def live(testbed: Testbed, *flags: str, device: str = "") -> Iterator[Live]:
         FileServer(testbed.folder).running() as files,
         live_service(
             testbed.folder / "service",
-            *("--device", device or testbed.device, "--max-kept-results", "0", size, *flags),
+            *("--device", device or first_device(testbed), "--max-kept-results", "0", size, *flags),
         ) as service,
     ):
         yield Live(testbed, service, files)
 
 
 def used_bytes_of_card() -> int:
-    """Memory of the first card that any process holds, as the driver has it."""
-    command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30, check=True)
-    return int(asked.stdout.strip()) << 20
+    """Memory of the first card that all processes hold, this one's own context included."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(0)
+    return total - free
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -25,6 +25,8 @@ def run(testbed: Testbed, findings: Findings) -> None:
         for event in found.events()
         if "CUDA" in str(event.device_type)
     ]
+    if not spans:
+        raise RuntimeError("the profiler saw no kernel")
     gaps = idle_gaps(spans)
     total = max(end for _, end in spans) - min(begin for begin, _ in spans)
     idle = sum(gaps) / total
