@@ -22,6 +22,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
         "two workers on one device",
         f"loss {off:.1e} off, {'the same bits' if same else 'OTHER BITS'} again",
         off <= TOLERANCES["float32"].loss and same and num_workers == 2 and not restarts,
-        note=f"{again['timings']['eval_seconds']:.2f} s for {again['num_batches']} batches, {num_workers} workers, {restarts} restarts",
+        note=f"{again['timings']['eval_seconds']:.2f} s for {again['num_batches']} batches, "
+        f"{num_workers} workers, {restarts} restarts",
         eval_seconds=again["timings"]["eval_seconds"],
     )
