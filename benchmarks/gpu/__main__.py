@@ -12,6 +12,7 @@ as one of speed, changes no exit code. docs/gpu.md says what each row decides.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -37,22 +38,26 @@ def main() -> int:
     if trouble := device_trouble(options.device):
         print(f"benchmarks.gpu: {trouble}", file=sys.stderr)
         return 2
-    console = Console()
-    console.width = max(console.width, 160)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no step outlives its campaign
     wanted = ["setup", *(options.parts or PARTS)]
     results: list[StepResult] = []
     began = time.monotonic()
-    with kept_or_temporary(options.folder) as folder:
-        steps = [step for step in STEPS if step.part in wanted]
-        for result in run_steps(steps, Testbed(options.device, folder), options.budget_seconds, announce):
-            results.append(result)
-            if result.reason:
-                print(f"  {result.step.name}: {result.reason}", file=sys.stderr, flush=True)
-            if options.json:  # also when this process is killed before the end
-                write_json(options, results, began)
-    in_order = sorted(results, key=lambda result: ["setup", *PARTS].index(result.step.part))
-    title = f"{', '.join(wanted[1:])} on {options.device}, {time.monotonic() - began:.0f} s"
-    console.print(table(in_order, title))
+    try:
+        with kept_or_temporary(options.folder) as folder:
+            steps = [step for step in STEPS if step.part in wanted]
+            testbed = Testbed(options.device, folder)
+            for result in run_steps(steps, testbed, options.budget_seconds, announce):
+                results.append(result)
+                if result.reason:
+                    print(f"  {result.step.name}: {result.reason}", file=sys.stderr, flush=True)
+                if options.json:  # also when this process is killed before the end
+                    write_json(options, results, began)
+    finally:
+        results.sort(key=lambda result: ["setup", *PARTS].index(result.step.part))
+        title = f"{', '.join(wanted[1:])} on {options.device}, {time.monotonic() - began:.0f} s"
+        console = Console()
+        console.width = max(console.width, 160)
+        console.print(table(results, title))
     return exit_code(results)
 
 

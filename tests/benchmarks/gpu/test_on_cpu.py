@@ -1,10 +1,12 @@
 """The whole campaign, in the mode that needs no GPU."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,30 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert ran.stderr == (
         "benchmarks.gpu: torch sees no GPU here; --device cpu runs the small model on the CPU\n"
     )
+
+
+@pytest.mark.slow
+def test_a_campaign_that_is_ended_leaves_no_step_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    command = [sys.executable, "-m", "benchmarks.gpu", "numbers", "--device", "cpu", "--folder", str(folder)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "numbers: golden float32\n" in iter(process.stderr.readline, "")
+        while not list(steps_in(folder)):
+            time.sleep(0.01)
+        process.terminate()
+        table, _ = process.communicate()
+    assert process.returncode == 143
+    assert "import torch" in table  # what was found until then
+    assert not list(steps_in(folder))
+
+
+def steps_in(folder: Path) -> Iterator[Path]:
+    """Processes of steps of the campaign in this folder."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes()
+            if b"benchmarks.gpu.step" in command and str(folder).encode() in command:
+                yield path
