@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 NEEDS_GPU = "needs a GPU"
 
@@ -61,7 +62,7 @@ def read(path: Path) -> tuple[list[Row], str]:
     return rows, error
 
 
-def _entries(path: Path) -> Iterator[dict[str, object | str]]:
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_text().splitlines():
             try:

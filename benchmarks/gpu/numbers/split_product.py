@@ -13,7 +13,7 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.testbed import Testbed
 from workers.v1.forward import linear
 from workers.v1.model import Linear
-from workers.v1.model_runner import hold_linear_weights_in_parts
+from workers.v1.split_matmul import stack_parts
 
 KINDS = ("any inputs", "exact inputs")
 
@@ -63,8 +63,7 @@ def _layer(weight: Tensor, in_parts: bool) -> Linear:
     """A linear layer without bias, held as the precision holds it."""
     with torch.device("meta"):
         layer = Linear(*weight.shape)
-    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    held = stack_parts(weight) if in_parts else weight
+    layer.weight = torch.nn.Parameter(held, requires_grad=False)
     layer.bias = torch.nn.Parameter(weight.new_zeros(weight.shape[1]), requires_grad=False)
-    if in_parts:
-        hold_linear_weights_in_parts(layer)
     return layer
