@@ -1,5 +1,7 @@
 """Another process takes the card's memory: what the real service answers then, and once the memory is back."""
 
+import httpx
+
 from benchmarks.gpu.busy import busy_process
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.live import Live, live
@@ -40,8 +42,13 @@ def run(testbed: Testbed, findings: Findings) -> None:
             "little memory for a batch",
             f"HTTP {little.status_code}" + ("" if off is None else f", loss {off:.1e} from that with enough"),
             off is not None and off <= TOLERANCES["float32"].loss,
-            note=_restarts(running),
+            note=f"{_restarts(running)}; cut smaller: {_was_cut_smaller(little)}",
         )
+
+
+def _was_cut_smaller(answer: httpx.Response) -> str:
+    """As the answer's provenance says."""
+    return str(answer.json().get("provenance", {}).get("was_cut_smaller", "not said"))
 
 
 def _restarts(running: Live) -> str:
