@@ -45,7 +45,10 @@ def _golden(precision: Precision) -> Step:
         90,
         precision,
         needs_gpu=precision != "float32",
-        goals=(Goal(f"golden cases, {precision}", text),),
+        goals=(
+            Goal(f"golden cases, {precision}", text),
+            Goal(f"golden competitions, {precision}", f"every loss {allowed.loss:.0e}"),
+        ),
     )
 
 
