@@ -25,8 +25,12 @@ from .config import V1_LAYER_NORM_EPS, ModelConfig
 class Linear(nn.Module):
     """y = x @ W + b, with W lying as (in, out)."""
 
+    weight_scale = 1.0
+    """What `weight` is to be multiplied by; other than 1 only where an evaluation holds it scaled, in parts."""
+
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
+        self.num_in = num_in
         bound = 1.0 / math.sqrt(num_in)  # torch's own initialisation of nn.Linear
         self.weight = nn.Parameter(torch.empty(num_in, num_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(num_out).uniform_(-bound, bound))
