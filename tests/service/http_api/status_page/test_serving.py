@@ -95,7 +95,9 @@ def test_a_disk_that_does_not_work(client: httpx.Client, plain: dict[str, Any], 
     with disk_that_does_not_work(tmp_path):
         assert_problem(client.post("/eval", json=plain), "out-of-resources")
         words = wait_for(client, "No. The disk of the data folder does not work.")
-        assert "A file or folder of this service is gone or cannot be used. Free space, mount it again," in words
+        assert (
+            "A file or folder of this service is gone or cannot be used. Free space, mount it again," in words
+        )
         assert "refused as out-of-resources" in words
         assert client.get("/ready").json()["code"] == "out-of-resources"
 
