@@ -25,6 +25,8 @@ from workers.types import DeviceStatus, RunningTask, WorkerMemory
 class DeviceView:
     """One device, and the worker on it."""
 
+    node: str
+    """Name of its machine in a cluster; empty for this one."""
     name: str
     description: str
     state: str
@@ -188,6 +190,7 @@ def _device(status: DeviceStatus, now: float) -> DeviceView:
     state, tone = _state_of(status)
     age = status.self_test_age_seconds
     return DeviceView(
+        node=status.node,
         name=status.device,
         description=status.device_name,
         state=state,
