@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +36,10 @@ from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Scorer
 from service.scoring.screener import Screener
+from service.scoring.served_architecture import architecture_of
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION
 from workers.pool import WorkerPool, create_cluster_pool, create_pool
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class Components:
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
+    architecture_name: str
     versions: dict[str, str]
     started_at: float = field(default_factory=time.time)
     """Seconds since 1970."""
@@ -98,7 +100,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         database = await stack.enter_async_context(open_state(settings))
         kept = kept_results(database, settings)
         evaluator = Evaluator(pool, kept, model, metrics)
-        limits = _limits(settings, model)
+        limits = _limits(settings)
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
         key = await asyncio.to_thread(load_state_key, settings)
         jobs = JobService(
@@ -134,6 +136,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=dict(model.config),
+            architecture_name=limits.architecture.name,
             versions=versions,
         )
 
@@ -148,7 +151,7 @@ async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
     async with open_private_cache(settings) as cache, open_pool(settings) as pool:
         scheduler = await _make_scheduler(settings, pool, cache)
         evaluator = Evaluator(pool, NoKeptResults(), model, metrics)
-        yield Scorer(cache, scheduler, evaluator, _limits(settings, model), metrics)
+        yield Scorer(cache, scheduler, evaluator, _limits(settings), metrics)
 
 
 async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
@@ -161,9 +164,9 @@ async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache
     )
 
 
-def _limits(settings: Settings, model: ServedModel) -> Limits:
+def _limits(settings: Settings) -> Limits:
     return Limits(
-        embedding_dim=model.config["embedding_dim"],
+        architecture=architecture_of(settings),
         max_data_bytes=settings.max_data_bytes,
         max_model_bytes=settings.max_model_bytes,
         max_models=settings.max_models,
@@ -173,9 +176,8 @@ def _limits(settings: Settings, model: ServedModel) -> Limits:
 
 def served_model(settings: Settings) -> ServedModel:
     """The architecture and the precision that the settings name."""
-    architecture = load_architecture(CURRENT_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
-    return ServedModel(CURRENT_VERSION, asdict(config), settings.precision)
+    config = architecture_of(settings)
+    return ServedModel(CURRENT_VERSION, config.to_dict(), settings.precision)
 
 
 @asynccontextmanager
@@ -268,9 +270,14 @@ def _create_pool(settings: Settings) -> WorkerPool:
     return create_pool(
         devices=settings.device,
         small_model=settings.small_model,
+        architecture=_architecture_text(settings),
         precision=settings.precision,
         memory_budget_bytes=settings.device_memory_bytes,
     )
+
+
+def _architecture_text(settings: Settings) -> str:
+    return "" if settings.architecture is None else architecture_of(settings).to_json()
 
 
 def _create_cluster_pool(settings: Settings) -> WorkerPool:
@@ -278,6 +285,7 @@ def _create_cluster_pool(settings: Settings) -> WorkerPool:
         settings.ray_address,
         settings.device,
         small_model=settings.small_model,
+        architecture=_architecture_text(settings),
         precision=settings.precision,
         memory_budget_bytes=settings.device_memory_bytes,
         allow_open=settings.allow_open_cluster,

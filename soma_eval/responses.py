@@ -72,7 +72,11 @@ class Provenance(Response):
     """UTC; before the request where the result was kept."""
     precision: str
     device: str
+    was_cut_smaller: bool
+    """Computed in smaller pieces for lack of memory: the last bits may differ from another try's."""
     versions: dict[str, str]
+    architecture: str = ""
+    """network, small, or another name for each other one; empty from older services."""
 
 
 class Timings(Response):
@@ -140,6 +144,65 @@ class ScoreResponse(Response):
     """One for each manifest, in order."""
 
 
+class ScreenedModelResult(Response):
+    """One model on one piece: numbers, or an error."""
+
+    id: int | str
+    loss: float | None
+    cross_entropy: float | None
+    sig_reg: float | None
+    embedding: list[float] | None
+    """The mean representation: `embedding_dim` numbers."""
+    attends_to_future: bool | None
+    error: Problem | None
+    """`error.to_exception()` is the exception of its code."""
+
+
+class ScreenedTarget(Response):
+    """One piece and one target."""
+
+    id: int | str
+    winner: int | str | None
+    """Id of the target's model with the lowest loss; None where none has a result."""
+    distance: float | None
+    """Of the winner's embedding to the target, 0 to 2; None where it has none."""
+    hit: bool
+    """The distance is within the target's threshold."""
+
+
+class ScreenLine(Response):
+    """What there is to say of one piece."""
+
+    piece: int | str
+    """Its id."""
+    models: list[ScreenedModelResult]
+    """One for each model, in order; empty where the piece has an error."""
+    targets: list[ScreenedTarget]
+    """One for each target, in order; empty where the piece has an error."""
+    error: Problem | None
+    """Why the piece was not evaluated."""
+
+
+class ScreenCounts(Response):
+    """The counts of a whole screen."""
+
+    pieces: int
+    failed: int
+    """Pieces with an error of their own."""
+    hits: int
+    """Pairs of a piece and a target."""
+    pieces_with_hits: int
+    seconds: float
+
+
+class ScreenLastLine(Response):
+    """The last line of a screen."""
+
+    summary: ScreenCounts
+    error: Problem | None
+    """Why it ended before its last piece."""
+
+
 class PhaseProgress(Response):
     """Progress of the data, or of one model."""
 
@@ -150,6 +213,9 @@ class PhaseProgress(Response):
     bytes_per_second: float | None
     batches_done: int | None
     num_batches: int | None
+    fraction: float | None = None
+    """Of the evaluation that is done, 0 to 1, also within a batch that takes long; None before, and from older
+    services."""
 
 
 class JobProgress(Response):
@@ -256,6 +322,8 @@ class Info(Response):
     version: str
     architecture_version: str
     architecture: dict[str, Any]
+    architecture_name: str = ""
+    """As in `Provenance.architecture`."""
     precision: str
     limits: RequestLimits
     devices: list[Device]

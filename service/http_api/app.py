@@ -315,6 +315,7 @@ async def info(components: ComponentsOfApp) -> Info:
         version=version("soma-eval"),
         architecture_version=components.architecture_version,
         architecture=components.architecture,
+        architecture_name=components.architecture_name,
         precision=components.settings.precision,
         limits=RequestLimits.model_validate(components.settings, from_attributes=True, extra="ignore"),
         devices=_devices(components),

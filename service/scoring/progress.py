@@ -35,6 +35,7 @@ def batch_reporter(on_progress: OnProgress, model_index: int) -> Callable[[EvalP
                 model_index=model_index,
                 batches_done=progress.batches_done,
                 num_batches=progress.num_batches,
+                fraction=progress.fraction,
             )
         )
 

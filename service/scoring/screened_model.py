@@ -15,7 +15,7 @@ from service.scoring.scheduler import Scheduler, Ticket
 from service.scoring.screen import LocalWeights, ModelResult, Screen
 from service.scoring.worker_errors import to_scoring_error
 from workers import errors as worker_errors
-from workers.architectures import load_architecture
+from workers.architectures import ArchitectureConfig
 from workers.pool import WorkerPool
 from workers.types import EvalJob, EvalResult
 
@@ -45,6 +45,7 @@ class ScreenedModel:
         index: int,
         screen: Screen,
         *,
+        architecture: ArchitectureConfig,
         architecture_version: str,
         files: InputFiles,
         scheduler: Scheduler,
@@ -57,7 +58,7 @@ class ScreenedModel:
         self._seed = screen.seed
         self._compute_anew = screen.compute_anew
         self._architecture_version = architecture_version
-        self._architecture = load_architecture(architecture_version)
+        self._architecture = architecture
         self._files = files
         self._scheduler = scheduler
         self._ticket = ticket
@@ -141,7 +142,7 @@ class ScreenedModel:
         """Together; where that ends workers, each by itself, so that only the one that does so has no result."""
         results: list[ModelResult] = []
         # The sizes of pieces that were downloaded were not known when their group was made.
-        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        most = self._architecture.num_sequences(self._architecture.batch_bytes)
         for some in packed(pieces, lambda piece: self._architecture.num_sequences(piece.size), most):
             try:
                 results += await self._evaluate_together(weights, some)

@@ -27,7 +27,6 @@ from service.scoring.scheduler import Scheduler
 from service.scoring.screen import Piece, PieceResult, Screen, ScreenSummary, measure
 from service.scoring.screened_model import PieceInput, ScreenedModel
 from service.scoring.task_errors import all_at_once, first_of_ours, own_trouble
-from workers.architectures import load_architecture
 from workers.pool import WorkerPool
 
 Emit = Callable[[PieceResult], Awaitable[None]]
@@ -76,6 +75,7 @@ class Screener:
                     ScreenedModel(
                         index,
                         screen,
+                        architecture=self._limits.architecture,
                         architecture_version=self._limits.architecture_version,
                         files=files,
                         scheduler=self._scheduler,
@@ -102,7 +102,7 @@ class _RunningScreen:
         self._limits = limits
         self._emit = emit
         self._emitting = asyncio.Lock()
-        self._architecture = load_architecture(limits.architecture_version)
+        self._architecture = limits.architecture
         self._summary = ScreenSummary()
 
     async def run(self, pieces: AsyncIterable[Piece], *, groups_at_once: int) -> ScreenSummary:
@@ -110,7 +110,7 @@ class _RunningScreen:
         started = time.monotonic()
         await all_at_once(model.fetch() for model in self._models)
         room = asyncio.Semaphore(groups_at_once)
-        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        most = self._architecture.num_sequences(self._architecture.batch_bytes)
         try:
             async with (
                 asyncio.TaskGroup() as tasks,
@@ -154,10 +154,10 @@ class _RunningScreen:
                     return piece.data
                 case bytes() as data:
                     self._limits.check_inline_data(len(data))
-                    if len(data) <= self._architecture.BATCH_BYTES:
+                    if len(data) <= self._architecture.batch_bytes:
                         return PieceInput(data, checksum_of(data))
             blob = await pins.enter_async_context(self._files.data(piece.data))
-            if blob.size <= self._architecture.BATCH_BYTES:
+            if blob.size <= self._architecture.batch_bytes:
                 return PieceInput(await asyncio.to_thread(blob.path.read_bytes), blob.checksum)
             return PieceInput(blob, blob.checksum)
         except ScoringError as error:

@@ -55,7 +55,9 @@ class ClusterPool:
     ) -> None:
         self._cluster = cluster
         self._config = config
-        self._pool = ProcessPool((), timeouts, precision=config.precision, may_grow=True)
+        self._pool = ProcessPool(
+            (), timeouts, precision=config.precision, may_grow=True, architecture=config.architecture
+        )
         self._connector: ConnectorProcess | None = None
         self._workers: dict[str, Supervisor] = {}
         """By device id."""

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch_progress import BatchProgress
 from .cancellation import CancelCheck
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
@@ -45,8 +46,11 @@ SCORES_PER_BLOCK = 1 << 22
 class ForwardPass:
     """One pass over one micro-batch. After `representations` the numbers that a guard looks at hold."""
 
-    def __init__(self, model: Model, *, reference: bool, check_cancelled: CancelCheck) -> None:
+    def __init__(
+        self, model: Model, *, reference: bool, check_cancelled: CancelCheck, progress: BatchProgress
+    ) -> None:
         self.model = model
+        self.progress = progress
         self.reference = reference
         self.check_cancelled = check_cancelled
         device = model.embedding.weight.device
@@ -76,6 +80,7 @@ class ForwardPass:
             self._add_attention(x, self._norm(x, layer.norm_1), layer.attention, (B, T), cos, sin)
             self.check_cancelled()
             add_feed_forward(x, self._norm(x, layer.norm_2), layer.pwff, self.hidden)
+            self.progress.layer_done()
         return self._norm(x, model.final_norm).view(B, T, -1)
 
     def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:

@@ -2,18 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
+from .batch_progress import BatchProgress, OnFraction, ignore_fraction
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
+from .environment import warn_of_changed_numbers
 from .errors import EmptyData
 from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
 from .loss import token_cross_entropy
@@ -111,6 +115,8 @@ class ModelRunner:
         self.device = torch.device(device)
         if precision != "float32" and self.device.type != "cuda":
             raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
+        if self.device.type == "cuda":
+            warn_of_changed_numbers()
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
@@ -156,16 +162,20 @@ class ModelRunner:
         `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
-        with _NoDraws(), torch.device("meta"):
-            model = Model(self.config)
-        model.load_state_dict(tensors, assign=True)
+        model = self._model_without_weights()
+        model.load_state_dict(  # which holds their only references: each is freed once it is held otherwise
+            load_tensors(weights, self.config, decryption_key, self.device, check_cancelled), assign=True
+        )
         model.requires_grad_(False).eval()
-        if self.precision == "bf16":
-            hold_linear_weights_in_bf16(model)
-        if self.precision == "float32-split":
-            hold_linear_weights_in_parts(model)
+        self._hold_in_precision(model)
         return LoadedModel(model)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that any weights take on the device once they are loaded, in whatever dtype their file has them."""
+        model = self._model_without_weights()
+        self._hold_in_precision(model)
+        return LoadedModel(model).resident_bytes
 
     def num_batches(self, data_size: int) -> int:
         """How many batches `data_size` bytes make."""
@@ -180,12 +190,13 @@ class ModelRunner:
         check_cancelled: CancelCheck = never_cancelled,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
         `check_cancelled` is called several times per layer and micro-batch, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
-        adds the cross-entropy of every token.
+        adds the cross-entropy of every token. `on_fraction` is told how far the batch is that is computed.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
         """
         if not data:
@@ -194,7 +205,7 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail)
+            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail, on_fraction)
 
     def eval_pieces(
         self,
@@ -226,13 +237,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _score_batch(
-        self, model: Model, data: bytes, seed: int, index: int, check_cancelled: CancelCheck, detail: bool
+        self,
+        model: Model,
+        data: bytes,
+        seed: int,
+        index: int,
+        check_cancelled: CancelCheck,
+        detail: bool,
+        on_fraction: OnFraction,
     ) -> BatchScore:
         first = index * self.batch_size
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
         batch = tokenizer.tokenize_range(data, range(first, last), self.max_seq_len)
         directions = self._directions(seed, index)
-        (score,) = self._score_pieces(model, [batch], directions, check_cancelled, detail=detail)
+        (score,) = self._score_pieces(
+            model, [batch], directions, check_cancelled, detail=detail, on_fraction=on_fraction
+        )
         return replace(score, index=index)
 
     @torch.inference_mode()
@@ -240,10 +260,11 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> list[BatchScore]:
         """A score for each batch of sequences, which share forward passes: on the fast path, all at once.
 
@@ -251,11 +272,12 @@ class ModelRunner:
         where its own guard does not hold either: what one piece needs costs no other its result.
         """
         self._set_matmul_precision()
-        scores, is_proven = self._run(model, pieces, directions, check_cancelled, detail, reference=False)
+        run = partial(self._run, model, pieces, directions, check_cancelled, detail, on_fraction)
+        scores, is_proven = run(reference=False)
         if is_proven and all(map(_is_finite, scores)):
             return scores
         if len(pieces) == 1:
-            return self._run(model, pieces, directions, check_cancelled, detail, reference=True)[0]
+            return run(reference=True)[0]
         return [
             score
             for piece in pieces
@@ -266,9 +288,10 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         detail: bool,
+        on_fraction: OnFraction,
         *,
         reference: bool,
     ) -> tuple[list[BatchScore], bool]:
@@ -280,8 +303,12 @@ class ModelRunner:
         num_sequences, T = batch.token_ids.shape
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         guard = torch.zeros(3, device=self.device)
+        num_micro_batches = -(-num_sequences // self.micro_batch_size)
+        progress = BatchProgress(self.config, T, self._sig_reg.config.slices, num_micro_batches, on_fraction)
         for start in range(0, num_sequences, self.micro_batch_size):
-            forward = ForwardPass(model, reference=reference, check_cancelled=check_cancelled)
+            forward = ForwardPass(
+                model, reference=reference, check_cancelled=check_cancelled, progress=progress
+            )
             sequences = batch.part(slice(start, start + self.micro_batch_size))
             parts.append(self._score_sequences(forward, sequences, directions))
             guard = torch.maximum(guard, forward.guard())
@@ -313,25 +340,43 @@ class ModelRunner:
         return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, forward: ForwardPass, batch: TokenizedBatch, directions: Tensor
+        self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         token_ids, targets, positions = (
-            torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
+            self._on_device(part) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
         logits = linear(rows, forward.model.predictor)  # (N, V)
         cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
+        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled, forward.progress)  # (N)
         embeddings = runner_order.mean_over_tokens(r)
         return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
 
-    @torch.inference_mode()
-    def _directions(self, seed: int, index: int) -> Tensor:
-        """What the representations of batch `index` are projected on: [D, S]."""
-        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
-        return unit_columns(torch.from_numpy(noise).to(self.device))
+    def _directions(self, seed: int, index: int) -> Callable[[], Tensor]:
+        """What the representations of batch `index` are projected on: [D, S], made once.
+
+        On a GPU that is when they are first asked for: their noise is drawn while the queued forward pass runs.
+        """
+
+        @cache
+        @torch.inference_mode()
+        def directions() -> Tensor:
+            noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+            return unit_columns(self._on_device(noise))
+
+        if self.device.type == "cpu":
+            directions()
+        return directions
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor there. From memory that is not pinned, a copy waits for all that a GPU is yet to do."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        with torch.cuda.device(self.device):  # whose context is to pin it
+            return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _num_sequences_of_piece(self, piece: bytes) -> int:
         if not piece:
@@ -341,7 +386,9 @@ class ModelRunner:
             raise ValueError(f"a piece is one batch at most, and this one has {num_sequences} sequences")
         return num_sequences
 
-    def _token_sig_reg(self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck) -> Tensor:
+    def _token_sig_reg(
+        self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck, progress: BatchProgress
+    ) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
@@ -349,6 +396,7 @@ class ModelRunner:
         for tile in torch.split(z, rows_per_tile):
             check_cancelled()  # the longest step of a small model
             per_tile.append(self._sig_reg.per_token(tile))
+            progress.sig_reg_advanced(len(tile) / len(rows))
         return torch.cat(per_tile)  # (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
@@ -358,6 +406,16 @@ class ModelRunner:
             self._last_loaded = None  # release the old weights before the new ones are loaded
             self._last_loaded = (identity, self.load(weights, decryption_key))
         return self._last_loaded[1]
+
+    def _model_without_weights(self) -> Model:
+        with _NoDraws(), torch.device("meta"):
+            return Model(self.config)
+
+    def _hold_in_precision(self, model: Model) -> None:
+        if self.precision == "bf16":
+            hold_linear_weights_in_bf16(model)
+        if self.precision == "float32-split":
+            hold_linear_weights_in_parts(model)
 
     def _default_micro_batch_size(self) -> int:
         """As many sequences as keep their activations within the device's share."""

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from service.cli.audit.claim import Claim
 from service.cli.service_client import NotOurs, ServiceClient, connect, kind_of_value, no_service
 from service.config import Settings
-from service.lifespan import open_private_scorer
-from service.scoring.results import CompetitionResult
+from service.scoring.results import CompetitionResult, OnProgress, Progress
 
 Embedding = NDArray[np.float32]
 
@@ -36,17 +35,21 @@ class OurAnswer:
     models: tuple[ModelAnswer, ...]
 
 
-AnswerClaim = Callable[[Claim], Awaitable[OurAnswer]]
-"""Raises a ScoringError."""
+OnFraction = Callable[[float], None]
+AnswerClaim = Callable[[Claim, OnFraction], Awaitable[OurAnswer]]
+"""Says how far it is, 0 to 1, where it knows that. Raises a ScoringError."""
 
 
 @asynccontextmanager
 async def answers_from_here(settings: Settings) -> AsyncIterator[AnswerClaim]:
     """Evaluates with workers of this process. Raises a WorkerError where none can start, ForeignFolder, OSError."""
+    from service.lifespan import open_private_scorer  # takes longer than all else that is imported
+
     async with open_private_scorer(settings) as scorer:
 
-        async def answer(claim: Claim) -> OurAnswer:
-            return _of_result(await scorer.score(claim.competition))
+        async def answer(claim: Claim, on_fraction: OnFraction) -> OurAnswer:
+            report = _reporting(len(claim.competition.models), on_fraction)
+            return _of_result(await scorer.score(claim.competition, report))
 
         yield answer
 
@@ -56,10 +59,23 @@ async def answers_from_service(url: str, api_key: str | None) -> AsyncIterator[A
     """Lets a service evaluate. Raises BadUsage where the URL is none."""
     async with connect(url, api_key, compute_anew=True) as service:
 
-        async def answer(claim: Claim) -> OurAnswer:
+        async def answer(claim: Claim, on_fraction: OnFraction) -> OurAnswer:
             return await _ask(service, claim)
 
         yield answer
+
+
+def _reporting(num_models: int, on_fraction: OnFraction) -> OnProgress:
+    """Says how far all models of a competition are."""
+    fractions = [0.0] * num_models
+
+    def report(progress: Progress) -> None:
+        if progress.model_index is not None:
+            is_over = progress.phase in ("done", "failed")
+            fractions[progress.model_index] = 1.0 if is_over else progress.fraction or 0.0
+            on_fraction(sum(fractions) / num_models)
+
+    return report
 
 
 def _of_result(found: CompetitionResult) -> OurAnswer:

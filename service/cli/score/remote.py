@@ -6,6 +6,7 @@ so it must run on this machine too, with --allow-http and --allow-private-addres
 
 import asyncio
 import base64
+import json
 import secrets
 import shutil
 import time
@@ -26,7 +27,7 @@ from service.cli.score.remote_answer import parse_run
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
 from service.cli.service_client import NotOurs, ServiceClient, connect, host_of, no_service
 from service.cli.usage import BadUsage
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION, ArchitectureConfig, config_of, load_architecture
 
 _AT_ONCE = 4
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,21 +43,36 @@ async def score_remotely(
     _check_reach(question, url)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
         async with connect(url, api_key, compute_anew=question.compute_anew) as service:
-            scoring = _Scoring(question, service, urls, on_progress)
+            scoring = _Scoring(question, service, urls, on_progress, await _architecture_of(service))
             return await score_all(question, scoring.score)
+
+
+async def _architecture_of(service: ServiceClient) -> ArchitectureConfig:
+    """As the service says; the network's own where it does not."""
+    own = load_architecture(CURRENT_VERSION)
+    try:
+        _, info = await service.get("/info")
+        return config_of(own, json.dumps(info.get("architecture", {})))
+    except (RemoteError, ValueError):
+        return config_of(own)
 
 
 class _Scoring:
     """The scoring of one question by one service."""
 
     def __init__(
-        self, question: Question, service: ServiceClient, urls: Mapping[str, str], on_progress: OnProgress
+        self,
+        question: Question,
+        service: ServiceClient,
+        urls: Mapping[str, str],
+        on_progress: OnProgress,
+        architecture: ArchitectureConfig,
     ) -> None:
         self._question = question
         self._service = service
         self._urls = urls
         self._on_progress = on_progress
-        self._architecture = load_architecture(CURRENT_VERSION)
+        self._architecture = architecture
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def score(self, index: int) -> Outcome:

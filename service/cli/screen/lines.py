@@ -1,10 +1,14 @@
 """The lines that `soma-eval screen` prints: those of `POST /screen`."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 from service.errors import ScoringError
 from service.scoring.screen import Id, ModelResult, PieceResult, Screen, ScreenSummary
+
+OnLine = Callable[[dict[str, Any]], Awaitable[None]]
+"""Takes one line. While it waits, for a reader that is slow, no further pieces are begun."""
 
 
 def line_of(result: PieceResult, screen: Screen) -> dict[str, Any]:

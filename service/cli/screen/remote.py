@@ -4,19 +4,20 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 import httpx
 
 from service.blob import BlobRef
-from service.cli.screen.lines import error_of
-from service.cli.screen.local import OnLine
+from service.cli.screen.lines import OnLine, error_of
 from service.cli.screen.question import Question
 from service.cli.urls import is_url
 from service.cli.usage import BadUsage, CommandFailed
 from service.errors import ScoringError
+from service.scoring.piece_groups import in_groups
 from service.scoring.screen import Id, Piece, ScreenSummary
 
 _CONNECT_SECONDS = 10.0
@@ -40,32 +41,25 @@ async def screen_remotely(
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     try:
-        async with httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout, trust_env=False
-        ) as client:
+        async with (
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client,
+            aclosing(in_groups(pieces, _share, _MAX_BYTES)) as groups,
+        ):
             service = _Service(client, question, on_line)
-            async for some in _portions(pieces):
-                for piece in some:
+            async for group in groups:
+                for piece in group:
                     if isinstance(piece.data, ScoringError):
                         await on_line(_line_of_error(piece.id, piece.data))
-                await service.screen([piece for piece in some if not isinstance(piece.data, ScoringError)])
+                await service.screen([piece for piece in group if not isinstance(piece.data, ScoringError)])
     except httpx.HTTPError as error:
         raise CommandFailed(f"the service did not answer ({type(error).__name__})") from None
     return ScreenSummary(seconds=time.monotonic() - started)
 
 
-async def _portions(pieces: AsyncIterable[Piece]) -> AsyncIterator[list[Piece]]:
-    some: list[Piece] = []
-    num_bytes = 0
-    async for piece in pieces:
-        size = len(piece.data) if isinstance(piece.data, bytes) else 0
-        if some and (len(some) >= _MAX_PIECES or num_bytes + size > _MAX_BYTES):
-            yield some
-            some, num_bytes = [], 0
-        some.append(piece)
-        num_bytes += size
-    if some:
-        yield some
+def _share(piece: Piece) -> int:
+    """What a piece takes of the bytes of one request."""
+    size = len(piece.data) if isinstance(piece.data, bytes) else 0
+    return max(size, _MAX_BYTES // _MAX_PIECES)
 
 
 def _body(question: Question, pieces: list[Piece]) -> dict[str, Any]:

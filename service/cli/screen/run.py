@@ -14,14 +14,14 @@ from service.cli.exit_codes import ExitCode
 from service.cli.output_file import refuse_unsafe_output, write_whole
 from service.cli.progress_bars import progress_bars
 from service.cli.remedies import remedy
-from service.cli.screen.lines import last_line
-from service.cli.screen.local import OnLine, screen_locally
+from service.cli.screen.lines import OnLine, last_line
 from service.cli.screen.nearness import Nearness
 from service.cli.screen.on_hit import HitCommand
 from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
 from service.cli.screen.question import Question, read_question
 from service.cli.screen.report import is_report, render_report
 from service.cli.standard_streams import complain, write_out, write_past_buffer
+from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
@@ -49,6 +49,8 @@ def run_screen(
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
+    if url is None:
+        say_what_is_started(settings)
     with progress_bars(TextColumn("{task.fields[found]}"), TimeRemainingColumn()) as bars:
         output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
 
@@ -118,6 +120,8 @@ async def _screen(
     on_line: OnLine,
 ) -> ScreenSummary:
     if url is None:
+        from service.cli.screen.local import screen_locally  # takes longer than all else that is imported
+
         return await screen_locally(question, pieces, settings, on_line)
     from service.cli.screen.remote import screen_remotely
 

@@ -153,7 +153,7 @@ def row_of(job: Job) -> JobRow:
         state=job.state,
         created=job.created_at.timestamp(),
         ended=_moment(job.finished_at),
-        bars=() if job.finished else tuple(_bars(job.models)),
+        bars=() if job.finished else tuple(_bars(job.models, job.estimated_seconds_left())),
         summary=_summary(job),
         failure=None if job.error is None else Failure.of(job.error),
         rejected=tuple(Failure.of(outcome.error) for outcome in _outcomes(job) if outcome.error is not None),
@@ -197,9 +197,10 @@ def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("sequences", f"{result.num_sequences:,}"),
         ("batches", f"{result.num_batches:,}"),
         ("seed", str(provenance.seed)),
-        ("architecture", provenance.architecture_version),
+        ("architecture", f"{provenance.architecture_version}, {provenance.architecture}"),
         ("numerics", provenance.numerics_version),
         ("precision", result.precision),
+        *([("computed", "in smaller pieces, for lack of memory")] if result.was_cut_smaller else []),
         *sorted(result.versions.items()),
     ]
 
@@ -231,21 +232,23 @@ def _summary(job: Job) -> str:
 # -- while it runs -----------------------------------------------------------------------------------------
 
 
-def _bars(models: list[Progress]) -> list[Bar]:
-    """Download, load and batches, over all models."""
+def _bars(models: list[Progress], seconds_left: float | None = None) -> list[Bar]:
+    """Download, load and batches, over all models, with the time that is left where it is known."""
     num_loaded = sum(progress.phase in ("evaluating", "done") for progress in models)
     num_loading = sum(progress.phase == "loading" for progress in models)
     batches_done = sum(progress.batches_done or 0 for progress in models)
     num_batches = sum(progress.num_batches or 0 for progress in models)
     known = sum(progress.num_batches is not None for progress in models)
-    share = batches_done / num_batches * known / len(models) if num_batches else 0.0
+    batches = sum(progress.batches for progress in models)
+    share = batches / num_batches * known / len(models) if num_batches else 0.0
+    left = "" if seconds_left is None else f", {seconds_left:,.0f} s left"
     load = "loading" if num_loading else ("done" if num_loaded == len(models) else "")
     if len(models) > 1:
         load = f"{num_loaded} of {len(models)}"
     return [
         _download_bar(models, "download"),
         Bar("load", num_loaded / len(models), load),
-        Bar("batches", share, f"{batches_done:,} of {num_batches:,}" if num_batches else ""),
+        Bar("batches", share, f"{batches_done:,} of {num_batches:,}{left}" if num_batches else ""),
     ]
 
 

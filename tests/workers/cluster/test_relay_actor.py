@@ -4,17 +4,21 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.recipe import small_weights_bytes
 from tests.workers.cluster.nodes import MISBEHAVING, checksum_of
 from tests.workers.processes.pools import is_alive, job, until
 from workers.cluster.relay_actor import CLOSED, DISK_ERROR, FRAMES, NOT_AS_PUBLISHED, WRITTEN, RelayActor
 from workers.message_codec import Decoder, encode
-from workers.messages import BatchDone, Configure, Evaluate, Finished, Ready
-from workers.types import WorkerConfig
+from workers.messages import BatchAdvanced, BatchDone, Configure, Evaluate, Finished, Ready
+from workers.processes.worker_process import ENTRY_MODULE
+from workers.types import EvalJob, WorkerConfig
+from workers.v1 import ArchitectureConfig
 
 CONFIG = WorkerConfig("cpu", num_threads=1)
 
@@ -50,6 +54,36 @@ async def test_frames_are_relayed_both_ways(actor: RelayActor, tmp_path: Path) -
     await messages_until(actor, 1, Ready)
     await actor.write(1, encode(Evaluate(7, job("good", tmp_path, 3), 0, 3)))
     received = await messages_until(actor, 1, Finished)
+    assert [each.score.index for each in received if isinstance(each, BatchDone)] == [0, 1, 2]
+
+
+async def test_how_far_a_slow_batch_is_is_relayed(actor: RelayActor, tmp_path: Path) -> None:
+    await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    await actor.write(1, encode(Evaluate(7, job("says-how-far-it-is", tmp_path, 1), 0, 1)))
+    received = await messages_until(actor, 1, Finished)
+    fractions = [each.fraction for each in received if isinstance(each, BatchAdvanced)]
+    assert fractions
+    assert fractions == sorted(fractions)
+
+
+@pytest.mark.slow
+async def test_another_architecture_travels_to_the_worker(tmp_path: Path) -> None:
+    """30 sequences of 64 tokens are one batch of the network's, and three of this architecture."""
+    architecture = replace(ArchitectureConfig.small(), max_seq_len=64, batch_size=10)
+    config = WorkerConfig("cpu", num_threads=1, architecture=architecture.to_json())
+    (tmp_path / "weights").write_bytes(small_weights_bytes())
+    (tmp_path / "data").write_bytes(bytes(30 * 64))
+    actor = RelayActor(str(tmp_path / "node"), 1 << 20, ENTRY_MODULE, fence_seconds=60.0)
+    try:
+        await actor.spawn(1, encode(config))
+        await actor.write(1, encode(Configure(config, 0.1)))
+        await messages_until(actor, 1, Ready)
+        asked = EvalJob(str(tmp_path / "weights"), "w", str(tmp_path / "data"), 30 * 64, seed=0)
+        await actor.write(1, encode(Evaluate(7, asked, 0, 3)))
+        received = await messages_until(actor, 1, Finished)
+    finally:
+        await actor.end(1, 0.0)
     assert [each.score.index for each in received if isinstance(each, BatchDone)] == [0, 1, 2]
 
 

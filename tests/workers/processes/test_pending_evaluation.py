@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.workers.processes.pools import BYTES_PER_BATCH, right_cross_entropy
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.errors import NonFiniteResult, WorkerCrashed
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
@@ -17,7 +17,7 @@ CPU = DeviceKind("cpu", "a CPU")
 
 def evaluation(num_batches: int) -> PendingEvaluation:
     job = EvalJob("weights", "checksum", "data", num_batches * BYTES_PER_BATCH, 0)
-    return PendingEvaluation(job, load_architecture(CURRENT_VERSION))
+    return PendingEvaluation(job, config_of(load_architecture(CURRENT_VERSION)))
 
 
 def score(index: int, cross_entropy: float | None = None) -> BatchScore:

@@ -452,3 +452,14 @@ async def test_what_a_worker_prints_comes_as_lines_of_the_log(
         await pool.evaluate(job("segfaults", tmp_path))
     assert "Fatal Python error: Segmentation fault" in caplog.text
     assert "Fatal" not in "".join(capfd.readouterr())
+
+
+async def test_a_batch_that_takes_long_is_reported_in_part(tmp_path: Path) -> None:
+    progress: list[EvalProgress] = []
+    async with misbehaving_pool(cpus(2)) as pool:
+        await pool.evaluate(job("says-how-far-it-is", tmp_path, 2), progress.append)
+    in_part = [each for each in progress if each.batches_in_part]
+    assert len(in_part) >= 2
+    assert all(0 < each.fraction < 1 for each in in_part)
+    assert progress[-1] == EvalProgress("evaluating", 2, 2)
+    assert progress[-1].fraction == 1
