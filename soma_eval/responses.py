@@ -154,6 +154,8 @@ class ScreenedModelResult(Response):
     embedding: list[float] | None
     """The mean representation: `embedding_dim` numbers."""
     attends_to_future: bool | None
+    result_cached: bool = False
+    """The result was computed for an earlier request and kept."""
     error: Problem | None
     """`error.to_exception()` is the exception of its code."""
 
