@@ -55,6 +55,7 @@ class Components:
     screener: Screener
     scheduler: Scheduler
     pool: WorkerPool
+    database: Database
     jobs: JobService
     screen_keys: ScreenKeys
     metrics: Metrics
@@ -131,6 +132,7 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             ),
             scheduler=scheduler,
             pool=pool,
+            database=database,
             jobs=jobs,
             screen_keys=ScreenKeys(database, key),
             metrics=metrics,

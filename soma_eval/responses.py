@@ -6,11 +6,16 @@ finite, are refused. `model_dump_json()` turns an answer into JSON again.
 """
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ApiError, JobCancelled, UnexpectedResponse, class_of
+
+_MAX_FLOAT32 = 3.4028234663852886e38
+
+Embedding = Annotated[list[Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]], Field(min_length=1)]
+"""Numbers of float32."""
 
 
 class Response(BaseModel):
@@ -72,11 +77,11 @@ class Provenance(Response):
     """UTC; before the request where the result was kept."""
     precision: str
     device: str
-    was_cut_smaller: bool
-    """Computed in smaller pieces for lack of memory: the last bits may differ from another try's."""
     versions: dict[str, str]
     architecture: str = ""
     """network, small, or another name for each other one; empty from older services."""
+    was_cut_smaller: bool = False
+    """Computed in smaller pieces for lack of memory: the last bits may differ from another try's."""
 
 
 class Timings(Response):
@@ -97,7 +102,7 @@ class EvalResponse(Response):
     """What one model is worth: `loss = cross_entropy + 0.02 * sig_reg`, in nats."""
 
     loss: float
-    embedding: list[float]
+    embedding: Embedding
     """The mean representation: `embedding_dim` numbers."""
     cross_entropy: float
     sig_reg: float
@@ -128,11 +133,11 @@ class ModelResult(Response):
 class ScoreResponse(Response):
     """A competition; the lowest loss wins."""
 
-    winner: int
+    winner: Annotated[int, Field(ge=0)]
     """Index of the winning model."""
     loss_score: list[float]
     """One number: the winner's loss."""
-    embedding: list[float]
+    embedding: Embedding
     """The winner's."""
     distance: list[float]
     """One number: the winner's distance to the target."""
@@ -151,11 +156,11 @@ class ScreenedModelResult(Response):
     loss: float | None
     cross_entropy: float | None
     sig_reg: float | None
-    embedding: list[float] | None
+    embedding: Embedding | None
     """The mean representation: `embedding_dim` numbers."""
     attends_to_future: bool | None
-    result_cached: bool = False
-    """The result was computed for an earlier request and kept."""
+    result_cached: bool
+    """Whether the result was kept from an earlier request."""
     error: Problem | None
     """`error.to_exception()` is the exception of its code."""
 

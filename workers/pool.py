@@ -33,6 +33,12 @@ class WorkerPool(Protocol):
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, without waiting."""
 
+    def nodes(self) -> dict[str, bool]:
+        """The machines that workers run on, by name, and whether each is there; "" is this machine.
+
+        One that left its cluster is remembered for a while.
+        """
+
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
 

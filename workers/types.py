@@ -17,6 +17,8 @@ OnFraction = Callable[[float], None]
 """Called with how far a batch is, 0 to 1, from the thread that works."""
 MAX_PIECES_BYTES = 512 << 10
 """Of all pieces of one job together: they travel in its message."""
+MAX_POINTS_ALONG = 512
+"""Of one result, along its data."""
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
 
@@ -178,6 +180,8 @@ class TaskTimes:
     """When the weights lay on the device; None if they never did."""
     load_seconds: float = 0.0
     """What the worker took to load them, by its own clock; 0.0 when they were resident."""
+    node: str = ""
+    """Name of the machine in a cluster that the worker ran on; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +212,9 @@ class EvalResult:
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
     tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
     """Each worker's share, in the order in which they were begun."""
+    cross_entropy_along: tuple[float, ...] = field(default=(), repr=False)
+    """Along the data: one for each batch, or, of more than MAX_POINTS_ALONG, the means of equally many (of fewer at the
+    end). For people to look at: no other number is made of them. Empty where an earlier version has kept the result."""
 
     @property
     def kind(self) -> DeviceKind:

@@ -48,10 +48,13 @@ class Kind:
     computes: bool
     """On the cores that all nodes share."""
     num_submissions: int
+    most_data_bytes: int
 
 
-SLEEPING = Kind("workers that take a known time", "benchmarks.network_day.sleeping_worker", False, 16)
-COMPUTING = Kind("the small model", "workers.worker.main", True, 10)
+SLEEPING = Kind(
+    "workers that take a known time", "benchmarks.network_day.sleeping_worker", False, 16, 100_000
+)
+COMPUTING = Kind("the small model", "workers.worker.main", True, 8, 30_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ def check(kind: Kind) -> list[Row]:
         seconds=0,
         num_submissions=kind.num_submissions,
         least_data_bytes=10_000,
-        most_data_bytes=100_000,
+        most_data_bytes=kind.most_data_bytes,
         num_targets=4,
         num_models=12,
         weights_bytes=weights_bytes,
@@ -215,7 +218,7 @@ async def measure(
     new_weights, known_weights = [], []
     for number in range(4):  # always on new data
         for results, data in ((new_weights, 2 * number), (known_weights, 2 * number + 1)):
-            submission = Submission(data, 0.0, 100_000, ())
+            submission = Submission(data, 0.0, kind.most_data_bytes, ())
             results.append(await pool.evaluate(files.job(submission, f"measured-{number}")))
     results = new_weights + known_weights
     per_task = statistics.median(gap for result in results for gap in _gaps(result))
@@ -266,6 +269,7 @@ def main(kinds: Sequence[Kind] = (SLEEPING, COMPUTING)) -> bool:
         table = Table(
             *(
                 "nodes",
+                "cores left",
                 "time for all, real",
                 "predicted",
                 "ratio",

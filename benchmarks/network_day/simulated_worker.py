@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.network_day.service_times import DeviceTimes
 from benchmarks.network_day.simulated_node import SimulatedNode
-from workers.architectures import load_architecture
+from workers.architectures import config_of, load_architecture
 from workers.messages import (
     Accepted,
     BatchDone,
@@ -208,7 +208,7 @@ class SimulatedWorker:
 
 def _num_sequences(job: EvalJob, batches: range) -> int:
     """Of these batches, which are full but for the last of the job."""
-    architecture = load_architecture(job.architecture_version)
-    total = architecture.num_sequences(job.data_size)
-    per_batch = architecture.num_sequences(architecture.BATCH_BYTES)
+    config = config_of(load_architecture(job.architecture_version))
+    total = config.num_sequences(job.data_size)
+    per_batch = config.num_sequences(config.batch_bytes)
     return min(total, batches.stop * per_batch) - min(total, batches.start * per_batch)

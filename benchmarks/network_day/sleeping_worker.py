@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from workers.architectures import Architecture, load_architecture
-from workers.types import BatchScore, CancelCheck, WorkerConfig
+from workers.architectures import Architecture, config_of, load_architecture
+from workers.types import BatchScore, CancelCheck, OnFraction, WorkerConfig
 from workers.worker.main import main
 from workers.worker.runner import Runner
 
@@ -51,13 +51,27 @@ class SleepingModelRunner:
         check_cancelled: CancelCheck,
         *,
         detail: bool,
+        on_fraction: OnFraction,
     ) -> Iterator[BatchScore]:
         """Takes SECONDS_PER_SEQUENCE for each sequence."""
-        v1 = load_architecture("1")
+        config = config_of(load_architecture("1"))
         for index in which:
-            batch = data[index * v1.BATCH_BYTES : (index + 1) * v1.BATCH_BYTES]
-            _sleep(v1.num_sequences(len(batch)) * SECONDS_PER_SEQUENCE, check_cancelled)
+            batch = data[index * config.batch_bytes : (index + 1) * config.batch_bytes]
+            _sleep(config.num_sequences(len(batch)) * SECONDS_PER_SEQUENCE, check_cancelled)
             yield BatchScore(index, 1.0, 1.0, _EMBEDDING, False)
+
+
+class _SleepingConfig:
+    """In place of `workers.v1.ArchitectureConfig`."""
+
+    is_small = True
+
+    @classmethod
+    def small(cls) -> "_SleepingConfig":
+        return cls()
+
+    def runner(self, *arguments: object) -> SleepingModelRunner:
+        return SleepingModelRunner()
 
 
 class SleepingRunner(Runner):
@@ -73,14 +87,13 @@ def _architecture(version: str) -> Architecture:
         Architecture,
         SimpleNamespace(
             **{name: getattr(v1, name) for name in _OF_V1},
-            ModelRunner=lambda *arguments, **options: SleepingModelRunner(),
+            ArchitectureConfig=_SleepingConfig,
             SelfTest=lambda *arguments, **options: SimpleNamespace(run=lambda with_large: None),
         ),
     )
 
 
 _OF_V1 = (
-    "ModelConfig",
     "EvaluationRefused",
     "DecryptionFailed",
     "WeightsInvalid",

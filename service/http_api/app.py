@@ -344,6 +344,7 @@ async def _as_job(
     job = await components.jobs.submit(
         kind, competition, caller=request.scope["soma_eval.caller"], idempotency_key=idempotency_key
     )
+    request.scope["soma_eval.is_job"] = True
     if _names(prefer, "respond-async"):
         return _accepted(job, request)
     return _result(await _while_connected(request, components.jobs.wait(job.id)))

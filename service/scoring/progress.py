@@ -36,6 +36,7 @@ def batch_reporter(on_progress: OnProgress, model_index: int) -> Callable[[EvalP
                 batches_done=progress.batches_done,
                 num_batches=progress.num_batches,
                 fraction=progress.fraction,
+                is_here=True,
             )
         )
 

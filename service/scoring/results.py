@@ -93,6 +93,8 @@ class Progress:
     num_batches: int | None = None
     fraction: float | None = None
     """Of the evaluation, 0 to 1, also within a batch that takes long."""
+    is_here: bool = False
+    """Whether the model's file is here, so that what it waits for is a device."""
 
     @property
     def batches(self) -> float:

@@ -197,7 +197,7 @@ class Scorer:
                 decryption_key=model.decryption_key,
                 architecture_version=self._limits.architecture_version,
             )
-            request.on_progress(Progress("queued", model_index=index))
+            request.on_progress(Progress("queued", model_index=index, is_here=True))
             try:
                 computed = await self._evaluator.evaluate(
                     job,

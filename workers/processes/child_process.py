@@ -87,6 +87,16 @@ class ChildProcess:
             raise
         return process
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped (SIGSTOP) and not continued yet: no thread of it runs, whatever it was doing."""
+        if self._popen.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # it has ended, and is not reaped yet
+            return False
+
     def write(self, data: bytes) -> None:
         """Put bytes on their way; nothing happens when the child is gone."""
         if not self.transport.is_closing():

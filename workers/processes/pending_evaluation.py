@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +16,7 @@ from workers.architectures import ArchitectureConfig, load_architecture, refusal
 from workers.errors import EvaluationRefused, OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
 from workers.types import (
+    MAX_POINTS_ALONG,
     BatchScore,
     DeviceKind,
     EvalJob,
@@ -239,6 +242,7 @@ class PendingEvaluation:
             device_name=self.kind.name if self.kind else "",
             was_cut_smaller=any(score.was_cut_smaller for score in scores),
             token_cross_entropy=_token_cross_entropy(scores) if self.job.detail else None,
+            cross_entropy_along=_cross_entropy_along(scores),
         )
 
     def _eval_seconds(self) -> float:
@@ -253,6 +257,12 @@ class PendingEvaluation:
             self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches, in_part))
         except Exception:
             logger.exception("the caller's on_progress raised")
+
+
+def _cross_entropy_along(scores: list[BatchScore]) -> tuple[float, ...]:
+    size = math.ceil(len(scores) / MAX_POINTS_ALONG)
+    groups = (scores[start : start + size] for start in range(0, len(scores), size))
+    return tuple(statistics.fmean(score.cross_entropy for score in group) for group in groups)
 
 
 def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:

@@ -133,6 +133,10 @@ class ProcessPool:
         """One entry per worker, without waiting."""
         return [worker.status() for worker in self._workers]
 
+    def nodes(self) -> dict[str, bool]:
+        """The machines of its workers, all of which are there."""
+        return {worker.place.node: True for worker in self._workers}
+
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
         self._is_started = False
@@ -240,7 +244,8 @@ class ProcessPool:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
         if not isinstance(message, Undelivered):
-            evaluation.clock.note(task, worker.config.device, message)
+            device = worker.place.device or worker.config.device
+            evaluation.clock.note(task, device, message, worker.place.node)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)

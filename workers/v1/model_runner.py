@@ -31,7 +31,8 @@ from .weights import load_tensors
 from .weights_source import Weights, check_key
 
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
-"""float32-split has float32's accuracy on bf16 tensor cores; its speed is unmeasured on a GPU so far."""
+"""float32-split: products of bf16 parts on tensor cores, see `split_matmul`. Its accuracy and speed on a GPU are
+unmeasured so far, as are those of all others."""
 
 CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
@@ -80,7 +81,8 @@ class ModelRunner:
     worker that keeps weights resident and shares an evaluation with others; `running_mean` folds the scores.
 
     The numbers depend on weights, data, seed, device kind, precision and `micro_batch_size` alone.
-    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request).
+    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
+    not follow it: see `forward.causal_attention`.
 
     Not safe for use by several threads at once.
     """

@@ -28,6 +28,7 @@ from service.cli.score.table import print_sheet
 from service.cli.standard_streams import complain, write_out
 from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
+from service.cli.watch.board_file import BoardFile
 from service.cli.watch.checkpoint_folder import ENDING
 from service.cli.watch.display import Display, JsonLines, NothingYet, TextLines, json_line
 from service.cli.watch.leaderboard import Leaderboard
@@ -118,9 +119,7 @@ async def _watch(
             score,
             display,
             run_hook=None if options.on_best is None else _hook(options.on_best, display),
-            write_report=None
-            if options.report is None
-            else _report_writer(options, options.report, settings),
+            on_change=_on_change(question, options, settings),
         )
         await watch.run(once=options.once)
     return watch.board
@@ -165,6 +164,41 @@ def _hook_output(display: Display) -> AbstractContextManager[int]:
     if isinstance(display, LiveTable):
         return display.hook_output()
     return contextlib.nullcontext(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
+
+
+def _on_change(
+    question: Question, options: WatchOptions, settings: Settings
+) -> Callable[[Leaderboard], None]:
+    """Keeps the report up to date, and what a service's status page shows."""
+    writers = [_board_writer(BoardFile(settings.data_dir, options.folder, question), options, settings)]
+    if options.report is not None:
+        writers.append(_report_writer(options, options.report, settings))
+
+    def on_change(board: Leaderboard) -> None:
+        for write in writers:
+            write(board)
+
+    return on_change
+
+
+def _board_writer(
+    file: BoardFile, options: WatchOptions, settings: Settings
+) -> Callable[[Leaderboard], None]:
+    """A watch goes on without the file; one that leaves all to a service makes no data folder for it."""
+    has_complained = False
+
+    def write(board: Leaderboard) -> None:
+        nonlocal has_complained
+        if options.url is not None and not settings.data_dir.is_dir():
+            return
+        try:
+            file.write(board)
+        except OSError as error:
+            if not has_complained:
+                complain(f"the status page will not show this: {error.strerror or error}")
+            has_complained = True
+
+    return write
 
 
 def _report_writer(options: WatchOptions, path: Path, settings: Settings) -> Callable[[Leaderboard], None]:

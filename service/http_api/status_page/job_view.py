@@ -16,6 +16,7 @@ from service.scoring.results import (
 )
 
 _AFTER_DOWNLOAD = ("loading", "evaluating", "done", "failed")
+"""A file in any other phase may be here too: see `Progress.is_here`, which earlier versions have not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Numbers:
     """When, for numbers that were kept from an earlier request."""
     total_seconds: float
     timeline: tuple[Segment, ...]
+    cross_entropy_along: tuple[float, ...]
+    """Along the data; empty where it is not known."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Numbers":
@@ -109,6 +112,7 @@ class Numbers:
             computed=provenance.computed_at.timestamp() if timings.result_cached else None,
             total_seconds=timings.total_seconds,
             timeline=tuple(_timeline(timings)),
+            cross_entropy_along=result.cross_entropy_along,
         )
 
 
@@ -135,6 +139,14 @@ class JobView:
     near_tie: bool
     provenance: tuple[tuple[str, str], ...]
     """What all its numbers have in common, by name; empty where it has none."""
+
+    @property
+    def cross_entropy_range(self) -> tuple[float, float]:
+        """The least and the greatest along the data, over all models: their charts have one scale."""
+        numbers = [
+            number for model in self.models if model.numbers for number in model.numbers.cross_entropy_along
+        ]
+        return min(numbers, default=0.0), max(numbers, default=0.0)
 
     @property
     def longest_seconds(self) -> float:
@@ -254,15 +266,20 @@ def _bars(models: list[Progress], seconds_left: float | None = None) -> list[Bar
 
 def _download_bar(files: list[Progress], name: str) -> Bar:
     loading = [file for file in files if file.phase == "downloading"]
-    num_done = sum(file.phase in _AFTER_DOWNLOAD for file in files)
-    share = num_done + sum(_share(file) for file in loading)
     rate = sum(file.bytes_per_second or 0.0 for file in loading)
-    text = f"{rate / 1e6:,.1f} MB/s" if loading else ("done" if num_done == len(files) else "")
-    return Bar(name, share / len(files), text)
+    share = sum(_share_here(file) for file in files) / len(files)
+    text = f"{rate / 1e6:,.1f} MB/s" if loading else ("done" if all(map(_is_here, files)) else "")
+    return Bar(name, share, text)
 
 
-def _share(file: Progress) -> float:
+def _share_here(file: Progress) -> float:
+    if _is_here(file):
+        return 1.0
     return (file.bytes_done or 0) / file.bytes_total if file.bytes_total else 0.0
+
+
+def _is_here(file: Progress) -> bool:
+    return file.is_here or file.phase in _AFTER_DOWNLOAD
 
 
 # -- when it has ended -------------------------------------------------------------------------------------

@@ -102,6 +102,10 @@ class ComputingPool:
             token_cross_entropy=np.concatenate(details) if details else None,
         )
 
+    def nodes(self) -> dict[str, bool]:
+        """This machine."""
+        return {"": True}
+
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""
         status = DeviceStatus("cpu", ready=True, busy=self._lock.locked(), pid=None, restarts=0)

@@ -14,6 +14,7 @@ import pytest
 from tests.workers.processes.misbehaving import BATCH_SECONDS
 from tests.workers.processes.pools import (
     IMPATIENT,
+    MISBEHAVING,
     cpus,
     is_alive,
     job,
@@ -277,6 +278,25 @@ async def test_frozen_busy(pool: ProcessPool, tmp_path: Path) -> None:
     frozen = pids(pool)[0]
     assert (await pool.evaluate(job("freezes-once", tmp_path))).cross_entropy == right_cross_entropy()
     assert not is_alive(frozen)
+
+
+async def test_frozen_busy_is_not_waited_for_as_long_as_for_progress(tmp_path: Path) -> None:
+    timeouts = replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=3600.0)
+    async with misbehaving_pool(timeouts=timeouts) as pool:
+        result = await pool.evaluate(job("freezes-once", tmp_path))
+        assert result.cross_entropy == right_cross_entropy()
+        assert pool.status()[0].last_death == "froze"
+
+
+async def test_frozen_starting() -> None:
+    pool = ProcessPool(cpus(1), replace(IMPATIENT, frozen_seconds=0.5, start_seconds=3600.0), MISBEHAVING)
+    starting = asyncio.create_task(pool.start())
+    await until(lambda: bool(pids(pool)))
+    frozen = send_signal(pool, signal.SIGSTOP)
+    await starting
+    assert not is_alive(frozen)
+    assert pool.status()[0].last_death == "froze"
+    await pool.close()
 
 
 async def test_frozen_idle(pool: ProcessPool) -> None:

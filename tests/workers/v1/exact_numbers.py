@@ -4,8 +4,8 @@
     python -m tests.workers.v1.exact_numbers --record    # adds it to golden/exact_numbers.json, for a new version
 
 The last bits of a CPU's results depend on its instruction set and on the number of threads. So it is computed by one
-thread of a process in which every library that chooses instructions is told to use the oldest ones (`PORTABLE`). Between
-vendors, MKL makes a difference all the same.
+thread of a process in which every library that chooses instructions is told to use the oldest ones (`PORTABLE`).
+Between vendors, MKL makes a difference all the same.
 """
 
 import hashlib
