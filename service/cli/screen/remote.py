@@ -50,13 +50,9 @@ async def screen_remotely(
                 for piece in group:
                     if isinstance(piece.data, ScoringError):
                         await on_line(_line_of_error(piece.id, piece.data))
-<<<<<<< HEAD
-                await service.screen([piece for piece in group if not isinstance(piece.data, ScoringError)])
-=======
                 readable = [piece for piece in group if not isinstance(piece.data, ScoringError)]
                 if readable:
                     await service.screen(readable)
->>>>>>> main
     except httpx.HTTPError as error:
         raise CommandFailed(f"the service did not answer ({type(error).__name__})") from None
     return ScreenSummary(seconds=time.monotonic() - started)
