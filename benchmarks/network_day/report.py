@@ -37,7 +37,6 @@ text{font:11px system-ui,sans-serif;fill:#667}
 .grid{stroke:#9aa6;fill:none}
 .line{fill:none;stroke-width:2}
 .s0{stroke:#2563eb}.s1{stroke:#dc2626}.s2{stroke:#d97706}.s3{stroke:#6b7280;stroke-dasharray:4 3}
-.key{font-weight:600}
 """
 
 
