@@ -15,13 +15,14 @@ from . import runner_order, tokenizer
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
+from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, Guard, joined_guard, linear, tiles
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
 from .split_matmul import stack_parts
+from .team import Team, compute
 from .tokenizer import TokenizedBatch, joined
 from .weights import load_tensors
 from .weights_source import Weights, check_key
@@ -36,6 +37,12 @@ CUDA_MICRO_BATCH_BYTES = 4 << 30
 CPU_PASS_BYTES = 16 << 20
 """The same of pieces that share a pass on a CPU: where one sequence takes as much (76 million parameters), several
 together were 3 % slower than one after the other."""
+
+SEQUENCES_OF_CPU_PASS = 1
+"""On a CPU each sequence has a pass of its own, which one thread of several runs."""
+
+CPU_LOSS_ROWS = 256
+"""Tokens whose loss and SIGReg one thread of several computes at once."""
 
 CPU_SIG_REG_ROWS = 64
 CUDA_SIG_REG_ROWS = 16_384
@@ -278,14 +285,22 @@ class ModelRunner:
         """
         batch = joined(pieces)
         num_sequences, T = batch.token_ids.shape
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        guard = torch.zeros(3, device=self.device)
-        for start in range(0, num_sequences, self.micro_batch_size):
-            forward = ForwardPass(model, reference=reference, check_cancelled=check_cancelled)
-            sequences = batch.part(slice(start, start + self.micro_batch_size))
-            parts.append(self._score_sequences(forward, sequences, directions))
-            guard = torch.maximum(guard, forward.guard())
-        numbers = torch.cat([*(part.flatten() for kind in zip(*parts, strict=True) for part in kind), guard])
+        size = self.micro_batch_size if self.device.type == "cuda" else SEQUENCES_OF_CPU_PASS
+        num_at_once = max(1, self.micro_batch_size // size)
+
+        def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
+            def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
+                forward = ForwardPass(model, team, reference=reference)
+                return *self._score_sequences(
+                    forward, batch.part(slice(start, start + size)), directions
+                ), forward.guard()
+
+            return team.share(score_pass, range(0, num_sequences, size), num_at_once)
+
+        num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        *parts, guards = zip(*compute(score, num_threads, check_cancelled), strict=True)
+        guard = joined_guard(guards, num_at_once, self.config.head_dim)
+        numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
             numbers.cpu().numpy(),
             np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
@@ -321,11 +336,17 @@ class ModelRunner:
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
-        logits = linear(rows, forward.model.predictor)  # (N, V)
-        cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions, forward.check_cancelled)  # (N)
-        embeddings = runner_order.mean_over_tokens(r)
-        return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
+
+        def score_tile(tile: slice) -> tuple[Tensor, Tensor]:
+            logits = linear(rows[tile], forward.model.predictor)  # (R, V)
+            cross_entropy = token_cross_entropy(logits, targets.flatten()[tile])  # (R)
+            return cross_entropy, self._token_sig_reg(rows[tile], directions)
+
+        scored = forward.team.share(
+            score_tile, tiles(len(rows), CPU_LOSS_ROWS if rows.device.type == "cpu" else len(rows))
+        )
+        cross_entropy, sig_reg = (torch.cat(part).view(targets.shape) for part in zip(*scored, strict=True))
+        return cross_entropy, sig_reg, runner_order.mean_over_tokens(r)
 
     @torch.inference_mode()
     def _directions(self, seed: int, index: int) -> Tensor:
@@ -341,15 +362,11 @@ class ModelRunner:
             raise ValueError(f"a piece is one batch at most, and this one has {num_sequences} sequences")
         return num_sequences
 
-    def _token_sig_reg(self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck) -> Tensor:
+    def _token_sig_reg(self, rows: Tensor, directions: Tensor) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
-        per_tile = []
-        for tile in torch.split(z, rows_per_tile):
-            check_cancelled()  # the longest step of a small model
-            per_tile.append(self._sig_reg.per_token(tile))
-        return torch.cat(per_tile)  # (N)
+        return torch.cat([self._sig_reg.per_token(tile) for tile in torch.split(z, rows_per_tile)])  # (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
         """The weights of the last call if these are the same, else loaded in their place."""
