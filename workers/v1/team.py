@@ -214,6 +214,7 @@ class _ComputeThread(threading.Thread):
         self._is_ready.wait()
 
     def run(self) -> None:
+        torch.get_num_threads()  # takes this thread's number from the process's, once: later it would undo the next line
         torch.set_num_threads(1)
         self._is_ready.set()
         with torch.inference_mode():
