@@ -14,6 +14,9 @@ by operation, the order of the sums in a layer norm included.
 
 What that does not cover: weights that float32 itself cannot carry (embeddings with a common offset of 1e4 and
 more), where the order of the sums within a product decides too.
+
+On a CPU rows, heads and blocks of scores are done a tile at a time, by whichever thread of the team has time. Tiles
+follow from the shapes alone, so no bit depends on how many threads there are.
 """
 
 from collections.abc import Sequence
@@ -39,9 +42,10 @@ MAX_SAFE_OFFSET = 100.0
 ROWS_PER_TILE = 1024
 """Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small."""
 
-ELEMENTS_OF_THREAD = 1 << 19
-MIN_ROWS_OF_THREAD = 256
-"""What one thread of several takes at once of [N, D]: enough rows to make its products fast."""
+CPU_TILE_ELEMENTS = 1 << 19
+MIN_CPU_TILE_ROWS = 256
+"""What a thread takes at once of [N, D]: enough rows to make its products fast, and several tiles of a long sequence
+of a wide model."""
 
 SCORES_PER_BLOCK = 1 << 22
 """Scores the reference path holds at once: 16 MiB of float32."""
@@ -55,7 +59,7 @@ class Guard(NamedTuple):
     offset: Tensor
     """Fast path: no row had a larger |mean| / deviation before a norm. A scalar."""
     attends_to_future: Tensor
-    """Reference path: a masked key got a softmax weight above 0. A scalar."""
+    """Reference path: 1 if a masked key got a softmax weight above 0. A scalar."""
 
 
 class ForwardPass:
@@ -71,11 +75,12 @@ class ForwardPass:
 
     def guard(self) -> Guard:
         """The numbers of the guard, so far."""
-        none = self._longest[0].new_zeros(1)
+        longest = torch.stack(self._longest)
         offset, leaks = (
-            torch.stack(found).amax() if found else none[0] for found in (self._offsets, self._leaks)
+            torch.stack(found).amax().float() if found else longest.new_zeros(())
+            for found in (self._offsets, self._leaks)
         )
-        return Guard(torch.stack(self._longest), offset, leaks)
+        return Guard(longest, offset, leaks)
 
     def representations(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """r, the final norm's output: token ids and positions, both int64 [B, T] -> float32 [B, T, D]."""
@@ -165,7 +170,7 @@ class ForwardPass:
 def row_tiles(x: Tensor) -> list[slice]:
     """Rows of [N, D] that one thread does at once; all of them on a GPU."""
     N, D = x.shape
-    return tiles(N, max(MIN_ROWS_OF_THREAD, ELEMENTS_OF_THREAD // D) if x.device.type == "cpu" else N)
+    return tiles(N, max(MIN_CPU_TILE_ROWS, CPU_TILE_ELEMENTS // D) if x.device.type == "cpu" else N)
 
 
 def head_tiles(q: Tensor) -> list[slice]:
@@ -191,20 +196,13 @@ def largest_score(longest: Tensor, head_dim: int) -> Tensor:
 
 
 def joined_guard(guards: Sequence[Guard], num_together: int, head_dim: int) -> Tensor:
-    """The bound on scores, the largest offset and whether any pass attends to the future: [3] on the device.
+    """The bound on scores, the largest offset, and 1 if any pass attends to the future: float32 [3] on the device.
 
-    The bound is that of passes of `num_together` passes' sequences: over these the longest are taken before they meet.
+    The longest queries and keys are those of `num_together` passes: the bound is that of one pass over all of these.
     """
-    longest = torch.stack([guard.longest for guard in guards])  # (P, L, 2, H)
+    longest, offsets, leaks = map(torch.stack, zip(*guards, strict=True))  # (P, L, 2, H), (P), (P)
     bounds = [largest_score(some.amax(dim=0), head_dim) for some in longest.split(num_together)]
-    numbers = [
-        bounds,
-        *(
-            list(found)
-            for found in zip(*((guard.offset, guard.attends_to_future) for guard in guards), strict=True)
-        ),
-    ]
-    return torch.stack([torch.stack(found).amax().float() for found in numbers])
+    return torch.stack([torch.stack(bounds).amax(), offsets.amax(), leaks.amax()])
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:

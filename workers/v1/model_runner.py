@@ -38,11 +38,11 @@ CPU_PASS_BYTES = 16 << 20
 """The same of pieces that share a pass on a CPU: where one sequence takes as much (76 million parameters), several
 together were 3 % slower than one after the other."""
 
-SEQUENCES_OF_CPU_PASS = 1
-"""On a CPU each sequence has a pass of its own, which one thread of several runs."""
+CPU_PASS_SEQUENCES = 1
+"""Sequences that go through the layers together on a CPU, where threads share passes."""
 
 CPU_LOSS_ROWS = 256
-"""Tokens whose loss and SIGReg one thread of several computes at once."""
+"""Tokens whose loss and SIGReg a thread computes at once."""
 
 CPU_SIG_REG_ROWS = 64
 CUDA_SIG_REG_ROWS = 16_384
@@ -82,7 +82,8 @@ class ModelRunner:
     `eval` is the whole of it for one caller. `load`, `num_batches` and `eval_batches` are its parts, for a
     worker that keeps weights resident and shares an evaluation with others; `running_mean` folds the scores.
 
-    The numbers depend on weights, data, seed, device kind, precision and `micro_batch_size` alone.
+    The numbers depend on weights, data, seed, device kind and precision alone, on a GPU on `micro_batch_size` too.
+    On a CPU as many threads share an evaluation as torch has in the calling thread (see `team`).
     Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request).
 
     Not safe for use by several threads at once.
@@ -190,7 +191,8 @@ class ModelRunner:
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
-        `check_cancelled` is called several times per layer and micro-batch, and may raise to stop.
+        `check_cancelled` is called from this thread each time the work has advanced, several times per layer of a large
+        model, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
         adds the cross-entropy of every token.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
@@ -281,23 +283,23 @@ class ModelRunner:
     ) -> tuple[list[BatchScore], bool]:
         """By one path the score of each piece, and whether the guard proves them (always so on the reference path).
 
-        What the means are taken of stays on the device until all micro-batches are through: one transfer.
+        What the means are taken of stays on the device until all passes are through: one transfer.
         """
         batch = joined(pieces)
         num_sequences, T = batch.token_ids.shape
-        size = self.micro_batch_size if self.device.type == "cuda" else SEQUENCES_OF_CPU_PASS
-        num_at_once = max(1, self.micro_batch_size // size)
+        is_cpu = self.device.type == "cpu"
+        size = min(CPU_PASS_SEQUENCES, self.micro_batch_size) if is_cpu else self.micro_batch_size
+        num_at_once = self.micro_batch_size // size
 
         def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
             def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
                 forward = ForwardPass(model, team, reference=reference)
-                return *self._score_sequences(
-                    forward, batch.part(slice(start, start + size)), directions
-                ), forward.guard()
+                sequences = batch.part(slice(start, start + size))
+                return *self._score_sequences(forward, sequences, directions), forward.guard()
 
             return team.share(score_pass, range(0, num_sequences, size), num_at_once)
 
-        num_threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        num_threads = torch.get_num_threads() if is_cpu else 1
         *parts, guards = zip(*compute(score, num_threads, check_cancelled), strict=True)
         guard = joined_guard(guards, num_at_once, self.config.head_dim)
         numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
@@ -342,9 +344,8 @@ class ModelRunner:
             cross_entropy = token_cross_entropy(logits, targets.flatten()[tile])  # (R)
             return cross_entropy, self._token_sig_reg(rows[tile], directions)
 
-        scored = forward.team.share(
-            score_tile, tiles(len(rows), CPU_LOSS_ROWS if rows.device.type == "cpu" else len(rows))
-        )
+        num_rows = CPU_LOSS_ROWS if rows.device.type == "cpu" else len(rows)
+        scored = forward.team.share(score_tile, tiles(len(rows), num_rows))
         cross_entropy, sig_reg = (torch.cat(part).view(targets.shape) for part in zip(*scored, strict=True))
         return cross_entropy, sig_reg, runner_order.mean_over_tokens(r)
 

@@ -94,12 +94,14 @@ class _ThreadTeam:
     """One evaluation by several threads."""
 
     def __init__(self, work: Callable[[Team], Any]) -> None:
-        self._changed = threading.Condition()
         self._whole = _Shared(work, [self], 1, [None])
         self._open = [self._whole]
-        """What is shared now: an item's own follows behind it."""
+        """What is shared now: what an item shares in its turn stands behind it."""
         self._failure: BaseException | None = None
         self._num_inside = 0
+        self._lock = threading.Lock()
+        self._something_to_do = threading.Condition(self._lock)
+        self._something_done = threading.Condition(self._lock)
         self._progress: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._next_progress = 0.0
 
@@ -132,9 +134,9 @@ class _ThreadTeam:
     def work(self) -> None:
         """The whole of it, for each of the threads that compute."""
         try:
-            self._work_until_done(self._whole)
+            self._work_until_done(self._whole, self._something_to_do)
         finally:
-            with self._changed:
+            with self._lock:
                 self._num_inside -= 1
             self._progress.put(None)
 
@@ -148,24 +150,24 @@ class _ThreadTeam:
             self._tell_progress()
             return [result]
         shared = _Shared(function, items, most_at_once or len(items), [None] * len(items))
-        with self._changed:
+        with self._lock:
             self._open.append(shared)
-            self._changed.notify_all()
-        self._work_until_done(shared)
-        with self._changed:
+            self._something_to_do.notify(min(len(items), shared.most_at_once) - 1)
+        self._work_until_done(shared, self._something_done)
+        with self._lock:
             self._open.remove(shared)
         if self._failure is not None:
             raise _Stopped
         return shared.results
 
-    def _work_until_done(self, shared: _Shared) -> None:
-        """Do items of it, and then of what was shared later: a part of one that another thread does, at most."""
+    def _work_until_done(self, shared: _Shared, changed: threading.Condition) -> None:
+        """Do items of it, and in between of what was shared later: these are parts of one that another thread does."""
         while True:
-            with self._changed:
+            with self._lock:
                 while (found := self._to_begin(shared)) is None:
                     if self._is_done(shared):
                         return
-                    self._changed.wait()
+                    changed.wait()
                 index = found.num_begun
                 found.num_begun += 1
             self._do(found, index)
@@ -177,18 +179,19 @@ class _ThreadTeam:
         return next((shared for shared in self._open[start:] if shared.may_begin), None)
 
     def _is_done(self, shared: _Shared) -> bool:
-        expected = len(shared.items) if self._failure is None else shared.num_begun
-        return shared.num_ended == expected
+        return shared.num_ended == (len(shared.items) if self._failure is None else shared.num_begun)
 
     def _do(self, shared: _Shared, index: int) -> None:
         try:
             shared.results[index] = shared.function(shared.items[index])
         except BaseException as error:
             self._fail(error)
-        with self._changed:
+        with self._lock:
             shared.num_ended += 1
             if self._is_done(shared):
-                self._changed.notify_all()
+                self._something_done.notify_all()
+            if self._is_done(self._whole):
+                self._something_to_do.notify_all()
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -198,9 +201,10 @@ class _ThreadTeam:
             self._progress.put(None)
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or error
-            self._changed.notify_all()
+            self._something_to_do.notify_all()
+            self._something_done.notify_all()
 
 
 class _ComputeThread(threading.Thread):
@@ -214,7 +218,8 @@ class _ComputeThread(threading.Thread):
         self._is_ready.wait()
 
     def run(self) -> None:
-        torch.get_num_threads()  # takes this thread's number from the process's, once: later it would undo the next line
+        # A thread takes its number from the process's when it first needs it, and not again once it was asked for it.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         self._is_ready.set()
         with torch.inference_mode():
