@@ -66,7 +66,7 @@ Measured = dict[str, list[float]]
 def main() -> int:
     arguments = parse()
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 120)
     results: dict[tuple[str, int], Measured] = {}
     with kept_or_temporary(arguments.weights_dir) as folder:
         for size in arguments.sizes:

@@ -15,7 +15,16 @@ from . import runner_order, tokenizer
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, Guard, joined_guard, linear, tiles
+from .forward import (
+    CPU_TILE_ELEMENTS,
+    MAX_SAFE_OFFSET,
+    MAX_SAFE_SCORE,
+    ForwardPass,
+    Guard,
+    joined_guard,
+    linear,
+    tiles,
+)
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
@@ -103,7 +112,7 @@ class ModelRunner:
 
         `micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
         half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
-        config and the kind of device alone. `sig_reg` is the network's by default, and its coefficient always.
+        config and the kind of device alone, and a CPU of many cores takes more where it would have idle ones. `sig_reg` is the network's by default, and its coefficient always.
 
         Raises ValueError for a precision the device does not have, sizes below 1, or another coefficient.
         """
@@ -122,6 +131,7 @@ class ModelRunner:
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
+        self._is_micro_batch_given = micro_batch_size is not None
         self.micro_batch_size = min(micro_batch_size or self._default_micro_batch_size(), batch_size)
         self._sig_reg = SIGReg(sig_reg).to(self.device)
         self._last_loaded: tuple[tuple[object, ...], LoadedModel] | None = None
@@ -289,7 +299,7 @@ class ModelRunner:
         num_sequences, T = batch.token_ids.shape
         is_cpu = self.device.type == "cpu"
         size = min(CPU_PASS_SEQUENCES, self.micro_batch_size) if is_cpu else self.micro_batch_size
-        num_at_once = self.micro_batch_size // size
+        num_threads = torch.get_num_threads() if is_cpu else 1
 
         def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
             def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
@@ -297,11 +307,11 @@ class ModelRunner:
                 sequences = batch.part(slice(start, start + size))
                 return *self._score_sequences(forward, sequences, directions), forward.guard()
 
-            return team.share(score_pass, range(0, num_sequences, size), num_at_once)
+            starts = range(0, num_sequences, size)
+            return team.share(score_pass, starts, self._passes_at_once(size, num_threads))
 
-        num_threads = torch.get_num_threads() if is_cpu else 1
         *parts, guards = zip(*compute(score, num_threads, check_cancelled), strict=True)
-        guard = joined_guard(guards, num_at_once, self.config.head_dim)
+        guard = joined_guard(guards, self.micro_batch_size // size, self.config.head_dim)
         numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
             numbers.cpu().numpy(),
@@ -381,6 +391,17 @@ class ModelRunner:
         """As many sequences as keep their activations within the device's share."""
         share = CUDA_MICRO_BATCH_BYTES if self.device.type == "cuda" else CPU_MICRO_BATCH_BYTES
         return max(1, share // self._sequence_bytes())
+
+    def _passes_at_once(self, size: int, num_threads: int) -> int:
+        """Of `size` sequences each: as many as there is memory for, or by default as keep every thread busy.
+
+        Each thread computes at most one pass of its own, and several share one in tiles where it has so many.
+        """
+        num_at_once = self.micro_batch_size // size
+        if self._is_micro_batch_given:
+            return num_at_once
+        num_tiles = max(1, self.max_seq_len * self.config.embedding_dim // CPU_TILE_ELEMENTS)
+        return max(num_at_once, -(-num_threads // num_tiles))
 
     def _pieces_per_pass(self) -> int:
         """Sequences, of several pieces, that are faster together than one after the other."""
