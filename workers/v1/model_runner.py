@@ -112,7 +112,8 @@ class ModelRunner:
 
         `micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
         half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
-        config and the kind of device alone, and a CPU of many cores takes more where it would have idle ones. `sig_reg` is the network's by default, and its coefficient always.
+        config and the kind of device alone, and a CPU takes more at once where it would have idle cores else.
+        `sig_reg` is the network's by default, and its coefficient always.
 
         Raises ValueError for a precision the device does not have, sizes below 1, or another coefficient.
         """
