@@ -5,7 +5,9 @@
 Every measurement is a fresh process, and the two peers take turns; a cell is the median of its pairs and a
 ratio is the median of the ratios within the pairs, so that a busy machine slows both. A cold start is
 timed from the start of the process until its loss is read; files are in the page cache for both. A third kind of
-process only reads the encrypted file into memory, with as many threads as there are cores.
+process only reads the encrypted file into memory, with as many threads as there are cores. torch's threads wait as
+they come, spinning, which is best for soma-models on an idle machine and ruinous on a busy one; ours do not meet
+(see `benchmarks.threads`).
 The matrix rate is that of torch's float32 product alone, in the model's shapes, measured in each process
 behind its evaluations; operations are counted with the causal half of attention only.
 """
@@ -207,7 +209,7 @@ def measure(peer: str, work: Workload, folder: Path, encrypted: bool) -> Run:
         "key": TEST_KEY.hex() if encrypted else None,
         "warm": not encrypted,
     }
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.speed_peer", json.dumps(task)],

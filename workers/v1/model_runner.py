@@ -43,9 +43,9 @@ CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
 """Activations of one micro-batch: enough rows to keep the device busy, and no more."""
 
-CPU_PASS_BYTES = 16 << 20
-"""The same of pieces that share a pass on a CPU: where one sequence takes as much (76 million parameters), several
-together were 3 % slower than one after the other."""
+CPU_PIECES_BYTES = 16 << 20
+"""The same of pieces that are evaluated together on a CPU, if these are enough for its threads: the scores of all come
+at once, and so not too late."""
 
 CPU_PASS_SEQUENCES = 1
 """Sequences that go through the layers together on a CPU, where threads share passes."""
@@ -223,18 +223,18 @@ class ModelRunner:
         seed: int,
         check_cancelled: CancelCheck = never_cancelled,
     ) -> Iterator[BatchScore]:
-        """Score several small data sets, as many in one forward pass as make it faster.
+        """Score several small data sets, as many together as make it faster.
 
         Yields one score for each, in order; its `index` is that of the piece. A piece is data of its own, of at
         most one batch: its noise, that of batch 0, is the same for all, and every mean is taken over its own
-        sequences. Up to rounding, for products of another shape add in another order, a score is that of
-        `eval_batches` on this piece alone; where a piece fills its pass by itself, it is so to the bit.
+        sequences. A score is that of `eval_batches` on this piece alone: on a CPU to the bit, on a GPU up to rounding,
+        for products of another shape add in another order.
         Raises EmptyData for a piece without bytes, ValueError for one of several batches or a seed out of range.
         """
         _check_seed(seed)
         sizes = [self._num_sequences_of_piece(piece) for piece in pieces]
         directions = self._directions(seed, 0)
-        for which in _passes(sizes, self._pieces_per_pass()):
+        for which in _passes(sizes, self._pieces_at_once()):
             scores = self._score_pieces(
                 model.model,
                 [tokenizer.tokenize_range(pieces[i], range(sizes[i]), self.max_seq_len) for i in which],
@@ -404,11 +404,12 @@ class ModelRunner:
         num_tiles = max(1, self.max_seq_len * self.config.embedding_dim // CPU_TILE_ELEMENTS)
         return max(num_at_once, -(-num_threads // num_tiles))
 
-    def _pieces_per_pass(self) -> int:
+    def _pieces_at_once(self) -> int:
         """Sequences, of several pieces, that are faster together than one after the other."""
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             return self.micro_batch_size
-        return min(self.micro_batch_size, max(1, CPU_PASS_BYTES // self._sequence_bytes()))
+        fitting = min(self.micro_batch_size, CPU_PIECES_BYTES // self._sequence_bytes())
+        return max(1, fitting, self._passes_at_once(CPU_PASS_SEQUENCES, torch.get_num_threads()))
 
     def _sequence_bytes(self) -> int:
         """Activations of one sequence: about eight of [T, D] in float32."""
