@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
 from tests.recipe import make_data, small_weights_bytes
