@@ -22,15 +22,17 @@ from service.download.downloader import Downloader
 from service.jobs import state_key
 from service.jobs.database import Database, open_database
 from service.jobs.job import Job
-from service.jobs.jobs import JobService, Retention
+from service.jobs.jobs import JobService
 from service.jobs.result_store import ResultStore
 from service.jobs.state_key import StateKey
+from service.jobs.upkeep import Retention
 from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
+from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
-from service.scoring.scorer import Limits, Scorer
+from service.scoring.scorer import Scorer
 from service.scoring.screener import Screener
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing

@@ -14,7 +14,7 @@ from pathlib import Path
 from service.blob import BlobRef
 from service.cache.disk_budget import DiskBudget, FileBudget
 from service.cache.disk_health import DiskHealth
-from service.cache.files import delete, remember_url, touch, was_delivered_by, write_file
+from service.cache.files import delete, remember_url, side_file_of, touch, was_delivered_by, write_file
 from service.cache.folder import lock
 from service.cache.index import PARTIAL_SUFFIX, CacheIndex, Entry
 from service.cache.removal import RemovalRequests
@@ -108,8 +108,7 @@ class BlobStore:
         """
         entry = await self.find(checksum)
         if entry is None:
-            await partial.publish(self._blobs / checksum, size)
-            entry = self._list(checksum, size)
+            entry = await self._publish(Entry(self._blobs, checksum, size, time.time()), blob, partial)
         try:
             await self._threads.run(remember_url, entry, self._urls, _digest(blob))
         except BaseException:
@@ -117,10 +116,18 @@ class BlobStore:
             raise
         return entry
 
-    def _list(self, checksum: str, size: int) -> Entry:
-        entry = self.index.get(checksum)
+    async def _publish(self, new: Entry, blob: BlobRef, partial: PartialFile) -> Entry:
+        """The URL is remembered first: what a kill leaves in between is a note too much, not a second download."""
+        await self._threads.run(remember_url, new, self._urls, _digest(blob))
+        try:
+            await partial.publish(new.path, new.size)
+        except Exception:  # a cancelled caller's thread may still publish it
+            if self.index.get(new.name) is None:
+                await self._threads.run(delete, side_file_of(new, self._urls))
+            raise
+        entry = self.index.get(new.name)  # another URL's download may have been faster
         if entry is None:
-            entry = Entry(self._blobs, checksum, size, time.time())
+            entry = new
             self.index.add(entry)
         self.index.pin(entry)
         return entry

@@ -15,6 +15,7 @@ from service.cache.blob_cache import BlobCache, CachedBlob
 from service.download.throughput import DownloadProgress
 from service.errors import BlobKind, EmptyData, SizeMismatch
 from service.scoring.download_watch import DownloadWatch, SlotWanted
+from service.scoring.limits import Limits
 from service.scoring.progress import report_download
 from service.scoring.results import OnProgress, Progress
 from service.scoring.scheduler import Scheduler, Ticket, WeightsSlot
@@ -29,16 +30,13 @@ class InputFiles:
         scheduler: Scheduler,
         ticket: Ticket,
         on_progress: OnProgress,
-        *,
-        max_data_bytes: int,
-        max_model_bytes: int,
+        limits: Limits,
     ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._ticket = ticket
         self._on_progress = on_progress
-        self._max_data_bytes = max_data_bytes
-        self._max_model_bytes = max_model_bytes
+        self._limits = limits
 
     @asynccontextmanager
     async def data(self, data: bytes | BlobRef) -> AsyncIterator[CachedBlob]:
@@ -49,7 +47,7 @@ class InputFiles:
             return
         # Bytes of another length have another checksum too, and that is the error to report: see the gRPC API.
         promised = data if data.checksum is None else replace(data, size=None)
-        watch = self._watch("data", self._max_data_bytes)
+        watch = self._watch("data", self._limits.max_data_bytes)
 
         def on_progress(progress: DownloadProgress) -> None:
             watch.note(progress, is_slot_wanted=False)
@@ -57,7 +55,7 @@ class InputFiles:
 
         async with AsyncExitStack() as pins:
             fetching = self._cache.fetch(
-                promised, kind="data", max_bytes=self._max_data_bytes, on_progress=on_progress
+                promised, kind="data", max_bytes=self._limits.max_data_bytes, on_progress=on_progress
             )
             with tracing.span("data", tracing.host_of(data.url)) as span:
                 blob = await watch.wait(pins.enter_async_context(fetching))
@@ -104,7 +102,7 @@ class InputFiles:
         self, held: AsyncExitStack, model_index: int, published: BlobRef, *, is_counted: bool
     ) -> CachedBlob:
         """One model's weights, which `held` then holds with their slot."""
-        max_bytes = self._max_model_bytes
+        max_bytes = self._limits.max_model_bytes
         most_bytes = max_bytes if published.size is None else min(published.size, max_bytes)
         watch = self._watch("model", most_bytes)
         while True:

@@ -12,7 +12,6 @@ API ──► Scorer.score ──► Scheduler.admit         queue-full is answe
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
@@ -20,16 +19,12 @@ import numpy as np
 
 from service.cache.blob_cache import BlobCache, CachedBlob
 from service.errors import (
-    BlobTooLarge,
-    EmptyData,
     Fault,
     InvalidRequest,
     ScoringError,
     ZeroEmbedding,
-    exhaustion_of,
 )
 from service.last_hour import PHASES
-from service.log import log_bug
 from service.metrics import Metrics
 from service.scoring.competition import (
     Competition,
@@ -41,6 +36,7 @@ from service.scoring.competition import (
 )
 from service.scoring.evaluator import Computed, Evaluator
 from service.scoring.input_files import InputFiles
+from service.scoring.limits import Limits
 from service.scoring.progress import batch_reporter, logging_errors
 from service.scoring.results import (
     CompetitionResult,
@@ -54,21 +50,10 @@ from service.scoring.results import (
     ignore_progress,
 )
 from service.scoring.scheduler import Scheduler, Ticket
+from service.scoring.task_errors import first_of_ours, own_trouble
 from service.scoring.worker_errors import to_scoring_error
 from workers.errors import WorkerError
 from workers.types import EvalJob
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may ask for."""
-
-    embedding_dim: int
-    """Length of a target embedding: that of the architecture served."""
-    max_data_bytes: int
-    max_model_bytes: int
-    max_models: int
-    architecture_version: str
 
 
 @dataclass(eq=False, slots=True)
@@ -117,21 +102,13 @@ class Scorer:
         Cancelling the awaiting task stops all work. `timeout_seconds` is less for a request that was begun before.
         """
         self._check(competition)
-        try:
+        with own_trouble():
             async with self._scheduler.admit(
                 len(competition.models), timeout_seconds=timeout_seconds
             ) as ticket:
                 request = self._admitted(competition, ticket, logging_errors(on_progress))
                 request.on_progress(Progress("admitted"))
                 outcomes = await self._evaluate_all(request)
-        except ScoringError:
-            raise
-        except Exception as error:
-            trouble = exhaustion_of(error)
-            if trouble is None:
-                raise
-            log_bug(error)
-            raise trouble from error
         return _result(outcomes)
 
     async def evaluate(
@@ -145,27 +122,15 @@ class Scorer:
         return (await self.score(competition, on_progress, timeout_seconds=timeout_seconds)).winning
 
     def _admitted(self, competition: Competition, ticket: Ticket, on_progress: OnProgress) -> _Request:
-        files = InputFiles(
-            self._cache,
-            self._scheduler,
-            ticket,
-            on_progress,
-            max_data_bytes=self._limits.max_data_bytes,
-            max_model_bytes=self._limits.max_model_bytes,
-        )
+        files = InputFiles(self._cache, self._scheduler, ticket, on_progress, self._limits)
         return _Request(competition, ticket, files, on_progress)
 
     def _check(self, competition: Competition) -> None:
         """Raise what is wrong with the request itself, before anything is fetched."""
         limits = self._limits
-        if not 1 <= len(competition.models) <= limits.max_models:
-            raise InvalidRequest(f"a competition must have 1 to {limits.max_models} models")
+        limits.check_num_models(len(competition.models), "competition")
         if isinstance(competition.data, bytes):
-            if not competition.data:
-                raise EmptyData("the data is empty", fault="client", blob="data")
-            if len(competition.data) > limits.max_data_bytes:
-                detail = f"the data has more than {limits.max_data_bytes} bytes"
-                raise BlobTooLarge(detail, blob="data", fault="client")
+            limits.check_inline_data(len(competition.data))
         target = competition.target_embedding
         if target is None:
             return
@@ -271,15 +236,6 @@ def _result(outcomes: list[ModelOutcome]) -> CompetitionResult:
     winner_loss = losses[winner]
     assert winner_loss is not None
     return CompetitionResult(winner, tuple(outcomes), lead, is_near_tie(winner_loss, lead))
-
-
-def first_of_ours(errors: Sequence[BaseException]) -> BaseException:
-    """The first of several simultaneous errors that is this service's fault; without one, the first of all.
-
-    Trouble of this machine may be the cause of what looks like somebody else's fault.
-    """
-    ours = (error for error in errors if not isinstance(error, ScoringError) or error.fault == "service")
-    return next(ours, errors[0])
 
 
 def _first_retryable(errors: list[ScoringError]) -> ScoringError:

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import JsonFlag
-from service.cli.usage import BadUsage
+from service.cli.shared_flags import ApiKeyFlag, JsonFlag, UrlFlag, refuse_local_flags
 
 
 @setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
@@ -20,10 +19,8 @@ def audit(
         Option(min=1, help="Of many claims, audit so many, drawn so that nobody can foresee which."),
     ] = None,
     json: JsonFlag = False,
-    url: Annotated[str | None, Option(help="URL of a running service that does the work.")] = None,
-    api_key: Annotated[
-        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
-    ] = None,
+    url: UrlFlag = None,
+    api_key: ApiKeyFlag = None,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -33,8 +30,7 @@ def audit(
     Each number is compared as validators do: within 1 % or 0.01.
     Exit code: 0 every claim agrees, 1 one does not, 2 usage, 3 it could not be told.
     """
-    if url is not None and flags:
-        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    refuse_local_flags(url, flags)
     settings = settings_from(flags)
     from service.cli.audit.run import run_audit
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import JsonFlag, NonFiniteFlag
+from service.cli.shared_flags import CommittedEmbedding, JsonFlag, NewKeyFile, NonFiniteFlag
 
 
 @setting_flags("small_model", ignored=("device", "precision", "data_dir"))
@@ -22,15 +22,8 @@ def encrypt(
             "and a key is for one file only."
         ),
     ] = None,
-    key_file: Annotated[
-        Path | None, Option(help="Write the new key here, for you alone to read, and do not print it.")
-    ] = None,
-    embedding: Annotated[
-        Path | None,
-        Option(
-            help="The file of `score --embedding-out` for these very weights: checked, and put into the commit."
-        ),
-    ] = None,
+    key_file: NewKeyFile = None,
+    embedding: CommittedEmbedding = None,
     allow_non_finite: NonFiniteFlag = False,
     json: JsonFlag = False,
     *,

@@ -6,13 +6,22 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import JsonFlag
+from service.cli.shared_flags import (
+    ApiKeyFlag,
+    HeldOutData,
+    JsonFlag,
+    NoCacheFlag,
+    SeedFlag,
+    SeedsFlag,
+    UrlForFilesFlag,
+    refuse_local_flags,
+)
 from service.cli.usage import BadUsage
 
 
 @setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
 def score(
-    data: Annotated[str, Option(help="A held-out file, a folder of them, a FIFO, or - for standard input.")],
+    data: HeldOutData,
     files: Annotated[
         list[str] | None,
         Argument(metavar="WEIGHTS...", help="Candidates: files or URLs.", show_default=False),
@@ -21,15 +30,8 @@ def score(
         list[str] | None,
         Option(help="The same as an option, repeatable; also a glob in quotes. They come after WEIGHTS."),
     ] = None,
-    seed: Annotated[int, Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
-    seeds: Annotated[
-        int,
-        Option(
-            min=1,
-            max=1 << 16,
-            help="Repeat with this many seeds, counting from --seed: does the ranking hold?",
-        ),
-    ] = 1,
+    seed: SeedFlag = 0,
+    seeds: SeedsFlag = 1,
     target: Annotated[
         Path | None, Option(help="A target embedding: a JSON list of numbers, or .npy.")
     ] = None,
@@ -61,16 +63,9 @@ def score(
             help="Write the embedding, with the checksum of its weights: for one file, one seed. `encrypt` takes it."
         ),
     ] = None,
-    url: Annotated[
-        str | None,
-        Option(help="URL of a running service that does the work; local files are served to it from here."),
-    ] = None,
-    api_key: Annotated[
-        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
-    ] = None,
-    no_cache: Annotated[
-        bool, Option("--no-cache", help="Compute anew, even what is kept from an earlier evaluation.")
-    ] = False,
+    url: UrlForFilesFlag = None,
+    api_key: ApiKeyFlag = None,
+    no_cache: NoCacheFlag = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -95,8 +90,7 @@ def score(
     names = [*(files or []), *(weights or [])]
     if not names:
         raise BadUsage("no weights are given: name them, as in `soma-eval score FILE --data FILE`.")
-    if url is not None and flags:
-        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    refuse_local_flags(url, flags)
     settings = settings_from(flags)
     from service.cli.score.run import run_score
 

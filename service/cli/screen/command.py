@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.usage import BadUsage
+from service.cli.shared_flags import ApiKeyFlag, SeedFlag, UrlFlag, refuse_local_flags
 
 
 @setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
@@ -25,17 +25,15 @@ def screen(
         Path | None,
         Option(help='A JSON list of targets: {"id", "embedding", "distance_threshold", "model_ids"}.'),
     ] = None,
-    seed: Annotated[int, Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
+    seed: SeedFlag = 0,
     on_hit: Annotated[
         str | None, Option(help="A shell command that gets the line of every hit as JSON on its stdin.")
     ] = None,
     report: Annotated[
         Path | None, Option(help="Write an HTML page that shows how near the pieces came to the targets.")
     ] = None,
-    url: Annotated[str | None, Option(help="URL of a running service that does the work.")] = None,
-    api_key: Annotated[
-        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
-    ] = None,
+    url: UrlFlag = None,
+    api_key: ApiKeyFlag = None,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -51,8 +49,7 @@ def screen(
       soma-eval screen --models models.json --targets targets.json --data - \\
         --on-hit 'cat >> hits.jsonl' < pieces.jsonl
     """
-    if url is not None and flags:
-        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    refuse_local_flags(url, flags)
     settings = settings_from(flags)
     from service.cli.screen.run import run_screen
 

@@ -18,8 +18,8 @@ from service.config import Settings
 from service.errors import ChecksumMismatch, ScoringError, SizeMismatch
 from service.lifespan import open_pool, open_private_cache
 from service.scoring.competition import ModelManifest, parse_decryption_key
+from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
-from service.scoring.scorer import Limits
 from service.scoring.screen import (
     LocalWeights,
     Piece,

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import JsonFlag
+from service.cli.shared_flags import (
+    ApiKeyFlag,
+    HeldOutData,
+    JsonFlag,
+    NoCacheFlag,
+    SeedFlag,
+    SeedsFlag,
+    UrlForFilesFlag,
+    refuse_local_flags,
+)
 from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
 
@@ -19,11 +28,9 @@ def watch(
             metavar="DIR", help="Where checkpoints (*.safetensors) appear, or below.", show_default=False
         ),
     ],
-    data: Annotated[str, Option(help="A held-out file, a folder of them, a FIFO, or - for standard input.")],
-    seed: Annotated[int, Option(help="Seed of the SIGReg noise, 0 to 2^64 - 1.")] = 0,
-    seeds: Annotated[
-        int, Option(min=1, max=1 << 16, help="Evaluate with this many seeds, counting from --seed.")
-    ] = 1,
+    data: HeldOutData,
+    seed: SeedFlag = 0,
+    seeds: SeedsFlag = 1,
     once: Annotated[bool, Option("--once", help="Score what is there, and end.")] = False,
     json: JsonFlag = False,
     on_best: Annotated[
@@ -37,16 +44,9 @@ def watch(
     report: Annotated[
         Path | None, Option(help="Keep an HTML page up to date that shows the loss along training.")
     ] = None,
-    url: Annotated[
-        str | None,
-        Option(help="URL of a running service that does the work; the files are served to it from here."),
-    ] = None,
-    api_key: Annotated[
-        str | None, Option(envvar="SOMA_EVAL_API_KEY", help="API key of that service, if it asks for one.")
-    ] = None,
-    no_cache: Annotated[
-        bool, Option("--no-cache", help="Compute anew, even what is kept from an earlier evaluation.")
-    ] = False,
+    url: UrlForFilesFlag = None,
+    api_key: ApiKeyFlag = None,
+    no_cache: NoCacheFlag = False,
     *,
     flags: dict[str, Any],
 ) -> int:
@@ -63,8 +63,7 @@ def watch(
     From a script, a line for each checkpoint:
       soma-eval watch checkpoints --data held-out.txt --once --json
     """
-    if url is not None and flags:
-        raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    refuse_local_flags(url, flags)
     if not folder.is_dir():
         raise BadUsage(f"{folder}: {'this is no folder' if folder.exists() else 'there is no such folder'}")
     settings = settings_from(flags)

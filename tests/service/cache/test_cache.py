@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import os
+import shutil
 import stat
 import threading
 import time
@@ -23,7 +24,7 @@ from service.cache.index import Entry
 from service.checksum import checksum_of
 from service.download.partial_file import PartialFile
 from service.download.throughput import DownloadProgress
-from service.errors import BlobKind, Draining, ScoringError
+from service.errors import BlobKind, Draining, ScoringError, ServiceTrouble
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import MAX_BYTES, QUICK, Delivery, FakeDns, delivery
@@ -356,6 +357,39 @@ async def test_after_a_restart_the_files_are_found_again(tmp_path: Path) -> None
     async with delivery(tmp_path) as d:
         assert (await d.fetch(blob)).was_cached
         assert d.network.dialled == []
+
+
+async def test_a_kill_after_a_file_is_published_does_not_cost_a_second_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = PartialFile.publish
+
+    async def publish_and_look(partial: PartialFile, destination: Path, size: int) -> None:
+        await publish(partial, destination, size)
+        kept = tmp_path / "as-killed-now"
+        shutil.copytree(destination.parents[1], kept, ignore=shutil.ignore_patterns("lock"))
+
+    monkeypatch.setattr(PartialFile, "publish", publish_and_look)
+    async with delivery(tmp_path / "data") as d:
+        await d.fetch()
+        blob = d.blob()
+    async with delivery(tmp_path / "as-killed-now") as after_the_kill:
+        assert (await after_the_kill.fetch(blob)).was_cached  # its server is gone
+
+
+async def test_a_file_that_cannot_be_published_leaves_no_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(partial: PartialFile, destination: Path, size: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    async with delivery(tmp_path) as d:
+        with monkeypatch.context() as patched:
+            patched.setattr(PartialFile, "publish", fail)
+            with pytest.raises(ServiceTrouble):
+                await d.fetch()
+        assert list((tmp_path / "urls").iterdir()) == []
+        assert not (await d.fetch()).was_cached
 
 
 async def test_of_many_urls_the_latest_are_remembered(tmp_path: Path) -> None:

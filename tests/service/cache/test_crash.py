@@ -120,6 +120,9 @@ async def test_kill_9_at_random_moments_never_publishes_a_wrong_file(
                 assert _num_asked_for(server) < SIZE
             names = [path.name for path in blobs.glob("*")]
             assert [checksum_of((blobs / name).read_bytes()) for name in names] == names
+            assert {path.name for path in (tmp_path / "urls").glob("*.urls")} >= {
+                f"{name}.urls" for name in names
+            }
             num_published = len(names)
         await fetching.start(tmp_path, blob())
         assert await fetching.outcomes() == [blob().checksum]

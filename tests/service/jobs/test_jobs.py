@@ -23,9 +23,10 @@ from service.errors import (
 )
 from service.jobs.database import Database, in_memory_database, postgres_database
 from service.jobs.job import End, Job
-from service.jobs.jobs import JobService, Retention
+from service.jobs.jobs import JobService
 from service.jobs.schema import jobs as jobs_table
 from service.jobs.state_key import StateKey
+from service.jobs.upkeep import Retention
 from service.scoring.results import Evaluation, Progress
 from tests.postgres import Proxy, url_of
 from tests.postgres import postgres_database as new_postgres_database
@@ -65,12 +66,7 @@ async def service_on(
 
 async def die(service: Service) -> None:
     """What a kill -9 leaves: nothing is written any more, and the leases stay."""
-    jobs = service.jobs
-    tasks = [jobs._upkeep, *(running.task for running in jobs._running.values())]
-    for task in tasks:
-        assert task is not None
-        task.cancel()
-    await asyncio.gather(*(task for task in tasks if task), return_exceptions=True)
+    await service.jobs.stop()
     await service.database.close()
 
 
@@ -318,11 +314,11 @@ async def test_finished_jobs_are_bounded_in_number(open_database: OpenDatabase) 
         younger = [await service.jobs.submit("eval", competition()) for _ in range(4)]
         for job in younger:
             await service.jobs.cancel(job.id)
-        await service.jobs.forget_old()
+        await service.jobs.upkeep.forget_old()
         assert not (await service.jobs.get(long.id)).finished  # one that has not ended is always there
         service.end_all()
         await finished(service, long.id)
-        await service.jobs.forget_old()
+        await service.jobs.upkeep.forget_old()
         kept = [job.id for job in await service.jobs.page(limit=9)]
         assert kept == [younger[3].id, long.id]  # counted from the end
 
@@ -334,13 +330,13 @@ async def test_finished_jobs_are_bounded_in_age(open_database: OpenDatabase) -> 
         job = await service.jobs.submit("eval", competition())
         for one in (kept, job):
             await finished(service, one.id)
-        await service.jobs.forget_old()
+        await service.jobs.upkeep.forget_old()
         with pytest.raises(JobNotFound):
             await service.jobs.get(job.id)
         assert (await service.jobs.get(kept.id)).finished  # its key is kept for a day
         day_ago = update(jobs_table).values(finished_at=time.time() - 86_401)
         await service.database.run(lambda c: c.execute(day_ago))
-        await service.jobs.forget_old()
+        await service.jobs.upkeep.forget_old()
         assert await service.jobs.page(limit=9) == []
 
 

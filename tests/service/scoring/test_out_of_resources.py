@@ -21,9 +21,11 @@ from service.metrics import Metrics
 from service.scoring.competition import Competition, ModelManifest
 from service.scoring.evaluator import Evaluator
 from service.scoring.kept_results import NoKeptResults, ServedModel
+from service.scoring.limits import Limits
 from service.scoring.results import Progress
 from service.scoring.scheduler import Scheduler
-from service.scoring.scorer import Limits, Scorer, first_of_ours
+from service.scoring.scorer import Scorer
+from service.scoring.task_errors import first_of_ours
 from tests.file_server import FileServer
 from tests.golden_requests import assert_golden, request_for
 from tests.golden_requests import post_eval as post

@@ -1,0 +1,188 @@
+"""One model of a screen, on one group of pieces after the other, until its owner's fault ends it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from service.cache.blob_cache import CachedBlob
+from service.errors import EvaluationCrashesWorker, ScoringError
+from service.scoring.competition import ModelManifest
+from service.scoring.input_files import InputFiles
+from service.scoring.piece_groups import packed
+from service.scoring.scheduler import Scheduler, Ticket
+from service.scoring.screen import LocalWeights, ModelResult, ScreenModel
+from service.scoring.worker_errors import to_scoring_error
+from workers import errors as worker_errors
+from workers.architectures import load_architecture
+from workers.pool import WorkerPool
+from workers.types import EvalJob, EvalResult
+
+MAX_CRASHES = 2
+"""Pieces of which one model may end workers before it is given up for the rest of the screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceInput:
+    """The data of one piece that is here: in memory, or in a file where it is more than one batch."""
+
+    data: bytes | CachedBlob
+
+
+class ScreenedModel:
+    """One model of an admitted screen."""
+
+    def __init__(
+        self,
+        index: int,
+        model: ScreenModel,
+        *,
+        seed: int,
+        architecture_version: str,
+        files: InputFiles,
+        scheduler: Scheduler,
+        ticket: Ticket,
+        pool: WorkerPool,
+    ) -> None:
+        self._index = index
+        self._seed = seed
+        self._architecture_version = architecture_version
+        self._architecture = load_architecture(architecture_version)
+        self._files = files
+        self._scheduler = scheduler
+        self._ticket = ticket
+        self._pool = pool
+        self._weights = model.weights
+        """With what is known of them by now; the model's error once it is given up."""
+        self._num_crashes = 0
+
+    async def fetch(self) -> None:
+        """Bring the weights to the cache, or learn why they cannot be had. Raises trouble of this service."""
+        try:
+            async with self._held_weights(is_counted=True):
+                pass
+        except ScoringError as error:
+            self._give_up(error)
+
+    async def evaluate(self, inputs: Sequence[PieceInput]) -> list[ModelResult]:
+        """The results on these pieces, in order. Raises trouble of this service."""
+        small = [each.data for each in inputs if isinstance(each.data, bytes)]
+        try:
+            async with self._held_weights() as weights:
+                results = iter(await self._evaluate_pieces(weights, small))
+                return [
+                    next(results)
+                    if isinstance(each.data, bytes)
+                    else await self._evaluate_file(weights, each.data)
+                    for each in inputs
+                ]
+        except ScoringError as error:
+            self._give_up(error)
+            return [ModelResult(error=error.with_model_index(self._index)) for _ in inputs]
+
+    @asynccontextmanager
+    async def _held_weights(self, *, is_counted: bool = False) -> AsyncIterator[LocalWeights]:
+        """The weights in a file, for the length of the block. Raises the model's error once it is given up.
+
+        `is_counted`: whether the metrics of the cache count it, as they do once for a screen.
+        """
+        weights = self._weights
+        if isinstance(weights, ScoringError):
+            raise weights
+        if isinstance(weights, LocalWeights):
+            yield weights
+            return
+        async with self._files.weights(self._index, weights.weights, is_counted=is_counted) as blob:
+            known = replace(weights.weights, checksum=blob.checksum, size=blob.size)
+            if isinstance(self._weights, ModelManifest):
+                self._weights = replace(weights, weights=known)
+            yield LocalWeights(str(blob.path), blob.checksum, blob.size, weights.decryption_key)
+
+    async def _evaluate_pieces(self, weights: LocalWeights, pieces: Sequence[bytes]) -> list[ModelResult]:
+        """Together; where that ends workers, each by itself, so that only the one that does so has no result."""
+        results: list[ModelResult] = []
+        # The sizes of pieces that were downloaded were not known when their group was made.
+        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        for some in packed(pieces, lambda piece: self._architecture.num_sequences(len(piece)), most):
+            try:
+                results += await self._evaluate_together(weights, some)
+                continue
+            except worker_errors.EvaluationRefused as refusal:
+                raise to_scoring_error(refusal, "client") from refusal
+            except worker_errors.WorkerError as error:
+                if len(some) == 1:
+                    results.append(self._crashed(error))
+                    continue
+                if not isinstance(error, _MAY_BE_ONE_PIECE):
+                    raise to_scoring_error(error, "client") from error
+            for piece in some:
+                results += await self._evaluate_pieces(weights, [piece])
+        return results
+
+    async def _evaluate_together(self, weights: LocalWeights, pieces: Sequence[bytes]) -> list[ModelResult]:
+        if isinstance(error := self._weights, ScoringError):  # given up since this group was begun
+            return [ModelResult(error=error) for _ in pieces]
+        job = EvalJob.of_pieces(
+            tuple(pieces),
+            weights_path=weights.path,
+            weights_checksum=weights.identity,
+            weights_size=weights.size,
+            seed=self._seed,
+            decryption_key=weights.decryption_key,
+            architecture_version=self._architecture_version,
+        )
+        async with self._scheduler.execution_slot(self._ticket):
+            results = await self._pool.evaluate_pieces(job)
+        return [self._result(result) for result in results]
+
+    async def _evaluate_file(self, weights: LocalWeights, data: CachedBlob) -> ModelResult:
+        """A piece of several batches, which fills passes by itself."""
+        job = EvalJob(
+            weights_path=weights.path,
+            weights_checksum=weights.identity,
+            weights_size=weights.size,
+            data_path=str(data.path),
+            data_size=data.size,
+            data_checksum=data.checksum,
+            seed=self._seed,
+            decryption_key=weights.decryption_key,
+            architecture_version=self._architecture_version,
+        )
+        try:
+            async with self._scheduler.execution_slot(self._ticket):
+                return self._result(await self._pool.evaluate(job))
+        except worker_errors.NonFiniteResult as refusal:
+            return self._result(refusal)
+        except worker_errors.EvaluationRefused as refusal:
+            raise to_scoring_error(refusal, "client") from refusal
+        except worker_errors.WorkerError as error:
+            return self._crashed(error)
+
+    def _result(self, result: EvalResult | worker_errors.EvaluationRefused) -> ModelResult:
+        if isinstance(result, EvalResult):
+            return ModelResult(result)
+        return ModelResult(error=to_scoring_error(result, "client").with_model_index(self._index))
+
+    def _crashed(self, error: worker_errors.WorkerError) -> ModelResult:
+        """One piece alone has ended workers: its error, if it is no trouble of this machine."""
+        failure = to_scoring_error(error, "client")
+        if not isinstance(failure, EvaluationCrashesWorker):
+            raise failure from error
+        self._num_crashes += 1
+        failure = failure.with_model_index(self._index)
+        if self._num_crashes >= MAX_CRASHES:
+            self._give_up(failure)
+        return ModelResult(error=failure)
+
+    def _give_up(self, error: ScoringError) -> None:
+        """From now on this is the model's answer. Raises the error where it is not its owner's."""
+        if error.fault != "model_owner":
+            raise error
+        self._weights = error.with_model_index(self._index)
+
+
+_MAY_BE_ONE_PIECE = (
+    worker_errors.EvaluationCrashesWorker,
+    worker_errors.WorkerCrashed,
+    worker_errors.OutOfMemory,
+)
+"""What may be the fault of one of several pieces that share a job."""
