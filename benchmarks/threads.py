@@ -1,6 +1,6 @@
 """Threads of an evaluation on an idle and on a busy machine: microseconds a byte, one table.
 
-    python -m benchmarks.threads [--sizes small,75m,75m-one,full] [--busy 0,1,3] [--rounds 5] [--json FILE]
+    python -m benchmarks.threads [--sizes small,75m,75m-one,wide,full] [--busy 0,1,3] [--rounds 5] [--json FILE]
 
 spinning  torch shares out every operation among its threads, which spin while they wait: as it comes
 asleep    the same with OMP_WAIT_POLICY=PASSIVE
@@ -57,6 +57,7 @@ SIZES = {
     "small": Workload(SMALL.size, SMALL.config, 32 * 1024),
     "75m": Workload(MEDIUM.size, MEDIUM.config, 4 * 1024),
     "75m-one": Workload(MEDIUM.size, MEDIUM.config, 1024),
+    "wide": Workload("two layers of full V1", {**FULL.config, "num_layers": 2}, 1024),
     "full": Workload(FULL.size, FULL.config, 1024),
 }
 Measured = dict[str, list[float]]
@@ -90,7 +91,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Threads of an evaluation on an idle and on a busy machine.")
     parser.add_argument(
-        "--sizes", type=listed(SIZES), default=["small", "75m", "75m-one"], help=",".join(SIZES)
+        "--sizes", type=listed(SIZES), default=["small", "75m", "75m-one", "wide"], help=",".join(SIZES)
     )
     parser.add_argument("--forms", type=listed(FORMS), default=list(FORMS), help=",".join(FORMS))
     parser.add_argument(
