@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +190,10 @@ def let_torch_share() -> None:
     """As this package did it before: a batch goes through every operation as a whole."""
     from workers.v1 import forward, model_runner, team
 
-    model_runner.compute = lambda work, _, check_cancelled: work(team.OneThread(check_cancelled))  # type: ignore[assignment]
+    def compute(work: Callable[[team.Team], object], _: int, check_cancelled: Callable[[], None]) -> object:
+        return work(team.OneThread(check_cancelled))
+
+    setattr(model_runner, "compute", compute)  # noqa: B010  it is no name of that module's own
     model_runner.CPU_PASS_SEQUENCES = model_runner.CPU_LOSS_ROWS = sys.maxsize
     forward.CPU_TILE_ELEMENTS = sys.maxsize
     forward.head_tiles = lambda q: [slice(0, q.shape[1])]

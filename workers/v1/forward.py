@@ -115,9 +115,9 @@ class ForwardPass:
     def _project(self, x: Tensor, rows: slice, layer: Layer) -> Tensor:
         """Rows of LN(x) become rows of `queries`, `keys` and `values`, rotated. The lengths of the longest: [2, H]."""
         attention, normed = layer.attention, self._norm(x, rows, layer.norm_1)
-        heads = (attention.num_heads, attention.head_dim)
-        q = linear(normed, attention.query, out=self.queries[rows]).unflatten(-1, heads)  # (R, H, K)
-        k = linear(normed, attention.key, out=self.keys[rows]).unflatten(-1, heads)
+        shape = (normed.shape[0], attention.num_heads, attention.head_dim)
+        q = linear(normed, attention.query, out=self.queries[rows]).view(shape)  # (R, H, K)
+        k = linear(normed, attention.key, out=self.keys[rows]).view(shape)
         linear(normed, attention.value, out=self.values[rows])
         # Rotation keeps lengths, so they may be taken before it.
         longest = torch.stack([longest_of_heads(q), longest_of_heads(k)])
@@ -185,7 +185,8 @@ def tiles(count: int, size: int) -> list[slice]:
 
 def longest_of_heads(q: Tensor) -> Tensor:
     """The length of the longest vector of each head: [R, H, K] -> [H], NaN where anything is."""
-    return torch.linalg.vector_norm(q, dim=-1).amax(dim=0)
+    longest: Tensor = torch.linalg.vector_norm(q, dim=-1).amax(dim=0)
+    return longest
 
 
 def largest_score(longest: Tensor, head_dim: int) -> Tensor:
@@ -201,7 +202,7 @@ def joined_guard(guards: Sequence[Guard], num_together: int, head_dim: int) -> T
     The longest queries and keys are those of `num_together` passes: the bound is that of one pass over all of these.
     """
     longest, offsets, leaks = map(torch.stack, zip(*guards, strict=True))  # (P, L, 2, H), (P), (P)
-    bounds = [largest_score(some.amax(dim=0), head_dim) for some in longest.split(num_together)]
+    bounds = [largest_score(some.amax(dim=0), head_dim) for some in torch.split(longest, num_together)]
     return torch.stack([torch.stack(bounds).amax(), offsets.amax(), leaks.amax()])
 
 

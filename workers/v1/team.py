@@ -67,7 +67,8 @@ def compute(work: Callable[[Team], R], num_threads: int, check_cancelled: Cancel
     """
     if num_threads == 1:
         return work(OneThread(check_cancelled))
-    return _ThreadTeam(work).run(num_threads, check_cancelled)
+    result: R = _ThreadTeam(work).run(num_threads, check_cancelled)
+    return result
 
 
 class _Stopped(Exception):
