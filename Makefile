@@ -101,6 +101,7 @@ run-lowest: $(VENV)/.installed-lowest
 	@$(PYTEST) -m "not slow" -W ignore::pytest.PytestUnraisableExceptionWarning $(LOWEST_TESTS)
 
 # An environment of the service alone, with all extras that a release has, read by a tool that is in none of it.
+RELEASE_EXTRAS := cluster,otel,postgres,publish
 SBOM_TOOL := cyclonedx-bom>=7,<8
 .PHONY: run-sbom
 run-sbom: $(VENV)/.installed-release
@@ -144,7 +145,7 @@ $(VENV)/.installed-dev: $(BIN)/pip $(REQUIREMENTS)
 
 $(VENV)/.installed-release: $(BIN)/pip $(REQUIREMENTS)
 	@echo "==> installing soma-eval as a release is, and the tool that lists it"
-	@$(PIP_INSTALL) '.[otel]'
+	@$(PIP_INSTALL) '.[$(RELEASE_EXTRAS)]'
 	@$(PYTHON) -m venv $(VENV)/tool
 	@$(VENV)/tool/bin/pip install --disable-pip-version-check --quiet '$(SBOM_TOOL)'
 	@touch $@

@@ -1,13 +1,13 @@
 """The pool on a Ray cluster of this machine: bits, speed, bytes moved, memory of the head, and deaths.
 
     python -m benchmarks.cluster [scaling] [memory] [deaths] [fuzz]     (all of them without a name)
-        [--rounds 3] [--deaths 20] [--frames 1000000]
+        [--rounds 3] [--batches 40] [--mib 64 256 1024 2048] [--deaths 20] [--frames 1000000]
 
-scaling: one evaluation of 40 batches on 1, 2 and 3 nodes of one thread each, beside as many workers of the pool of
+scaling: one evaluation on 1, 2 and 3 nodes of one thread each, beside as many workers of the pool of
 one machine. memory: weights of growing size are sent to two nodes, and what the head takes meanwhile is sampled.
 deaths: while evaluations run, worker processes, actors, raylets and whole nodes are killed and frozen at random; how
 long until the pool gives each one up, and whether every evaluation was right, or failed with a typed error. fuzz:
-changed frames. Exits with 1 when bits differ, an answer is wrong, or a process is left.
+changed frames of each kind. Exits with 1 when bits differ, an answer is wrong or late, or a process is left.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,25 +34,33 @@ from tests.ray_cluster import LocalCluster, LocalNode, local_cluster
 from tests.workers.cluster.frames import mutations
 from tests.workers.processes.pools import is_alive
 from workers.cluster.cluster_pool import ClusterPool
-from workers.cluster.messages import ClusterConfig, FromConnector
+from workers.cluster.hello import Hello
+from workers.cluster.messages import ClusterConfig, FromConnector, ToConnector
 from workers.errors import WorkerError
 from workers.message_codec import Decoder, MalformedMessage
-from workers.messages import FromWorker
+from workers.messages import FromWorker, ToWorker
 from workers.pool import WorkerPool, create_pool
-from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, EvalResult, WorkerConfig
 
 MIB = 1 << 20
 BATCHES_UNDER_LOAD = 10
 """Of each of the evaluations in which something dies."""
-PROGRESS_SECONDS = 15.0
-"""Without progress, after which a busy worker is given up; 180 s in a service, for full V1 on a CPU."""
+LATE_SECONDS = 30.0
+"""Beyond the undisturbed time of both evaluations, after which an answer counts as late."""
+FUZZED = {
+    "worker to head": FromWorker,
+    "connector to service": FromConnector,
+    "head to worker": ToWorker,
+    "service to connector": ToConnector,
+    "hello of a node": Hello,
+}
+"""What travels between the processes of a cluster."""
 
 
-def cluster_pool(cluster: LocalCluster, folder: Path, timeouts: Timeouts | None = None) -> ClusterPool:
-    """As a service starts it, with the small model and one thread per worker."""
+def cluster_pool(cluster: LocalCluster, folder: Path) -> ClusterPool:
+    """As a service starts it, with its limits; the small model and one thread per worker."""
     config = ClusterConfig(cluster.address, "cpu", False, str(folder), 64 << 30, "workers.worker.main")
-    return ClusterPool(config, WorkerConfig("", small_model=True, num_threads=1), timeouts)
+    return ClusterPool(config, WorkerConfig("", small_model=True, num_threads=1))
 
 
 def bits(result: EvalResult) -> bytes:
@@ -70,10 +78,10 @@ async def best_of(pool: WorkerPool, job: EvalJob, num_rounds: int) -> tuple[floa
     return best, bits(result)
 
 
-async def scaling(num_rounds: int) -> bool:
+async def scaling(num_rounds: int, num_batches: int) -> bool:
     """Whether all agreed to the bit."""
     print(
-        f"{NUM_BATCHES} batches, small model, one thread per worker, {os.cpu_count()} cores, best of {num_rounds}"
+        f"{num_batches} batches, small model, one thread per worker, {os.cpu_count()} cores, best of {num_rounds}"
     )
     print(
         "nodes    seconds    this machine's pool    to one node: here    there    same bits    bytes to nodes"
@@ -82,7 +90,7 @@ async def scaling(num_rounds: int) -> bool:
     agreed = True
     with tempfile.TemporaryDirectory() as name, local_cluster() as cluster:
         folder = Path(name)
-        job = write_job(folder)
+        job = write_job(folder, num_batches)
         cluster.add_node("1")
         pool = cluster_pool(cluster, folder / "nodes")
         await pool.start()
@@ -109,7 +117,7 @@ async def scaling(num_rounds: int) -> bool:
     return agreed
 
 
-async def memory() -> bool:
+async def memory(sizes_mib: Sequence[int]) -> bool:
     """Weights of growing size; none of them is valid, which is found out on the node, once it has the file."""
     print(
         "weights      sent to 2 nodes in    most memory of: service    Ray connector    head's object store"
@@ -122,7 +130,7 @@ async def memory() -> bool:
         pool = cluster_pool(cluster, folder / "nodes")
         await pool.start()
         try:
-            for num_mib in (64, 256, 1024, 2048):
+            for num_mib in sizes_mib:
                 weights = await asyncio.to_thread(random_file, folder / "large", num_mib)
                 seconds, peaks = await peak_memory(cluster, send(pool, replace(job, **weights)))
                 shown = "".join(f"{peak / MIB:17,.0f} MiB" for peak in peaks)
@@ -204,18 +212,18 @@ VICTIMS: dict[str, Callable[[LocalNode], list[psutil.Process]]] = {
 
 
 async def deaths(number: int) -> bool:
-    """Whether every evaluation was right or failed with a typed error, and nothing was left."""
+    """Whether every evaluation was right or failed with a typed error, in time, and nothing was left."""
     noticed: dict[str, list[float]] = {}
     counts = {"right": 0, "wrong": 0}
     extra: list[float] = []
     handler = GivenUp()
     logging.getLogger("workers").addHandler(handler)
-    with tempfile.TemporaryDirectory() as name, local_cluster() as cluster:
+    with tempfile.TemporaryDirectory() as name, local_cluster(tuned=False) as cluster:
         folder = Path(name)
         job = write_job(folder, BATCHES_UNDER_LOAD)
         for each in "ab":
             cluster.add_node(each)
-        pool = cluster_pool(cluster, folder / "nodes", Timeouts(progress_seconds=PROGRESS_SECONDS))
+        pool = cluster_pool(cluster, folder / "nodes")
         await pool.start()
         seconds, expected = await best_of(pool, job, 1)
         kinds = [(what, how) for what in VICTIMS for how in (signal.SIGKILL, signal.SIGSTOP)]
@@ -255,7 +263,7 @@ async def deaths(number: int) -> bool:
                 counts["wrong"] += 1
         known = [process for node in cluster.nodes for process in node.processes()]
         await pool.close()
-    print(f"{number} deaths under load, two nodes; a busy worker counts as hung after {PROGRESS_SECONDS:g} s")
+    print(f"{number} deaths under load, two nodes, with the limits of a service and Ray's own health checks")
     for label, times in sorted(noticed.items()):
         known_times = [each for each in times if not math.isnan(each)] or [
             float("nan")
@@ -267,8 +275,9 @@ async def deaths(number: int) -> bool:
         f"  beyond the undisturbed time of both: median {statistics.median(extra):.1f} s, most {max(extra):.1f} s"
     )
     left = [process for process in known if is_alive(process.pid)]
-    print(f"  processes left: {len(left)}")
-    return not counts["wrong"] and not left
+    late = sum(each > LATE_SECONDS for each in extra)
+    print(f"  later than {LATE_SECONDS:g} s: {late}; processes left: {len(left)}")
+    return not counts["wrong"] and not late and not left
 
 
 def mend(cluster: LocalCluster, node: LocalNode) -> None:
@@ -285,9 +294,10 @@ def fuzz(num_frames: int) -> bool:
     """Whether none of so many frames crashed the decoder or made a class that is not ours."""
     decoded = 0
     began = time.perf_counter()
-    for allowed in (FromWorker, FromConnector):
-        ours = typing.get_args(allowed)
-        for frame in mutations(random.Random(), allowed, num_frames // 2):
+    for kind, allowed in FUZZED.items():
+        ours = typing.get_args(allowed) or (allowed,)
+        before = decoded
+        for frame in mutations(random.Random(), allowed, num_frames // len(FUZZED)):
             try:
                 messages = Decoder(allowed).feed(frame)
             except MalformedMessage:
@@ -296,6 +306,7 @@ def fuzz(num_frames: int) -> bool:
             if any(type(message) not in ours for message in messages):
                 print("A FOREIGN CLASS WAS BUILT")
                 return False
+        print(f"  {kind}: {decoded - before:,} were messages")
     seconds = time.perf_counter() - began
     print(
         f"{num_frames:,} changed frames in {seconds:.0f} s: {decoded:,} were messages, all others were refused"
@@ -310,6 +321,8 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", choices=["scaling", "memory", "deaths", "fuzz", []])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=NUM_BATCHES)
+    parser.add_argument("--mib", type=int, nargs="+", default=[64, 256, 1024, 2048])
     parser.add_argument("--deaths", type=int, default=20)
     parser.add_argument("--frames", type=int, default=1_000_000)
     options = parser.parse_args()
@@ -319,9 +332,9 @@ def main() -> None:
         print(f"== {part}", flush=True)
         match part:
             case "scaling":
-                good = asyncio.run(scaling(options.rounds)) and good
+                good = asyncio.run(scaling(options.rounds, options.batches)) and good
             case "memory":
-                good = asyncio.run(memory()) and good
+                good = asyncio.run(memory(options.mib)) and good
             case "deaths":
                 good = asyncio.run(deaths(options.deaths)) and good
             case "fuzz":

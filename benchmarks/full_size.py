@@ -1,9 +1,10 @@
 """One evaluation at full size: 1.2 billion parameters, 4.84 GB, against the number of the Rust runner.
 
-    python -m benchmarks.full_size [--weights FILE] [--device cpu] [--encrypted]
+    python -m benchmarks.full_size [--weights FILE] [--device cpu] [--precision float32] [--encrypted]
 
 The weights are made by the golden recipe, tensor by tensor, into a temporary file that is deleted
-afterwards; with --weights into that file, which is kept, and used as it is when it exists already.
+afterwards; with --weights into that file, which is kept, and used as it is when it exists already. Exits with 1 when
+the loss is further from that number than the precision may be.
 """
 
 import argparse
@@ -21,6 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.device_options import add_device_options, check_device_options
+from benchmarks.gpu.tolerances import TOLERANCES
 from tests.recipe import TEST_KEY, GoldenCase, golden_full_size, make_data, write_weights
 from workers.v1 import ModelConfig, ModelRunner
 
@@ -30,9 +33,10 @@ def main() -> int:
         description="One evaluation at full size, against the Rust runner's number."
     )
     parser.add_argument("--weights", type=Path, help="where the weights are kept, or lie already")
-    parser.add_argument("--device", default="cpu")
+    add_device_options(parser)
     parser.add_argument("--encrypted", action="store_true", help="publish the weights as the network does")
     arguments = parser.parse_args()
+    check_device_options(parser, arguments)
 
     case, console = golden_full_size(), Console()
     key = TEST_KEY if arguments.encrypted else None
@@ -41,6 +45,7 @@ def main() -> int:
         runner = ModelRunner(
             ModelConfig(**case.config),
             arguments.device,
+            arguments.precision,
             max_seq_len=case.max_seq_len,
             batch_size=case.batch_size,
         )
@@ -54,7 +59,7 @@ def main() -> int:
     loss = score.cross_entropy + 0.02 * score.sig_reg
     largest_error = float(abs(score.embedding - case.embedding).max())
 
-    table = Table("", "", title=f"full V1 on {arguments.device}, {len(data)} bytes")
+    table = Table("", "", title=f"full V1 on {arguments.device}, {arguments.precision}, {len(data)} bytes")
     table.add_row("loss", f"{loss:.7f}")
     table.add_row("loss of the Rust runner", f"{case.loss:.7f}")
     table.add_row("relative difference", f"{abs(loss - case.loss) / case.loss:.1e}")
@@ -64,7 +69,7 @@ def main() -> int:
     table.add_row("weights, GB", f"{model.resident_bytes / 1e9:.2f}")
     table.add_row("peak memory of the process, GB", f"{peak_bytes() / 1e9:.2f} ({before / 1e9:.2f} before)")
     console.print(table)
-    return 0 if abs(loss - case.loss) <= 1e-5 * case.loss else 1
+    return 0 if abs(loss - case.loss) <= TOLERANCES[arguments.precision].loss * case.loss else 1
 
 
 @contextmanager

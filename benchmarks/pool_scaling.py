@@ -1,10 +1,11 @@
-"""One evaluation of 40 batches on 1, 2 and 3 CPU workers of equal thread count: the same bits, and how fast.
+"""One evaluation of 40 batches on 1, 2 and 3 workers of equal thread count: the same bits, and how fast.
 
-    python -m benchmarks.pool_scaling [--threads 1] [--max-workers 3] [--rounds 3]
+    python -m benchmarks.pool_scaling [--threads 1] [--max-workers 3] [--rounds 3] [--device cpu] [--precision float32]
 
 Each pool stands beside one worker that has as many threads as all of the pool's workers together. A ratio
 above 1 means that sharing an evaluation out is faster than giving one worker more threads. All pools live
-at once and take turns, so that whatever else the machine does meets them alike; the best round counts.
+at once and take turns, so that whatever else the machine does meets them alike; the best round counts. All workers
+are on the one device: with --device cuda on the first card, where threads make no difference.
 Exits with 1 when workers of equal thread count disagree in a bit.
 """
 
@@ -20,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.device_options import add_device_options, check_device_options
 from tests.recipe import SMALL_WEIGHTS, make_data, small_weights_bytes
 from workers.pool import WorkerPool, create_pool
-from workers.types import EvalJob, EvalResult
+from workers.types import EvalJob, EvalResult, Precision
 
 NUM_BATCHES = 40
 DATA_BYTES = NUM_BATCHES * 16 * 1024
@@ -53,14 +55,16 @@ class Entry:
 
 
 @asynccontextmanager
-async def started(shapes: set[tuple[int, int]]) -> AsyncIterator[dict[tuple[int, int], Entry]]:
+async def started(
+    shapes: set[tuple[int, int]], device: str, precision: Precision
+) -> AsyncIterator[dict[tuple[int, int], Entry]]:
     """A pool for each (workers, threads of each)."""
-    entries = {
-        (workers, threads): Entry(
-            workers, threads, create_pool(["cpu"] * workers, small_model=True, num_threads=threads)
-        )
-        for workers, threads in sorted(shapes)
-    }
+
+    def pool(num_workers: int, num_threads: int) -> WorkerPool:
+        devices = [device] * num_workers
+        return create_pool(devices, small_model=True, precision=precision, num_threads=num_threads)
+
+    entries = {shape: Entry(*shape, pool(*shape)) for shape in sorted(shapes)}
     try:
         for entry in entries.values():
             await entry.pool.start()
@@ -69,15 +73,20 @@ async def started(shapes: set[tuple[int, int]]) -> AsyncIterator[dict[tuple[int,
         await asyncio.gather(*(entry.pool.close() for entry in entries.values()))
 
 
-async def compare(job: EvalJob, num_threads: int, max_workers: int, num_rounds: int) -> bool:
+async def compare(job: EvalJob, options: argparse.Namespace) -> bool:
     """Print one line per pool; whether all of equal thread count agreed to the bit."""
-    counts = range(1, max_workers + 1)
+    num_threads, num_rounds = options.threads, options.rounds
+    counts = range(1, options.max_workers + 1)
+    device = "cuda:0" if options.device == "cuda" else options.device
     shapes = {(n, num_threads) for n in counts} | {(1, n * num_threads) for n in counts}
-    async with started(shapes) as entries:
+    async with started(shapes, device, options.precision) as entries:
         for _ in range(num_rounds + 1):  # the first one loads and warms up
             for entry in entries.values():
                 await entry.run(job)
-    print(f"{NUM_BATCHES} batches, small model, {os.cpu_count()} cores, best of {num_rounds + 1} rounds")
+    print(
+        f"{NUM_BATCHES} batches, small model, {device}, {options.precision}, {os.cpu_count()} cores, "
+        f"best of {num_rounds + 1} rounds"
+    )
     print(
         "workers x threads    seconds    one worker, as many threads    ratio   same bits   its bits   its loss apart"
     )
@@ -108,13 +117,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each worker")
     parser.add_argument("--max-workers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3, help="beside the first, which loads the weights")
+    add_device_options(parser)
     options = parser.parse_args()
+    check_device_options(parser, options)
     with tempfile.TemporaryDirectory() as folder:
         weights, data = Path(folder, "weights"), Path(folder, "data")
         weights.write_bytes(small_weights_bytes(SMALL_WEIGHTS))
         data.write_bytes(make_data({"pattern": "text", "size": DATA_BYTES}))
         job = EvalJob(str(weights), "weights", str(data), DATA_BYTES, seed=1)
-        agreed = asyncio.run(compare(job, options.threads, options.max_workers, options.rounds))
+        agreed = asyncio.run(compare(job, options))
     raise SystemExit(0 if agreed else 1)
 
 

@@ -5,8 +5,8 @@
 The small model: three models, a hundred targets, pieces of 100 bytes and of 1 KiB; blocks of both kinds alternate, so
 that whatever else runs on the machine meets both. `/score` is asked by one client, one piece after the other, each
 published by a file server as the network has it. Seconds of a CPU are those of the service and its workers: they
-depend less on what else runs. Then its memory over many pieces, and, by the bare runner, a larger model, where only
-the shape of the forward pass counts.
+depend less on what else runs. Then its memory and that of the command over many pieces with one model, and, by the
+bare runner, a larger model, where only the shape of the forward pass counts.
 """
 
 import argparse
@@ -15,12 +15,15 @@ import http.client
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as workers have it
 
@@ -46,6 +49,7 @@ class Screened:
 
     def __init__(self, files: FileServer, service: LiveService) -> None:
         self._files = files
+        self._url = service.http_url
         self._connection = http.client.HTTPConnection(service.http_url.removeprefix("http://"))
         self._process = psutil.Process(service.process.pid)
         self._models = [self._published(f"m{i}", encrypt(weights(i))) for i in range(NUM_MODELS)]
@@ -62,7 +66,7 @@ class Screened:
             data = self._published("piece", piece)
             body = {
                 **{f"data_{name}": data[name] for name in ("url", "checksum", "size")},
-                "model_manifests": [{**model, "decryption_key": KEY} for model in self._models],
+                "model_manifests": self._keyed(),
                 "target_embedding": self._targets[0]["embedding"],
                 "seed": 0,
             }
@@ -70,9 +74,8 @@ class Screened:
 
     def screen(self, size: int, count: int) -> int:
         """One POST /screen for all pieces; returns the lines."""
-        pieces = [{"data": base64.b64encode(each).decode()} for each in self._new_pieces(size, count)]
-        models = [{**model, "decryption_key": KEY} for model in self._models]
-        lines = self._post("/screen", {"pieces": pieces, "models": models, "targets": self._targets})
+        pieces = self._encoded(size, count)
+        lines = self._post("/screen", {"pieces": pieces, "models": self._keyed(), "targets": self._targets})
         assert json.loads(lines.splitlines()[-1])["summary"]["pieces"] == count
         return lines.count(b"\n")
 
@@ -81,9 +84,31 @@ class Screened:
         times = [each.cpu_times() for each in (self._process, *self._process.children(recursive=True))]
         return sum(each.user + each.system for each in times)
 
-    def memory_mib(self) -> float:
-        """Of the service itself."""
-        return float(self._process.memory_info().rss / 2**20)
+    def memory_in_one_request(self, count: int) -> "Memory":
+        """Of the service, while it answers one request of so many pieces, with one model."""
+        body = {"pieces": self._encoded(100, count), "models": self._keyed()[:1], "targets": self._targets}
+        self._connection.request("POST", "/screen", json.dumps(body), {"Content-Type": "application/json"})
+        with closing(self._connection.getresponse()) as response:
+            return memory_while(response, count, self._process)
+
+    def memory_of_command(self, count: int, folder: Path) -> "Memory":
+        """Of `soma-eval screen`, which is given so many pieces and asks this service."""
+        files = {name: folder / f"{name}.json" for name in ("models", "targets")}
+        files["models"].write_text(json.dumps(self._keyed()[:1]))
+        files["targets"].write_text(json.dumps(self._targets))
+        files["data"] = folder / "pieces.jsonl"
+        files["data"].write_text("".join(json.dumps(each) + "\n" for each in self._encoded(100, count)))
+        flags = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+        command = [sys.executable, "-m", "service.cli.main", "screen", "--url", self._url, *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            return memory_while(process.stdout, count, psutil.Process(process.pid))
+
+    def _keyed(self) -> list[dict[str, Any]]:
+        return [{**model, "decryption_key": KEY} for model in self._models]
+
+    def _encoded(self, size: int, count: int) -> list[dict[str, str]]:
+        return [{"data": base64.b64encode(each).decode()} for each in self._new_pieces(size, count)]
 
     def _new_pieces(self, size: int, count: int) -> list[bytes]:
         first = self._num_made
@@ -103,6 +128,28 @@ class Screened:
             content = response.read()
             assert response.status == 200, content[:500]
             return content
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The resident set of a process after each tenth of the lines that it writes, in MiB."""
+
+    tenths: list[float]
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{' '.join(f'{each:.0f}' for each in self.tenths)} MiB after each tenth, {self.seconds:.0f} s"
+
+
+def memory_while(lines: IO[bytes] | http.client.HTTPResponse, count: int, process: psutil.Process) -> Memory:
+    """Read all lines."""
+    started = time.perf_counter()
+    tenths = []
+    for number, _line in enumerate(lines, 1):
+        if number % (count // 10) == 0 and number <= count:
+            tenths.append(process.memory_info().rss / 2**20)
+    assert len(tenths) == 10, f"only {number} lines"
+    return Memory(tenths, time.perf_counter() - started)
 
 
 def weights(seed: int) -> bytes:
@@ -160,7 +207,7 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--pieces", type=int, default=96)
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=5, help="0 measures the memory alone")
     options.add_argument("--memory", type=int, default=10_000, help="pieces; 0 leaves this out")
     options.add_argument("--layers", type=int, default=24)
     options.add_argument("--width", type=int, default=512, help="0 leaves the larger model out")
@@ -174,18 +221,16 @@ def main() -> None:
             table = Table(
                 "pieces", "", "pieces/s", "ms", "CPU ms", title="small model, 3 models, 100 targets"
             )
-            for size in (100, 1024):
+            for size in (100, 1024) if given.rounds else ():
                 compare(screened, size, given.pieces, given.rounds, table)
-            console.print(table)
+            if table.rows:
+                console.print(table)
             if given.memory:
                 screened.screen(100, 100)
-                before = screened.memory_mib()
-                seconds, _ = measured(screened, lambda: screened.screen(100, given.memory))
-                after = screened.memory_mib()
-                console.print(
-                    f"{given.memory:,} pieces in one request: {seconds:.0f} s; "
-                    f"the service's memory {before:.0f} -> {after:.0f} MiB"
-                )
+                in_one_request = screened.memory_in_one_request(given.memory)
+                console.print(f"service, {given.memory:,} pieces in one request: {in_one_request}")
+                of_command = screened.memory_of_command(given.memory, path)
+                console.print(f"command, {given.memory:,} pieces: {of_command}")
     table = Table("parameters", "pieces of 100 bytes", "least CPU s", "median CPU s", title="the bare runner")
     if given.width:
         config = ModelConfig(given.width, 4 * given.width, given.layers)

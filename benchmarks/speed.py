@@ -1,15 +1,17 @@
 """Speed and memory beside the published package, soma-models: one table.
 
     python -m benchmarks.speed [--sizes small,75m,full] [--rows cold,warm,...] [--pairs 3] [--json FILE]
+        [--device cpu] [--precision float32]
 
 Every measurement is a fresh process, and the two peers take turns; a cell is the median of its pairs and a
 ratio is the median of the ratios within the pairs, so that a busy machine slows both. A cold start is
 timed from the start of the process until its loss is read; files are in the page cache for both. A third kind of
-process only reads the encrypted file into memory, with as many threads as there are cores. torch's threads wait as
-they come, spinning, which is best for soma-models on an idle machine and ruinous on a busy one; ours do not meet
-(see `benchmarks.threads`).
-The matrix rate is that of torch's float32 product alone, in the model's shapes, measured in each process
-behind its evaluations; operations are counted with the causal half of attention only.
+process only reads the encrypted file into memory, with as many threads as there are cores.
+The matrix rate is that of torch's float32 product alone (with --precision tf32 in TF32), in the model's shapes,
+measured in each process behind its evaluations; operations are counted with the causal half of attention only.
+The precision is ours; soma-models has float32 and TF32, and is given TF32 with --precision tf32. On a GPU the peak of
+memory is that of the card, as torch counts it. torch's threads wait as they come, spinning: best for soma-models on an
+idle machine, ruinous on a busy one; ours do not meet (see `benchmarks.threads`).
 """
 
 import argparse
@@ -31,6 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks.device_options import add_device_options, check_device_options
 from tests.recipe import SMALL_CONFIG, TEST_KEY, golden_full_size, make_data, write_weights
 
 OURS, PUBLISHED = PEERS = ("soma-eval", "soma-models")
@@ -144,12 +147,15 @@ def main() -> int:
                 for encrypted in kinds:
                     for peer in peers[encrypted][:: 1 if pair % 2 == 0 else -1]:
                         progress.update(task, description=f"{work.name}: {peer}{', encrypted' * encrypted}")
-                        runs.append(measure(peer, work, folder, encrypted))
+                        device = arguments.device, arguments.precision
+                        runs.append(measure(peer, work, folder, encrypted, *device))
                         progress.advance(task)
             results.append((work, runs))
-    console.print(table(results, arguments.rows, arguments.pairs))
+    title = f"{arguments.device}, {arguments.precision}; medians of {arguments.pairs} interleaved pairs"
+    console.print(table(results, arguments.rows, title))
     if arguments.json:
-        arguments.json.write_text(json.dumps(document(results), indent=1) + "\n")
+        found = {"device": arguments.device, "precision": arguments.precision, **document(results)}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 
@@ -163,7 +169,10 @@ def parse() -> argparse.Namespace:
         "--weights-dir", type=Path, help="keep the weights there, and use those that are there"
     )
     parser.add_argument("--json", type=Path, help="write every measurement to this file as well")
-    return parser.parse_args()
+    add_device_options(parser)
+    arguments = parser.parse_args()
+    check_device_options(parser, arguments)
+    return arguments
 
 
 def kinds_needed(rows: list[str]) -> list[bool]:
@@ -196,7 +205,7 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def measure(peer: str, work: Workload, folder: Path, encrypted: bool) -> Run:
+def measure(peer: str, work: Workload, folder: Path, encrypted: bool, device: str, precision: str) -> Run:
     """One fresh process of this peer, timed from its start until its first loss arrives."""
     weights = weights_file(work, folder, TEST_KEY if encrypted else None)
     data = folder / f"text-{work.num_bytes}"
@@ -208,6 +217,8 @@ def measure(peer: str, work: Workload, folder: Path, encrypted: bool) -> Run:
         "data": str(data),
         "key": TEST_KEY.hex() if encrypted else None,
         "warm": not encrypted,
+        "device": device,
+        "precision": precision,
     }
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     start = time.perf_counter()
@@ -257,11 +268,11 @@ def num_operations(work: Workload) -> float:
     return L * (2.0 * rows * (4 * D * D + 2 * D * F) + attention) + 2.0 * rows * D * (V + 256)
 
 
-def table(results: list[tuple[Workload, list[Run]]], rows: list[str], num_pairs: int) -> Table:
+def table(results: list[tuple[Workload, list[Run]]], rows: list[str], title: str) -> Table:
     rates = [run.rate for _, runs in results for run in runs if run.rate]
     rate = f"float32 product {min(rates) / 1e9:.0f} to {max(rates) / 1e9:.0f} GFLOP/s" if rates else ""
     machine = f"{os.cpu_count()} x {processor()}; {rate}"
-    found = Table(title=f"medians of {num_pairs} interleaved pairs", caption=machine)
+    found = Table(title=title, caption=machine)
     found.add_column("", no_wrap=True)
     for heading in (*PEERS, "ratio"):
         found.add_column(heading, justify="right", no_wrap=True)

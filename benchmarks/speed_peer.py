@@ -13,7 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.types import Precision
 
 SEED = 1
 WARM_SECONDS = 2.0
@@ -24,7 +27,8 @@ def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     data, key = Path(task["data"]).read_bytes(), bytes.fromhex(task["key"]) if task["key"] else None
     start = time.perf_counter()
-    load = PEERS[task["peer"]](task["config"])
+    device: str = task["device"]
+    load = PEERS[task["peer"]](task["config"], device, task["precision"])
     imported = time.perf_counter()
     evaluate = load(task["weights"], key)
     ready = time.perf_counter()
@@ -41,14 +45,13 @@ def main() -> None:
         start = time.perf_counter()
         evaluate(data)
         warm.append(time.perf_counter() - start)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    rate = matrix_rate(task["config"], min(len(data), 1024)) if task["warm"] else None
+    peak = peak_bytes(device)
+    num_rows = min(len(data), 1024 if device == "cpu" else 16_384)
+    rate = matrix_rate(task["config"], num_rows, device) if task["warm"] else None
     say(
         event="done",
         warm_seconds=sorted(warm)[len(warm) // 2] if warm else None,
-        peak_bytes=peak_bytes,
+        peak_bytes=peak,
         rate=rate,
     )
 
@@ -57,14 +60,24 @@ def say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
+def peak_bytes(device: str) -> int:
+    """Of the process; on a GPU what torch held there."""
+    if device == "cpu" or "torch" not in sys.modules:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
 Evaluate = Callable[[bytes], float]
 Load = Callable[[str, bytes | None], Evaluate]
 
 
-def soma_eval(config: dict[str, int]) -> Load:
+def soma_eval(config: dict[str, int], device: str, precision: "Precision") -> Load:
     from workers.v1 import ModelConfig, ModelRunner, running_mean
 
-    runner = ModelRunner(ModelConfig(**config))
+    runner = ModelRunner(ModelConfig(**config), device, precision)
 
     def load(path: str, key: bytes | None) -> Evaluate:
         model = runner.load(path, key)
@@ -79,11 +92,16 @@ def soma_eval(config: dict[str, int]) -> Load:
     return load
 
 
-def soma_models(config: dict[str, int]) -> Load:
-    """Model.load, eval mode, and compute_loss on batches of 16 without gradients; decrypted by soma-sdk."""
+def soma_models(config: dict[str, int], device: str, precision: "Precision") -> Load:
+    """Model.load, eval mode, and compute_loss on batches of 16 without gradients; decrypted by soma-sdk.
+
+    In float32, as it is published, or in TF32.
+    """
     import torch
     from soma_models.v1 import tokenizer
     from soma_models.v1 import torch as published
+
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
     def load(path: str, key: bytes | None) -> Evaluate:
         shape = published.ModelConfig(dropout_rate=0.0, **config)
@@ -95,8 +113,8 @@ def soma_models(config: dict[str, int]) -> Load:
             model = published.Model.load_bytes(
                 SomaClient.decrypt_weights(Path(path).read_bytes(), key), shape
             )
-        model.eval()
-        sig_reg = published.SIGReg(published.SIGRegConfig())
+        model.eval().to(device)
+        sig_reg = published.SIGReg(published.SIGRegConfig()).to(device)
 
         @torch.no_grad()
         def evaluate(data: bytes) -> float:
@@ -104,8 +122,10 @@ def soma_models(config: dict[str, int]) -> Load:
             sequences, losses = tokenizer.tokenize(data), []
             for first in range(0, len(sequences), 16):
                 batch = sequences[first : first + 16]
-                token_ids = torch.tensor([sequence.token_ids for sequence in batch])
-                targets = torch.tensor([sequence.targets for sequence in batch])
+                token_ids, targets = (
+                    torch.tensor([getattr(sequence, field) for sequence in batch], device=device)
+                    for field in ("token_ids", "targets")
+                )
                 losses.append(published.compute_loss(model, sig_reg, token_ids, targets)[0].item())
             return sum(losses) / len(losses)
 
@@ -114,7 +134,7 @@ def soma_models(config: dict[str, int]) -> Load:
     return load
 
 
-def reading(config: dict[str, int]) -> Load:
+def reading(config: dict[str, int], device: str, precision: "Precision") -> Load:
     """The file's bytes, as they are, into one block of memory: two mebibytes at a time, a thread for each core."""
     import os
     from concurrent.futures import ThreadPoolExecutor
@@ -138,27 +158,37 @@ def reading(config: dict[str, int]) -> Load:
     return load
 
 
-PEERS: dict[str, Callable[[dict[str, int]], Load]] = {
+PEERS: dict[str, Callable[[dict[str, int], str, "Precision"], Load]] = {
     "soma-eval": soma_eval,
     "soma-models": soma_models,
     "reading": reading,
 }
 
 
-def matrix_rate(config: dict[str, int], num_rows: int) -> float:
-    """float32 operations a second of torch's product alone, in the shapes of a layer, on fresh matrices."""
+def matrix_rate(config: dict[str, int], num_rows: int, device: str) -> float:
+    """Operations a second of torch's float32 product alone, in the shapes of a layer, on fresh matrices.
+
+    On a GPU in TF32 where the peer has set it so.
+    """
     import torch
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
 
     D, F = config["embedding_dim"], config["pwff_hidden_dim"]
     layer = [(D, D)] * 4 + [(D, F), (F, D)]
-    products = [(torch.randn(num_rows, n), torch.randn(n, m), torch.empty(num_rows, m)) for n, m in layer]
+    with torch.device(device):
+        products = [(torch.randn(num_rows, n), torch.randn(n, m), torch.empty(num_rows, m)) for n, m in layer]
     operations, seconds = 0.0, 0.0
     for x, weight, out in products:
         torch.mm(x, weight, out=out)
+    wait()
     while seconds < RATE_SECONDS:
         start = time.perf_counter()
         for x, weight, out in products:
             torch.mm(x, weight, out=out)
+        wait()
         seconds += time.perf_counter() - start
         operations += sum(2.0 * num_rows * n * m for n, m in layer)
     return operations / seconds

@@ -1,9 +1,10 @@
 # ruff: noqa: T201
-"""Test a built image: `python -m docker.smoke_test [IMAGE]` from the repository's root.
+"""Test a built image: `python -m docker.smoke_test [IMAGE] [--device cuda] [--precision P]` from the repository's root.
 
 Starts a container of the image, hardened as in compose.yaml, and has it evaluate encrypted weights from a file
 server on this machine. What it must answer is a golden loss, printed by the network's own runner.
-Runs on a CPU, so a cuda image is tested too, all but its GPU.
+By default on a CPU, so a cuda image is tested where there is no GPU too, all but its GPU. With --device cuda the
+container is given the GPUs, and it is an error when the answer comes from anything else.
 """
 
 import argparse
@@ -19,13 +20,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import base58
 import grpc
 import httpx
 
+from benchmarks.gpu.tolerances import TOLERANCES
 from tests.recipe import TEST_KEY, GoldenCase, golden_cases, make_data, write_weights
+from workers.types import Precision
 
 STOP_SECONDS = 90
 HARDENED = [
@@ -42,34 +45,42 @@ def main() -> None:
     )
     parser.add_argument("image", nargs="?", default="soma-eval:cpu")
     parser.add_argument("--ready-seconds", type=float, default=120)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     options = parser.parse_args()
+    if options.precision != "float32" and options.device == "cpu":
+        parser.exit(2, f"{parser.prog}: precision {options.precision} needs --device cuda\n")
     case = golden_cases()["small-short"]
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder) / "weights", case.config, case.weights, TEST_KEY)
-        with file_server(Path(folder)) as port, container(options.image) as name:
-            smoke(name, eval_request(case, weights, port), case.loss, options.ready_seconds)
+        serve = [f"--device={options.device}", f"--precision={options.precision}"]
+        with file_server(Path(folder)) as port, container(options.image, serve) as name:
+            smoke(name, eval_request(case, weights, port), case.loss, options)
     for layer in docker("history", "--format={{.Size}}\t{{.CreatedBy}}", options.image).splitlines():
         if not layer.startswith("0B"):
             print(f"  layer  {layer[:100]}")
     print(f"{options.image}: {int(docker('inspect', '--format={{.Size}}', options.image)) / 1e6:.0f} MB")
 
 
-def smoke(name: str, request: dict[str, Any], golden_loss: float, ready_seconds: float) -> None:
+def smoke(name: str, request: dict[str, Any], golden_loss: float, options: argparse.Namespace) -> None:
     started = time.monotonic()
     url = f"http://{docker('port', name, '8000').splitlines()[0]}"
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        wait_until_200(name, client, "/health", ready_seconds)
+        wait_until_200(name, client, "/health", options.ready_seconds)
         print(f"/health answers after {time.monotonic() - started:.1f} s")
-        wait_until_200(name, client, "/ready", ready_seconds)
+        wait_until_200(name, client, "/ready", options.ready_seconds)
         print(f"/ready answers after {time.monotonic() - started:.1f} s")
+        devices = client.get("/info").json()["devices"]
         response = client.post("/eval", json=request)
     check("POST /eval", response.status_code, lambda status: status == 200, response.text[:2000])
     answer = response.json()
+    allowed = TOLERANCES[options.precision].loss
     check(
         f"loss, golden {golden_loss}",
         answer["loss"],
-        lambda loss: abs(loss - golden_loss) <= 1e-5 * golden_loss,
+        lambda loss: abs(loss - golden_loss) <= allowed * golden_loss,
     )
+    check_device(options, answer["provenance"], devices)
     print(f"  timings {json.dumps(answer['timings'])}")
 
     with grpc.insecure_channel(docker("port", name, "9124").splitlines()[0]) as channel:
@@ -86,6 +97,16 @@ def smoke(name: str, request: dict[str, Any], golden_loss: float, ready_seconds:
     check(
         f"exit code, {time.monotonic() - stopping:.1f} s after SIGTERM", state["ExitCode"], lambda rc: rc == 0
     )
+
+
+def check_device(
+    options: argparse.Namespace, provenance: dict[str, Any], devices: list[dict[str, Any]]
+) -> None:
+    """The answer was computed where, and in the precision that was asked for; a GPU has its vendor's name."""
+    check("device", provenance["device"], lambda device: device.partition(":")[0] == options.device)
+    check("precision", provenance["precision"], lambda precision: precision == options.precision)
+    names = [device["device_name"] for device in devices]
+    check("device names", names, lambda names: bool(names) and all(names))
 
 
 def eval_request(case: GoldenCase, weights: Path, port: int) -> dict[str, Any]:
@@ -110,12 +131,16 @@ def file_server(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def container(image: str) -> Iterator[str]:
-    """A running service, its ports published on free ones; what it printed is shown if anything goes wrong."""
+def container(image: str, flags: list[str]) -> Iterator[str]:
+    """A running service, its ports published on free ones; what it printed is shown if anything goes wrong.
+
+    `flags` are further ones of `serve`; with --device=cuda the container is given every GPU.
+    """
     ports = ["--publish=127.0.0.1::8000", "--publish=127.0.0.1::9124"]
     host = ["--add-host=host.docker.internal:host-gateway"]
-    serve = ["serve", "--small-model", "--device=cpu", "--allow-http", "--allow-private-addresses"]
-    name = docker("run", "--detach", *HARDENED, *ports, *host, image, *serve)
+    gpus = ["--gpus=all"] if "--device=cuda" in flags else []
+    serve = ["serve", "--small-model", "--allow-http", "--allow-private-addresses", *flags]
+    name = docker("run", "--detach", *HARDENED, *gpus, *ports, *host, image, *serve)
     try:
         yield name
     except BaseException:

@@ -22,6 +22,9 @@ from workers.types import DeviceStatus
 REFRESH_SECONDS = 2.0
 """How long a database may take to count the jobs."""
 
+_OF_A_DEVICE = ("node", "device")
+"""Labels; a node without a name is this machine, and Prometheus drops a label that is empty."""
+
 _Label = TypeVar("_Label", bound=str)
 
 
@@ -54,6 +57,14 @@ class ComponentMetrics:
         yield build
         yield from self._queue()
         yield from _devices(self.pool.status())
+        yield _by_label(
+            GaugeMetricFamily(
+                f"{PREFIX}node_up",
+                "1 while the machine is there, 0 for an hour after it left the cluster.",
+                labels=["node"],
+            ),
+            self.pool.nodes(),
+        )
         yield from self._cache()
         yield _by_label(
             GaugeMetricFamily(f"{PREFIX}jobs", "Jobs that are kept, by state.", labels=["state"]),
@@ -109,31 +120,32 @@ def _devices(statuses: Sequence[DeviceStatus]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         f"{PREFIX}device_memory_bytes",
         "Memory: total of the device, used by its worker, weights that stay loaded, what these may take.",
-        labels=["device", "kind"],
+        labels=[*_OF_A_DEVICE, "kind"],
     )
     restarts = CounterMetricFamily(
         f"{PREFIX}worker_restarts",
         "Workers started again, by what ended the one before.",
-        labels=["device", "reason"],
+        labels=[*_OF_A_DEVICE, "reason"],
     )
     for name, status in zip(_unique_names(statuses), statuses, strict=True):
-        up.add_metric([name], status.ready)
+        device = [status.node, name]
+        up.add_metric(device, status.ready)
         if status.self_test_age_seconds is not None:
-            age.add_metric([name], status.self_test_age_seconds)
+            age.add_metric(device, status.self_test_age_seconds)
         if status.memory is not None:
             for kind in ("total", "used", "weights", "weights_limit"):
-                memory.add_metric([name, kind], getattr(status.memory, kind))
+                memory.add_metric([*device, kind], getattr(status.memory, kind))
         for reason, number in status.restarts_by_reason.items():
-            restarts.add_metric([name, reason], number)
+            restarts.add_metric([*device, reason], number)
     yield from (up, age, memory, restarts)
 
 
 def _unique_names(statuses: Iterable[DeviceStatus]) -> Iterator[str]:
-    """The devices' names. Two workers may share a device: the second is "cpu#2", as no two series may be the same."""
-    seen: Tally[str] = Tally()
+    """The devices' names on their nodes. The second worker on a device is "cpu#2": no two series may be the same."""
+    seen: Tally[tuple[str, str]] = Tally()
     for status in statuses:
-        seen[status.device] += 1
-        number = seen[status.device]
+        seen[status.node, status.device] += 1
+        number = seen[status.node, status.device]
         yield status.device if number == 1 else f"{status.device}#{number}"
 
 
@@ -146,7 +158,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 def _of_devices(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(PREFIX + name, text, labels=["device"])
+    return GaugeMetricFamily(PREFIX + name, text, labels=_OF_A_DEVICE)
 
 
 def _by_label(

@@ -3,13 +3,23 @@
 The text below a field is also the help of its flag, which the command line makes from the field.
 """
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.environment import API_KEY_NAMES, ENV_FILE, PREFIX, variables_of
@@ -43,6 +53,7 @@ def _check_host(host: str) -> str:
 Host = Annotated[str, AfterValidator(_check_host)]
 Port = Annotated[int, _within(0, 65535)]
 Seconds = Annotated[float, _within(0.1, 604_800.0)]
+_MAX_ARCHITECTURE_CHARACTERS = 1 << 16
 
 
 def _in_home(path: Path) -> Path:
@@ -50,6 +61,34 @@ def _in_home(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError("there is no home directory, so say where files are kept") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchitectureFile:
+    """A file that describes an architecture, as it was when it was read."""
+
+    path: Path
+    text: str
+    """Not checked yet, but not empty: see `service.scoring.served_architecture`."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _read_architecture(given: object) -> object:
+    if not isinstance(given, str | Path):
+        return given
+    path = _in_home(Path(given))
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_ARCHITECTURE_CHARACTERS + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or 'it cannot be read'}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: it is not text") from None
+    if not text.strip() or len(text) > _MAX_ARCHITECTURE_CHARACTERS:
+        raise ValueError(f"{path}: it is {'too large' if text.strip() else 'empty'}")
+    return ArchitectureFile(path, text)
 
 
 class Settings(BaseSettings):
@@ -80,10 +119,15 @@ class Settings(BaseSettings):
     """auto, cpu, cuda, cuda:N, or a comma list of them: one worker process each."""
     small_model: bool = False
     """Use the network's small architecture."""
+    architecture: Annotated[
+        InstanceOf[ArchitectureFile] | None, BeforeValidator(_read_architecture), NoDecode
+    ] = None
+    """JSON file of another architecture than the network's: num_layers, max_seq_len, batch_size, sig_reg_slices ..."""
     precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
-    """float32, as the network computes; on a GPU also tf32, bf16 or float32-split."""
+    """float32, as the network computes; on a GPU also tf32, bf16 or float32-split, all unmeasured there so far."""
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
-    """Bytes on each device for weights that stay loaded; by default all but what an evaluation needs."""
+    """Bytes on each device for weights that stay loaded, shared by its workers; by default 60 % of a GPU's memory that
+    is free at the start, or half of the machine's for the CPU."""
 
     pool: Literal["local", "ray"] = "local"
     """local, the devices of this machine; or ray, those of the nodes of a Ray cluster (pip extra `cluster`)."""
@@ -111,7 +155,7 @@ class Settings(BaseSettings):
     """Jobs that are kept after they have ended, the last to end longest."""
     finished_job_seconds: Annotated[float, _within(1.0, 31_536_000.0)] = 86_400.0
     """Seconds that a job is kept after it has ended."""
-    max_kept_results: Annotated[int, _within(0, 100_000_000)] = 10_000
+    max_kept_results: Annotated[int, _within(0, 100_000_000)] = 100_000
     """Results that are kept, so that the same is not computed twice; 0 for none. One of full V1 takes 12 KB."""
     max_result_age_seconds: Annotated[float, _within(1.0, 315_360_000.0)] = 2_592_000.0
     """Seconds after which a kept result that was not used is dropped."""
@@ -230,6 +274,8 @@ class Settings(BaseSettings):
     def _check_contradictions(self) -> Self:
         if self.precision != "float32" and set(self.device) == {"cpu"}:
             raise ValueError(f"precision {self.precision} needs a cuda device, and device is cpu")
+        if self.small_model and self.architecture is not None:
+            raise ValueError("small_model and architecture name two architectures: give one of them")
         if self.pool == "ray" and any(":" in device for device in self.device):
             raise ValueError("with pool ray a device is auto, cpu or cuda: Ray says which GPU is whose")
         if self.max_data_bytes > self.cache_max_bytes:

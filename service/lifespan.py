@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,19 +24,22 @@ from service.jobs.database import Database, open_database
 from service.jobs.job import Job
 from service.jobs.jobs import JobService
 from service.jobs.result_store import ResultStore
+from service.jobs.screen_keys import ScreenKeys
 from service.jobs.state_key import StateKey
 from service.jobs.upkeep import Retention
 from service.last_hour import LastHour
 from service.metrics import Metrics
 from service.scoring.evaluator import Evaluator
+from service.scoring.kept_pieces import KeptPieces
 from service.scoring.kept_results import KeptResults, NoKeptResults, ServedModel
 from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
 from service.scoring.scorer import Scorer
 from service.scoring.screener import Screener
+from service.scoring.served_architecture import architecture_of
 from service.scoring.traced_pool import TracedPool
 from service.tracing import tracing
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION
 from workers.pool import WorkerPool, create_cluster_pool, create_pool
 
 log = structlog.get_logger(__name__)
@@ -52,10 +55,13 @@ class Components:
     screener: Screener
     scheduler: Scheduler
     pool: WorkerPool
+    database: Database
     jobs: JobService
+    screen_keys: ScreenKeys
     metrics: Metrics
     architecture_version: str
     architecture: dict[str, Any]
+    architecture_name: str
     versions: dict[str, str]
     started_at: float = field(default_factory=time.time)
     """Seconds since 1970."""
@@ -93,12 +99,14 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
         scheduler = await _make_scheduler(settings, pool, cache)
         metrics = Metrics()
         database = await stack.enter_async_context(open_state(settings))
-        evaluator = Evaluator(pool, kept_results(database, settings), model, metrics)
-        limits = _limits(settings, model)
+        kept = kept_results(database, settings)
+        evaluator = Evaluator(pool, kept, model, metrics)
+        limits = _limits(settings)
         scorer = Scorer(cache, scheduler, evaluator, limits, metrics)
+        key = await asyncio.to_thread(load_state_key, settings)
         jobs = JobService(
             database,
-            await asyncio.to_thread(load_state_key, settings),
+            key,
             scorer,
             scheduler,
             retention=Retention(settings.max_finished_jobs, settings.finished_job_seconds),
@@ -119,13 +127,18 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
             settings=settings,
             cache=cache,
             scorer=scorer,
-            screener=Screener(cache, scheduler, pool, limits),
+            screener=Screener(
+                cache, scheduler, pool, evaluator, KeptPieces(pool, kept, model, metrics), limits
+            ),
             scheduler=scheduler,
             pool=pool,
+            database=database,
             jobs=jobs,
+            screen_keys=ScreenKeys(database, key),
             metrics=metrics,
             architecture_version=CURRENT_VERSION,
             architecture=dict(model.config),
+            architecture_name=limits.architecture.name,
             versions=versions,
         )
 
@@ -140,7 +153,7 @@ async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
     async with open_private_cache(settings) as cache, open_pool(settings) as pool:
         scheduler = await _make_scheduler(settings, pool, cache)
         evaluator = Evaluator(pool, NoKeptResults(), model, metrics)
-        yield Scorer(cache, scheduler, evaluator, _limits(settings, model), metrics)
+        yield Scorer(cache, scheduler, evaluator, _limits(settings), metrics)
 
 
 async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
@@ -153,9 +166,9 @@ async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache
     )
 
 
-def _limits(settings: Settings, model: ServedModel) -> Limits:
+def _limits(settings: Settings) -> Limits:
     return Limits(
-        embedding_dim=model.config["embedding_dim"],
+        architecture=architecture_of(settings),
         max_data_bytes=settings.max_data_bytes,
         max_model_bytes=settings.max_model_bytes,
         max_models=settings.max_models,
@@ -165,9 +178,8 @@ def _limits(settings: Settings, model: ServedModel) -> Limits:
 
 def served_model(settings: Settings) -> ServedModel:
     """The architecture and the precision that the settings name."""
-    architecture = load_architecture(CURRENT_VERSION)
-    config = architecture.ModelConfig.small() if settings.small_model else architecture.ModelConfig()
-    return ServedModel(CURRENT_VERSION, asdict(config), settings.precision)
+    config = architecture_of(settings)
+    return ServedModel(CURRENT_VERSION, config.to_dict(), settings.precision)
 
 
 @asynccontextmanager
@@ -260,9 +272,14 @@ def _create_pool(settings: Settings) -> WorkerPool:
     return create_pool(
         devices=settings.device,
         small_model=settings.small_model,
+        architecture=_architecture_text(settings),
         precision=settings.precision,
         memory_budget_bytes=settings.device_memory_bytes,
     )
+
+
+def _architecture_text(settings: Settings) -> str:
+    return "" if settings.architecture is None else architecture_of(settings).to_json()
 
 
 def _create_cluster_pool(settings: Settings) -> WorkerPool:
@@ -270,6 +287,7 @@ def _create_cluster_pool(settings: Settings) -> WorkerPool:
         settings.ray_address,
         settings.device,
         small_model=settings.small_model,
+        architecture=_architecture_text(settings),
         precision=settings.precision,
         memory_budget_bytes=settings.device_memory_bytes,
         allow_open=settings.allow_open_cluster,

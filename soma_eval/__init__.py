@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         tokenize,
     )
 
-    from .calls import ModelManifest
+    from .calls import ModelManifest, ScreenModel, ScreenPiece, ScreenTarget
     from .client import AsyncClient, Client
     from .errors import SomaEvalError
     from .retries import RetryPolicy
@@ -45,6 +45,9 @@ __all__ = [
     "RetryPolicy",
     "SIGReg",
     "SIGRegConfig",
+    "ScreenModel",
+    "ScreenPiece",
+    "ScreenTarget",
     "SomaEvalError",
     "compute_loss",
     "tokenize",
@@ -55,6 +58,9 @@ _MODULES_OF_THIS_PACKAGE = {
     "Client": ".client",
     "ModelManifest": ".calls",
     "RetryPolicy": ".retries",
+    "ScreenModel": ".calls",
+    "ScreenPiece": ".calls",
+    "ScreenTarget": ".calls",
     "SomaEvalError": ".errors",
 }
 

@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -10,7 +11,17 @@ from urllib.parse import quote, urlencode
 
 import base58
 
-from .responses import EvalResponse, Health, Info, Job, JobPage, Readiness, Response, ScoreResponse
+from .responses import (
+    EvalResponse,
+    Health,
+    Info,
+    Job,
+    JobPage,
+    Readiness,
+    Response,
+    ScoreResponse,
+    ScreenLine,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Response)
@@ -33,6 +44,48 @@ class ModelManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class ScreenPiece:
+    """One piece of data of a screen: bytes, or published at a URL."""
+
+    data: bytes | None = field(default=None, repr=False)
+    data_url: str | None = field(default=None, repr=False)
+    data_checksum: str | None = None
+    """Only with `data_url`; None: not verified."""
+    data_size: int | None = None
+    """Only with `data_url`; None: not known."""
+    id: int | str | None = None
+    """What the piece is called in its result; None: its position, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenModel:
+    """One model of a screen."""
+
+    url: str = field(repr=False)
+    checksum: str | None = None
+    """None: not verified."""
+    size: int | None = None
+    """None: not known."""
+    decryption_key: str | bytes | None = field(default=None, repr=False)
+    """32 bytes, or their Base58; None for weights that are not encrypted."""
+    id: int | str | None = None
+    """What the model is called in targets and results; None: its position, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenTarget:
+    """A target of the network, and the models that compete for it."""
+
+    embedding: Sequence[float] = field(repr=False)
+    distance_threshold: float
+    """A piece hits the target when its winner's distance is not larger."""
+    model_ids: Sequence[int | str] | None = None
+    """Its models, in its own order; None: all."""
+    id: int | str | None = None
+    """What the target is called in results; None: its position, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
     """One call: a request, and the type of its answer."""
 
@@ -43,11 +96,15 @@ class Call(Generic[R]):
     headers: Mapping[str, str] = field(default_factory=dict)
     is_retried: bool = True
     """False where the caller wants to know how things are now."""
+    idempotency_key: str = ""
+    """By which the service knows that it was sent before; empty for none."""
+    has_key_at_once: bool = False
+    """Whether the first try has the key too. With it, work goes on when its connection closes."""
 
     @property
     def is_repeatable(self) -> bool:
         """Whether sending it twice does no more than sending it once, so that a broken connection is no harm."""
-        return self.method != "POST"
+        return self.method != "POST" or self.idempotency_key != ""
 
 
 def eval(
@@ -125,9 +182,51 @@ def as_job(build: Callable[P, Call[R]], response: type[Job[R]]) -> Callable[P, C
     def submit(*args: P.args, **kwargs: P.kwargs) -> Call[Job[R]]:
         call = build(*args, **kwargs)
         headers = {**call.headers, "Prefer": "respond-async"}
-        return Call(call.method, call.path, response, call.body, headers)
+        return Call(
+            *(call.method, call.path, response, call.body, headers),
+            idempotency_key=call.idempotency_key,
+            has_key_at_once=True,
+        )
 
     return submit
+
+
+def screen(
+    *,
+    pieces: Sequence[bytes | ScreenPiece],
+    models: Sequence[ScreenModel | ModelManifest],
+    targets: Sequence[ScreenTarget] = (),
+    seed: int = 0,
+) -> Call[ScreenLine]:
+    """Evaluate many pieces of data with some models, and measure them against some targets.
+
+    Gives the result of each piece as soon as it is known, and at the end a `summary`. A piece or a model that fails
+    has its error in the results, and costs the others nothing. `info().limits` says how much one screen may hold.
+    """
+    body = {
+        "pieces": [_piece(piece) for piece in pieces],
+        "models": [
+            _given(
+                id=model.id if isinstance(model, ScreenModel) else None,
+                url=model.url,
+                checksum=model.checksum,
+                size=model.size,
+                decryption_key=_key_text(model.decryption_key),
+            )
+            for model in models
+        ],
+        "targets": [
+            _given(
+                id=target.id,
+                embedding=_numbers(target.embedding),
+                distance_threshold=float(target.distance_threshold),
+                model_ids=None if target.model_ids is None else list(target.model_ids),
+            )
+            for target in targets
+        ],
+        "seed": seed,
+    }
+    return Call("POST", "/screen", ScreenLine, _json(body), {"Content-Type": "application/json"})
 
 
 submit_eval = as_job(eval, Job[EvalResponse])
@@ -172,10 +271,29 @@ def info() -> Call[Info]:
 
 
 def _post(path: str, body: Mapping[str, Any], response: type[R], compute_anew: bool) -> Call[R]:
-    given = {name: value for name, value in body.items() if value is not None}
-    content = json.dumps(given, allow_nan=False).encode()
     no_cache = {"Cache-Control": "no-cache"} if compute_anew else {}
-    return Call("POST", path, response, content, {"Content-Type": "application/json", **no_cache})
+    headers = {"Content-Type": "application/json", **no_cache}
+    return Call("POST", path, response, _json(_given(**body)), headers, idempotency_key=str(uuid.uuid4()))
+
+
+def _piece(piece: bytes | ScreenPiece) -> dict[str, Any]:
+    if isinstance(piece, bytes):
+        piece = ScreenPiece(piece)
+    return _given(
+        id=piece.id,
+        data=None if piece.data is None else base64.b64encode(piece.data).decode("ascii"),
+        data_url=piece.data_url,
+        data_checksum=piece.data_checksum,
+        data_size=piece.data_size,
+    )
+
+
+def _given(**body: Any) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, allow_nan=False).encode()
 
 
 def _key_text(key: str | bytes | None) -> str | None:

@@ -7,9 +7,10 @@
             print(job.state, job.progress.estimated_seconds_left)
         response = job.require_result()
 
-`AsyncClient` has the same methods to be awaited, and `async for` for `follow`. Both raise what is in
+`AsyncClient` has the same methods to be awaited, and `async for` for `follow` and `screen`. Both raise what is in
 `soma_eval.errors`, and ValueError for an argument that can be sent nowhere. Cancelling a call, or closing its
-client, closes its connection, and the service then stops the work; a job goes on.
+client, closes its connection, and the service then stops the work; a job goes on. So does the work of a call whose
+connection was lost and that was sent again with an Idempotency-Key, by which the service does it once.
 """
 
 import asyncio
@@ -24,9 +25,10 @@ import httpx
 
 from . import calls
 from .calls import Call
-from .exchange import Exchange, Following, Timeouts
-from .responses import Job, Response
+from .exchange import Exchange, Following, ScreenExchange, Timeouts
+from .responses import Job, Response, ScreenLine
 from .retries import RetryPolicy
+from .screening import AsyncScreening, Screening
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Response)
@@ -56,6 +58,28 @@ def _awaited(call: Callable[P, Call[R]]) -> "Callable[Concatenate[AsyncClient, P
     return _described(method, call)
 
 
+def _screening(call: Callable[P, Call[ScreenLine]]) -> "Callable[Concatenate[Client, P], Screening]":
+    """The call as a method of Client."""
+
+    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Screening:
+        exchange = self._connection.screening(call(*args, **kwargs))
+        return Screening(self._run(exchange), exchange)
+
+    return _described(method, call)
+
+
+def _async_screening(
+    call: Callable[P, Call[ScreenLine]],
+) -> "Callable[Concatenate[AsyncClient, P], AsyncScreening]":
+    """The call as a method of AsyncClient."""
+
+    def method(self: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncScreening:
+        exchange = self._connection.screening(call(*args, **kwargs))
+        return AsyncScreening(self._run(exchange), exchange)
+
+    return _described(method, call)
+
+
 def _described(method: F, call: Callable[..., object]) -> F:
     """Name, docstring and signature of the call, for `help` and for editors."""
     functools.update_wrapper(method, call)
@@ -78,6 +102,9 @@ class _Connection:
 
     def exchange(self, call: Call[R]) -> Exchange[R]:
         return Exchange(call, self._retry, self._timeouts)
+
+    def screening(self, call: Call[ScreenLine]) -> ScreenExchange:
+        return ScreenExchange(call, self._retry, self._timeouts)
 
     def following(self, job: Job[R]) -> Following[R]:
         return Following(calls.events(job), self._retry, self._timeouts)
@@ -107,6 +134,7 @@ class Client:
 
     eval = _waiting(calls.eval)
     score = _waiting(calls.score)
+    screen = _screening(calls.screen)
     submit_eval = _waiting(calls.submit_eval)
     submit_score = _waiting(calls.submit_score)
     job = _waiting(calls.job)
@@ -171,6 +199,7 @@ class AsyncClient:
 
     eval = _awaited(calls.eval)
     score = _awaited(calls.score)
+    screen = _async_screening(calls.screen)
     submit_eval = _awaited(calls.submit_eval)
     submit_score = _awaited(calls.submit_score)
     job = _awaited(calls.job)

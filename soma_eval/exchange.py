@@ -20,12 +20,12 @@ from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from .calls import Call
 from .errors import ConnectionFailed, SomaEvalError, TimedOut, UnexpectedResponse
 from .event_stream import EventStream
-from .responses import Job, Problem, Response
+from .responses import Job, Problem, Response, ScreenCounts, ScreenLastLine, ScreenLine
 from .retries import Retries, RetryPolicy
 
 MAX_RESPONSE_BYTES = 64 << 20
@@ -61,6 +61,8 @@ class Exchange(Generic[R]):
         self._headers = httpx.Headers()
         self._content = bytearray()
         self._deadline = 0.0
+        self._was_lost = False
+        """Whether a try broke off after the service may have begun the work."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -70,9 +72,15 @@ class Exchange(Generic[R]):
             "method": call.method,
             "url": call.path,
             "content": call.body,
-            "headers": call.headers,
+            "headers": dict(call.headers) | self._idempotency,
             "timeout": httpx.Timeout(wait, connect=self._timeouts.connect_seconds),
         }
+
+    @property
+    def _idempotency(self) -> dict[str, str]:
+        """The key goes with every try after one that may have begun the work, and stays with the call."""
+        has_key = self._call.idempotency_key and (self._call.has_key_at_once or self._was_lost)
+        return {"Idempotency-Key": self._call.idempotency_key} if has_key else {}
 
     @property
     def _read_seconds(self) -> float:
@@ -156,10 +164,12 @@ class Exchange(Generic[R]):
                 return TimedOut("there was no connection to the service in time", retryable=True)
             case httpx.TimeoutException():
                 return self._timed_out()
+        self._was_lost = True
         detail = "the connection broke before the whole answer was here, or what answered does not speak HTTP"
         return ConnectionFailed(detail, retryable=self._call.is_repeatable)
 
     def _timed_out(self) -> TimedOut:
+        self._was_lost = True
         seconds = self._timeouts.response_seconds
         return TimedOut(f"there was no whole answer within {seconds:g} s", retryable=self._call.is_repeatable)
 
@@ -209,6 +219,58 @@ class Following(Exchange[Job[Result]], Generic[Result]):
 
     def _timed_out(self) -> TimedOut:
         return TimedOut(f"there was no event within {self._timeouts.silence_seconds:g} s", retryable=True)
+
+
+class ScreenExchange(Exchange[ScreenLine]):
+    """A call whose answer is a line for each piece, and a last one. Once there is a line, it is not tried again."""
+
+    def __init__(self, call: Call[ScreenLine], policy: RetryPolicy, timeouts: Timeouts) -> None:
+        super().__init__(call, policy, timeouts)
+        self.summary: ScreenCounts | None = None
+        self._has_line = False
+
+    def feed(self, chunk: bytes) -> Iterable[ScreenLine]:
+        """More of the answer; the pieces whose lines are complete. `response_seconds` are for each of them."""
+        if self._status != HTTPStatus.OK:
+            yield from super().feed(chunk)
+            return
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            line = self._parse_line(bytes(self._content) + end)
+            self._content.clear()
+            if isinstance(line, ScreenLine):
+                self._has_line = True
+                yield line
+            else:
+                self.summary = line.summary
+                if line.error is not None:
+                    self._has_line = True
+                    raise line.error.to_exception()
+        self._content += rest
+        if len(self._content) > MAX_RESPONSE_BYTES:
+            raise UnexpectedResponse(f"a line is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
+
+    def end(self) -> Iterable[ScreenLine]:
+        """The answer has ended. Raises what the service says went wrong, ConnectionFailed where it was cut off."""
+        if self._status != HTTPStatus.OK:
+            raise self._problem()
+        if self.summary is None:
+            raise ConnectionFailed("the answer was cut off before its last line")
+        return ()
+
+    def _parse_line(self, line: bytes) -> ScreenLine | ScreenLastLine:
+        try:
+            return _SCREEN_LINE.validate_json(line)
+        except ValidationError as error:
+            raise UnexpectedResponse(f"a line is not one of soma-eval: {_describe(error, line)}") from None
+
+    def _seconds_to_wait(self, failure: SomaEvalError) -> float:
+        if self._has_line:
+            raise failure
+        return super()._seconds_to_wait(failure)
+
+
+_SCREEN_LINE: TypeAdapter[ScreenLine | ScreenLastLine] = TypeAdapter(ScreenLine | ScreenLastLine)
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -6,11 +6,16 @@ finite, are refused. `model_dump_json()` turns an answer into JSON again.
 """
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ApiError, JobCancelled, UnexpectedResponse, class_of
+
+_MAX_FLOAT32 = 3.4028234663852886e38
+
+Embedding = Annotated[list[Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]], Field(min_length=1)]
+"""Numbers of float32."""
 
 
 class Response(BaseModel):
@@ -73,6 +78,10 @@ class Provenance(Response):
     precision: str
     device: str
     versions: dict[str, str]
+    architecture: str = ""
+    """network, small, or another name for each other one; empty from older services."""
+    was_cut_smaller: bool = False
+    """Computed in smaller pieces for lack of memory: the last bits may differ from another try's."""
 
 
 class Timings(Response):
@@ -93,7 +102,7 @@ class EvalResponse(Response):
     """What one model is worth: `loss = cross_entropy + 0.02 * sig_reg`, in nats."""
 
     loss: float
-    embedding: list[float]
+    embedding: Embedding
     """The mean representation: `embedding_dim` numbers."""
     cross_entropy: float
     sig_reg: float
@@ -124,11 +133,11 @@ class ModelResult(Response):
 class ScoreResponse(Response):
     """A competition; the lowest loss wins."""
 
-    winner: int
+    winner: Annotated[int, Field(ge=0)]
     """Index of the winning model."""
     loss_score: list[float]
     """One number: the winner's loss."""
-    embedding: list[float]
+    embedding: Embedding
     """The winner's."""
     distance: list[float]
     """One number: the winner's distance to the target."""
@@ -138,6 +147,67 @@ class ScoreResponse(Response):
     """The margin is within what the network allows between validators."""
     models: list[ModelResult]
     """One for each manifest, in order."""
+
+
+class ScreenedModelResult(Response):
+    """One model on one piece: numbers, or an error."""
+
+    id: int | str
+    loss: float | None
+    cross_entropy: float | None
+    sig_reg: float | None
+    embedding: Embedding | None
+    """The mean representation: `embedding_dim` numbers."""
+    attends_to_future: bool | None
+    result_cached: bool
+    """Whether the result was kept from an earlier request."""
+    error: Problem | None
+    """`error.to_exception()` is the exception of its code."""
+
+
+class ScreenedTarget(Response):
+    """One piece and one target."""
+
+    id: int | str
+    winner: int | str | None
+    """Id of the target's model with the lowest loss; None where none has a result."""
+    distance: float | None
+    """Of the winner's embedding to the target, 0 to 2; None where it has none."""
+    hit: bool
+    """The distance is within the target's threshold."""
+
+
+class ScreenLine(Response):
+    """What there is to say of one piece."""
+
+    piece: int | str
+    """Its id."""
+    models: list[ScreenedModelResult]
+    """One for each model, in order; empty where the piece has an error."""
+    targets: list[ScreenedTarget]
+    """One for each target, in order; empty where the piece has an error."""
+    error: Problem | None
+    """Why the piece was not evaluated."""
+
+
+class ScreenCounts(Response):
+    """The counts of a whole screen."""
+
+    pieces: int
+    failed: int
+    """Pieces with an error of their own."""
+    hits: int
+    """Pairs of a piece and a target."""
+    pieces_with_hits: int
+    seconds: float
+
+
+class ScreenLastLine(Response):
+    """The last line of a screen."""
+
+    summary: ScreenCounts
+    error: Problem | None
+    """Why it ended before its last piece."""
 
 
 class PhaseProgress(Response):
@@ -150,6 +220,9 @@ class PhaseProgress(Response):
     bytes_per_second: float | None
     batches_done: int | None
     num_batches: int | None
+    fraction: float | None = None
+    """Of the evaluation that is done, 0 to 1, also within a batch that takes long; None before, and from older
+    services."""
 
 
 class JobProgress(Response):
@@ -256,6 +329,8 @@ class Info(Response):
     version: str
     architecture_version: str
     architecture: dict[str, Any]
+    architecture_name: str = ""
+    """As in `Provenance.architecture`."""
     precision: str
     limits: RequestLimits
     devices: list[Device]

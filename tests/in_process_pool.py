@@ -68,6 +68,10 @@ class InProcessPool:
         except EvaluationRefused as refusal:
             return [refusal] * len(job.pieces)
 
+    def nodes(self) -> dict[str, bool]:
+        """This machine."""
+        return {"": True}
+
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""
         return [

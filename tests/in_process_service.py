@@ -46,6 +46,12 @@ class InProcessService:
         finally:
             self._loop.call_soon_threadsafe(self.pool.released.set)
 
+    def drain(self) -> None:
+        """Refuse new work from now on, as SIGTERM has it do."""
+        assert self.components is not None
+        drain = self.components.scheduler.drain(0.0)
+        asyncio.run_coroutine_threadsafe(drain, self._loop).result(START_SECONDS)
+
     @contextmanager
     def running(self, settings: ExplicitSettings, http_limits: HttpLimits | None) -> Iterator[None]:
         """Run it for the length of the block."""

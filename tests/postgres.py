@@ -44,9 +44,10 @@ def url_of(name: str, port: int = PORT) -> str:
 
 
 class Proxy:
-    """A TCP proxy in front of the server: closed, it breaks every connection and takes no new one."""
+    """A TCP proxy in front of a server: closed, it breaks every connection and takes no new one."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: tuple[str, int] = (HOST, PORT)) -> None:
+        self._server = server
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -81,7 +82,7 @@ class Proxy:
                 self._start(self._relay, client)
 
     def _relay(self, client: socket.socket) -> None:
-        with client, socket.create_connection((HOST, PORT)) as server:
+        with client, socket.create_connection(self._server) as server:
             both = {client, server}
             with self._lock:
                 self._sockets |= both

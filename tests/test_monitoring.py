@@ -111,6 +111,15 @@ def test_promtool_finds_nothing_wrong() -> None:
             False,
         ),
         (
+            "SomaEvalNodeLeft",
+            {
+                'soma_eval_node_up{instance="a", node="gpu-1"}': "1x25",
+                'soma_eval_node_up{instance="a", node="gpu-2"}': "1x5 0x20",
+            },
+            True,
+        ),
+        ("SomaEvalNodeLeft", {'soma_eval_node_up{instance="a"}': "1x25"}, False),
+        (
             "SomaEvalInternalError",
             {
                 'soma_eval_request_failures_total{instance="a", fault="service", code="internal-error"}': (

@@ -1,5 +1,6 @@
 """What a release consists of: `python -m build`, and one place that says its version."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def test_the_wheel_has_the_version_of_pyproject_and_its_extras(
     metadata = Parser().parsestr(zipfile.ZipFile(wheel).read(path).decode())
     assert metadata["Version"] == PROJECT["version"]
     assert metadata.get_all("Provides-Extra") == sorted(PROJECT["optional-dependencies"])
+
+
+def test_the_sbom_is_of_every_extra_that_users_install() -> None:
+    text = (ROOT / "Makefile").read_text()
+    (extras,) = re.findall(r"^RELEASE_EXTRAS := (\S+)$", text, re.MULTILINE)
+    assert set(extras.split(",")) == PROJECT["optional-dependencies"].keys() - {"test", "dev"}
+    assert "'.[$(RELEASE_EXTRAS)]'" in text
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from workers import errors
 from workers.messages import FromWorker, ToWorker
 
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 2 << 20
 """More than the largest messages: the scores of a batch in every detail, and the pieces of a job in Base64."""
 
 _LENGTH = struct.Struct("!I")

@@ -1,8 +1,9 @@
 """What parent and worker send to each other: tiny frozen values; `message_codec` says how they travel.
 
 The parent begins (`Configure`); the worker answers `Ready` once its self-test has passed. Every
-`Evaluate` is answered by `Accepted`, then `Loaded`, a `BatchDone` for each batch, and exactly one of
-`Finished`, `Stopped` or `Failed`. Heartbeats come in between, whatever else the worker is doing.
+`Evaluate` is answered by `Accepted`, then `Loaded`, a `BatchDone` for each batch (`BatchAdvanced` before it while one
+takes long), and exactly one of `Finished`, `Stopped` or `Failed`. Heartbeats come in between, whatever else the
+worker is doing.
 """
 
 from dataclasses import dataclass
@@ -99,6 +100,20 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchAdvanced:
+    """How far a batch is that takes long."""
+
+    task_id: int
+    index: int
+    fraction: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no fraction, as a malformed message may hold."""
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError("not a number from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
 class BatchDone:
     """The numbers of one batch, or of one piece, of a task."""
 
@@ -141,6 +156,7 @@ FromWorker = (
     | SelfTestFailed
     | Accepted
     | Loaded
+    | BatchAdvanced
     | BatchDone
     | Finished
     | Stopped

@@ -18,7 +18,7 @@ class WorkerPool(Protocol):
         """Evaluate one model on one data set.
 
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
-        device too. `on_progress` is called on the event loop, after each batch.
+        device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
 
@@ -33,6 +33,12 @@ class WorkerPool(Protocol):
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, without waiting."""
 
+    def nodes(self) -> dict[str, bool]:
+        """The machines that workers run on, by name, and whether each is there; "" is this machine.
+
+        One that left its cluster is remembered for a while.
+        """
+
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
 
@@ -41,6 +47,7 @@ def create_pool(
     devices: Sequence[str] = ("auto",),
     *,
     small_model: bool = False,
+    architecture: str = "",
     precision: Precision = "float32",
     num_threads: int | None = None,
     memory_budget_bytes: int | None = None,
@@ -49,7 +56,9 @@ def create_pool(
 
     `devices`: "auto" (every GPU, else one CPU worker), "cpu", "cuda" (every GPU), "cuda:N".
     `num_threads` per worker: None divides the cores evenly.
-    `memory_budget_bytes`: what resident weights may take per device; None: a share of what is free.
+    `memory_budget_bytes`: what resident weights may take on each device, however many workers share it; None: 60 % of
+    what is free at the start on a GPU, half of it on a CPU.
+    `architecture`: JSON of another one than the network's own or the small one, `ArchitectureConfig.to_json`.
     Raises NoWorker when a GPU is asked for and there is none, PrecisionNeedsGpu when the precision needs one.
     """
     from workers.processes.devices import check_precision, resolve_devices, share_machine
@@ -58,6 +67,7 @@ def create_pool(
     config = WorkerConfig(
         device="",
         small_model=small_model,
+        architecture=architecture,
         precision=precision,
         num_threads=num_threads,
         memory_budget_bytes=memory_budget_bytes,
@@ -72,6 +82,7 @@ def create_cluster_pool(
     devices: Sequence[str] = ("auto",),
     *,
     small_model: bool = False,
+    architecture: str = "",
     precision: Precision = "float32",
     num_threads: int | None = None,
     memory_budget_bytes: int | None = None,
@@ -106,6 +117,7 @@ def create_cluster_pool(
     config = WorkerConfig(
         device="",
         small_model=small_model,
+        architecture=architecture,
         precision=precision,
         num_threads=num_threads,
         memory_budget_bytes=memory_budget_bytes,

@@ -13,10 +13,18 @@ from workers.architectures import CURRENT_VERSION
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 CancelCheck = Callable[[], None]
 """Called each time the work advances, from the thread that works; it may raise to stop the work."""
+OnFraction = Callable[[float], None]
+"""Called with how far a batch is, 0 to 1, from the thread that works."""
 MAX_PIECES_BYTES = 512 << 10
 """Of all pieces of one job together: they travel in its message."""
+MAX_POINTS_ALONG = 512
+"""Of one result, along its data."""
 WeightsId = tuple[str, str, str]
 """Architecture version, checksum of the file, digest of the key: the same weights on a device."""
+
+
+def ignore_fraction(fraction: float) -> None:
+    """For callers that do not want to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,16 @@ class WorkerConfig:
     """A torch device: "cpu", "cuda:0"."""
     small_model: bool = False
     """Evaluate the network's own small architecture in place of full V1."""
+    architecture: str = ""
+    """JSON of another one, in place of both: `ArchitectureConfig.to_json`."""
     precision: Precision = "float32"
     num_threads: int | None = None
     """CPU threads of this worker; None leaves the choice to torch."""
+    num_on_device: int = 1
+    """Workers that share the device, this one included."""
     memory_budget_bytes: int | None = None
-    """Device memory that resident weights may take; None: a share of what is free at the start."""
+    """Device memory that this worker's resident weights may take; None: its part of a share of what is free at the
+    start."""
 
 
 class DeviceKind(NamedTuple):
@@ -111,11 +124,18 @@ class EvalJob:
 
 @dataclass(frozen=True, slots=True)
 class EvalProgress:
-    """How far an evaluation is; reported after every batch."""
+    """How far an evaluation is; reported after every batch, and a few times a second while one takes long."""
 
     phase: Literal["queued", "loading", "evaluating"]
     batches_done: int
     num_batches: int
+    batches_in_part: float = 0.0
+    """What is done of batches that are being computed, as so many batches; it may fall where one begins again."""
+
+    @property
+    def fraction(self) -> float:
+        """Of the evaluation, 0 to 1."""
+        return (self.batches_done + self.batches_in_part) / self.num_batches
 
 
 OnEvalProgress = Callable[[EvalProgress], None]
@@ -160,6 +180,8 @@ class TaskTimes:
     """When the weights lay on the device; None if they never did."""
     load_seconds: float = 0.0
     """What the worker took to load them, by its own clock; 0.0 when they were resident."""
+    node: str = ""
+    """Name of the machine in a cluster that the worker ran on; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +212,9 @@ class EvalResult:
     """[num_sequences, tokens] in nats, 0 for padding; None unless the job asks for detail."""
     tasks: tuple[TaskTimes, ...] = field(default=(), repr=False)
     """Each worker's share, in the order in which they were begun."""
+    cross_entropy_along: tuple[float, ...] = field(default=(), repr=False)
+    """Along the data: one for each batch, or, of more than MAX_POINTS_ALONG, the means of equally many (of fewer at the
+    end). For people to look at: no other number is made of them. Empty where an earlier version has kept the result."""
 
     @property
     def kind(self) -> DeviceKind:

@@ -7,6 +7,7 @@ directory/
 ├── urls/<checksum>.urls  digests of the URLs that have delivered it
 ├── partial/              files being downloaded; the note beside a file lets another attempt resume it
 ├── remove/<checksum>      a command asks the service to remove that file
+├── leaderboards/          what `watch` has found, for the status page
 ├── uploads/               what `publish` keeps of an upload until its key has been handed over
 └── commands/<random>/    the same again, for a command that runs beside the service; deleted at its end
 """

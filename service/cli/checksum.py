@@ -16,7 +16,7 @@ from service.cli.shared_flags import JsonFlag
 from service.cli.standard_streams import write_out
 
 
-@setting_flags(ignored=("device", "small_model", "precision", "data_dir"))
+@setting_flags(ignored=("device", "small_model", "architecture", "precision", "data_dir"))
 def checksum(
     files: Annotated[list[Path], Argument(metavar="FILE...", help="Data, or weights as published.")],
     json: JsonFlag = False,

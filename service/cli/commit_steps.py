@@ -97,7 +97,7 @@ def _where(sealed: Sealed) -> str:
 
 def embedding_command(weights: Path, embedding_file: Path, settings: Settings) -> str:
     """The command that makes the embedding of exactly this file."""
-    small = " --small-model" if settings.small_model else ""
+    small = "".join(f" {word}" for word in _architecture_words(settings))
     return (
         f"soma-eval score {shell_word(weights)}{small} --data HELD_OUT_FILE --seed 0 "
         f"--embedding-out {shell_word(embedding_file)}"
@@ -111,6 +111,12 @@ def shell_word(path: Path) -> str:
         return shlex.quote(text)
     escaped = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(path))
     return f"$'{''.join(escaped)}'"
+
+
+def _architecture_words(settings: Settings) -> list[str]:
+    if settings.architecture is not None:
+        return ["--architecture", shell_word(settings.architecture.path)]
+    return ["--small-model"] if settings.small_model else []
 
 
 def _shown(path: Path) -> str:
@@ -128,7 +134,7 @@ Make the embedding to commit, of exactly these weights (no seed changes it):
 
 
 def _see_that_it_arrived(sealed: Sealed, settings: Settings) -> str:
-    small = " --small-model" if settings.small_model else ""
+    small = "".join(f" {word}" for word in _architecture_words(settings))
     odd = " --allow-non-finite" if sealed.allow_non_finite else ""
     key_file = "FILE_WITH_THE_KEY" if sealed.key_file is None else shell_word(sealed.key_file)
     what = (

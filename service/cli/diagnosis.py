@@ -3,7 +3,7 @@
 Only explanations: what is refused is decided by the architecture's own rules, see `header_check`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -66,7 +66,7 @@ def finding_lines(findings: Sequence[Finding], *, name: str = "", limit: int = 1
 
 class Diagnosis:
     """Explains why one file was refused. `rules` is the architecture's module of header rules, `refusals` what it
-    raises."""
+    raises, `known_models` other shapes by name, `chosen_by` the flag that has chosen the shape, if one has."""
 
     def __init__(
         self,
@@ -74,17 +74,17 @@ class Diagnosis:
         rules: ModuleType,
         refusals: tuple[type[Exception], ...],
         config: object,
-        other_config: object,
+        known_models: Mapping[str, object],
         *,
-        small_model: bool,
+        chosen_by: str,
         is_upload: bool,
     ) -> None:
         self._expected = expected
         self._rules = rules
         self._refusals = refusals
         self._config = config
-        self._other_config = other_config
-        self._small_model = small_model
+        self._known_models = known_models
+        self._chosen_by = chosen_by
         self._is_upload = is_upload
         self._findings: list[Finding] = []
 
@@ -182,14 +182,24 @@ class Diagnosis:
             self._add("header-invalid", str(refusal), "save the weights again with Model.save")
             return
         found = list(self._tensor_findings(header))
-        if found and not self._rules.findings(header, self._other_config):
-            found = [self._other_model()]
+        if found:
+            fitting = (
+                name for name, config in self._known_models.items() if self._fits_model(header, config)
+            )
+            if (other := next(fitting, None)) is not None:
+                found = [self._other_model(other)]
         self._findings.extend(found)
 
-    def _other_model(self) -> Finding:
-        if self._small_model:
-            detail = "these are weights of the full model, and --small-model is set"
-            return Finding("other-model", detail, "leave out --small-model, or give --full-model")
+    def _fits_model(self, header: Any, config: object) -> bool:
+        return config != self._config and not self._rules.findings(header, config)
+
+    def _other_model(self, name: str) -> Finding:
+        if self._chosen_by:
+            detail = f"these are weights of the {name} model, and {self._chosen_by} is set"
+            instead = "--small-model" if name == "small" else "--full-model"
+            return Finding(
+                "other-model", detail, f"leave out {self._chosen_by}, or give {instead} in its place"
+            )
         detail = "these are weights of the small model, which the network itself does not evaluate"
         return Finding("other-model", detail, "to try things with them, add --small-model; never commit them")
 

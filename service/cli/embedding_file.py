@@ -48,6 +48,8 @@ class EmbeddingFile:
     """Of the packages that computed it, by name."""
     computed_at: str
     """UTC, ISO 8601."""
+    architecture: str
+    """Its name: network, small, or another."""
 
 
 def write_embedding_file(path: Path, content: EmbeddingFile) -> None:
@@ -114,6 +116,7 @@ def _parse(found: dict[str, Any]) -> EmbeddingFile:
         for name in ("weights", "checksum", "data_checksum", "architecture_version", "precision", "device")
     }
     texts["computed_at"] = found["computed_at"]
+    texts["architecture"] = found.get("architecture", "small" if found["small_model"] else "network")
     for name, text in texts.items():
         _check(isinstance(text, str), name)
     for name in ("checksum", "data_checksum"):

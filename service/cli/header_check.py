@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from service.cli.diagnosis import Diagnosis, Expected, Finding, header_end
 from service.cli.encryption import decrypt_start
 from service.config import Settings
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION, load_architecture
 
 _FIRST_BYTES = 256 << 10
@@ -61,8 +62,7 @@ async def check_header(source: Source, expected: Expected, settings: Settings, *
 
 def model_config(settings: Settings) -> Any:
     """The shape of the model that the settings ask for."""
-    config = load_architecture(CURRENT_VERSION).ModelConfig
-    return config.small() if settings.small_model else config()
+    return architecture_of(settings).model
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,8 @@ class _HeaderCheck:
         architecture = load_architecture(CURRENT_VERSION)
         self._rules = architecture.weights_header
         small, full = architecture.ModelConfig.small(), architecture.ModelConfig()
-        self._config, other = (small, full) if settings.small_model else (full, small)
+        self._config = model_config(settings)
+        self._architecture = settings.architecture
         self._small_model = settings.small_model
         self._refusals = (architecture.WeightsInvalid, architecture.DecryptionFailed)
         self._diagnosis = Diagnosis(
@@ -94,8 +95,12 @@ class _HeaderCheck:
             self._rules,
             self._refusals,
             self._config,
-            other,
-            small_model=settings.small_model,
+            {"full": full, "small": small},
+            chosen_by="--architecture"
+            if settings.architecture
+            else "--small-model"
+            if settings.small_model
+            else "",
             is_upload=is_upload,
         )
         self._checked = Checked()
@@ -165,5 +170,7 @@ class _HeaderCheck:
             remarks.append(
                 "checked as the small model, for trying things: the network evaluates the full one"
             )
+        if self._architecture is not None:
+            remarks.append(f"checked by the architecture of {self._architecture}, not the network's own")
         if self._expected.key is None:
             remarks.append("not encrypted: whoever has the file can read the weights")

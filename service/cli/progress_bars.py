@@ -13,6 +13,7 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
@@ -40,9 +41,9 @@ def byte_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
-def item_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of items done on stderr, while inside; nothing where stderr is no terminal."""
-    with progress_bars(MofNCompleteColumn()) as bars:
+def item_bar(name: str, total: int) -> Iterator[Callable[[float], None]]:
+    """A bar of items done, in whole or in part, on stderr, while inside; nothing where stderr is no terminal."""
+    with progress_bars(MofNCompleteColumn(), TimeRemainingColumn()) as bars:
         if bars is None:
             yield lambda _done: None
             return

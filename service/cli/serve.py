@@ -1,13 +1,13 @@
 """`soma-eval serve`: its flags, and running the service."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from service.cli.setting_flags import setting_flags, settings_from
 from service.cli.standard_streams import complain
+from service.cli.starting import device_names
 from service.config import Settings
 
 
@@ -21,7 +21,7 @@ def serve(flags: dict[str, Any]) -> int:
     """
     settings = settings_from(flags)
     complain(
-        f"starting a worker for {_shown(settings.device)}; requests are taken when each has passed its self-test."
+        f"starting a worker for {device_names(settings.device)}; requests are taken when each has passed its self-test."
     )
     from service.log import configure_log
     from service.server import Addresses
@@ -34,7 +34,3 @@ def serve(flags: dict[str, Any]) -> int:
 
     configure_log(settings.log_format, settings.log_level)
     return asyncio.run(run_server(settings, print_addresses))
-
-
-def _shown(devices: Sequence[str]) -> str:
-    return "every GPU, or the CPU if there is none" if "auto" in devices else ", ".join(devices)

@@ -8,15 +8,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import ValidationError
 
 from service.cancellation import cancel_when
 from service.cli.remote_error import RemoteError, RemoteTrouble
 from service.cli.urls import is_url
 from service.cli.usage import BadUsage
+from soma_eval.responses import Response
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
@@ -28,6 +30,9 @@ _MORE_SECONDS = 60.0
 """On top of the service's own limit of a request, after which it answers by itself."""
 _USUAL_LIMIT_SECONDS = 3600.0
 _MAX_ANSWER_BYTES = 64 << 20
+
+
+R = TypeVar("R", bound=Response)
 
 
 class NotOurs(Exception):
@@ -58,7 +63,7 @@ class ServiceClient:
             raise no_service(f"what answers there is not soma-eval: status {response.status_code} for {path}")
         return response.text
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, body: dict[str, Any], kind: type[R]) -> R:
         """The answer to work, however long that takes. Cancelling closes the connection, which stops the work.
 
         Raises BadUsage where the URL is none, RemoteError with what the service says went wrong, RemoteTrouble where
@@ -69,7 +74,7 @@ class ServiceClient:
         work = self._send("POST", path, body, self._limit_seconds + _MORE_SECONDS)
         status, answer = await cancel_when(self._watch_health(), work)
         if status == httpx.codes.OK:
-            return answer
+            return _answer_of_kind(kind, answer)
         raise RemoteTrouble(answer) if answer.get("retryable") is True else RemoteError(answer)
 
     async def _send(
@@ -164,6 +169,17 @@ def kind_of_value(value: object) -> str:
         case list():
             return "a list" if value else "an empty list"
     return "an object"
+
+
+def _answer_of_kind(kind: type[R], answer: dict[str, Any]) -> R:
+    """Raises RemoteTrouble, which names the member that is missing or odd and nothing of what was sent."""
+    try:
+        return kind.model_validate_json(json.dumps(answer))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise no_service(
+            f"what answers there is not soma-eval: {first['loc'][0]}: {first['msg'].lower()}"
+        ) from None
 
 
 def no_service(detail: str) -> RemoteTrouble:

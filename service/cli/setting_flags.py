@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
-from service.config import Settings
+from service.config import ArchitectureFile, Settings
 from service.environment import PREFIX, RENAMED_SETTINGS, check_environment
 
 _FLAGS = {"api_keys": "--api-key"}
@@ -67,7 +67,20 @@ def settings_from(flags: Mapping[str, Any]) -> Settings:
     for warning in check_environment(Settings.model_fields):
         complain(f"{warning}.")
     with bad_settings_are_usage():
-        return Settings(**flags)
+        settings = Settings(**flags)
+    if settings.architecture is not None:
+        _check_architecture(settings)
+    return settings
+
+
+def _check_architecture(settings: Settings) -> None:
+    """Raises BadUsage."""
+    from service.scoring.served_architecture import architecture_of
+
+    try:
+        architecture_of(settings)
+    except ValueError as error:
+        raise BadUsage(f"--architecture ({PREFIX}ARCHITECTURE): {error}") from None
 
 
 @contextmanager
@@ -145,6 +158,8 @@ def _flag_type(annotation: Any) -> Any:
         return _flag_type(members[0]) if len(members) == 1 else str
     if annotation in (bool, int, float, Path):
         return annotation
+    if annotation is ArchitectureFile:
+        return Path
     return list[str] if annotation == Settings.model_fields["api_keys"].annotation else str
 
 

@@ -6,6 +6,9 @@
 import codecs
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from service.cli.printable import printable
 from service.cli.usage import CommandFailed
@@ -34,11 +37,25 @@ def complain(message: str) -> None:
 
 def write_out(text: str) -> None:
     """Write to standard output and flush it. Raises CommandFailed where that is closed, full or a broken pipe."""
+    with _failing_as_command() as stream:
+        stream.write(text)
+        stream.flush()
+
+
+def write_past_buffer(text: str) -> None:
+    """The same for a thread that may be left behind while it writes: it holds no lock that the exit would wait for."""
+    with _failing_as_command() as stream:
+        left = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
+        while left:
+            left = left[os.write(stream.fileno(), left) :]
+
+
+@contextmanager
+def _failing_as_command() -> Iterator[TextIO]:
     if sys.stdout is None:
         raise CommandFailed("standard output cannot be written (it is closed)")
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        yield sys.stdout
     except OSError as error:
         # What is left in the buffer goes nowhere: writing it at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

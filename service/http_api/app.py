@@ -128,6 +128,13 @@ IdempotencyKey = Annotated[
         description="Chosen by the client: the same key and request again give the same job, or its result, for a day."
     ),
 ]
+ScreenKey = Annotated[
+    str | None,
+    Header(
+        description="Chosen by the client: for a day it stands for this body, and another one is refused. "
+        "What is kept of the first answer is not computed again.",
+    ),
+]
 JobId = Annotated[str, Path(description="As the `Location` header of the 202 has it.")]
 
 
@@ -191,13 +198,27 @@ async def list_jobs(
 
 
 @_scoring.post("/screen", response_class=Response, responses={200: SCREEN_DOCUMENTED})
-async def screen(body: ScreenRequest, request: Request, components: ComponentsOfApp) -> Response:
+async def screen(
+    body: ScreenRequest,
+    request: Request,
+    components: ComponentsOfApp,
+    idempotency_key: ScreenKey = None,
+    cache_control: CacheControl = None,
+) -> Response:
     """Screen pieces of data: each with every model, against every target; a line for each as soon as it is known."""
     limits = components.settings
     screen = body.to_screen(components.architecture["embedding_dim"], limits.max_targets)
+    screen = replace(screen, compute_anew=_names(cache_control, "no-cache"))
     pieces = body.to_pieces(limits.max_pieces)
+    _check_idempotency_key(idempotency_key)
 
-    async def work(emit: Emit, on_admitted: OnAdmitted) -> ScreenSummary:
+    async def work(emit: Emit, begin: OnAdmitted) -> ScreenSummary:
+        async def on_admitted() -> None:
+            if idempotency_key is not None:
+                caller, content = request.scope["soma_eval.caller"], await request.body()
+                await components.screen_keys.claim(caller, idempotency_key, content)
+            await begin()
+
         return await components.screener.screen(screen, pieces, emit, on_admitted)
 
     return ScreenLines(screen, work, lambda: _watch_connection(request))
@@ -294,6 +315,7 @@ async def info(components: ComponentsOfApp) -> Info:
         version=version("soma-eval"),
         architecture_version=components.architecture_version,
         architecture=components.architecture,
+        architecture_name=components.architecture_name,
         precision=components.settings.precision,
         limits=RequestLimits.model_validate(components.settings, from_attributes=True, extra="ignore"),
         devices=_devices(components),
@@ -318,14 +340,19 @@ async def _as_job(
     idempotency_key: str | None,
 ) -> Response:
     """A job, or its result if the client waits. With an idempotency key it goes on when the client disconnects."""
-    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
+    _check_idempotency_key(idempotency_key)
     job = await components.jobs.submit(
         kind, competition, caller=request.scope["soma_eval.caller"], idempotency_key=idempotency_key
     )
+    request.scope["soma_eval.is_job"] = True
     if _names(prefer, "respond-async"):
         return _accepted(job, request)
     return _result(await _while_connected(request, components.jobs.wait(job.id)))
+
+
+def _check_idempotency_key(key: str | None) -> None:
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 printable ASCII characters")
 
 
 def _result(result: Evaluation | CompetitionResult) -> Response:

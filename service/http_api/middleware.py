@@ -105,8 +105,8 @@ class RequestMiddleware:
     def _account(self, scope: Scope, status: int, outcome: str, seconds: float) -> None:
         method, fault = _method_of(scope), scope.get("soma_eval.fault")
         self._metrics.observe_request("http", method, outcome, seconds, fault)
-        is_accepted_job = status == HTTPStatus.ACCEPTED  # it is noted at its end
-        if scope["path"] in SCORING_PATHS and scope["method"] == "POST" and not is_accepted_job:
+        is_job = "soma_eval.is_job" in scope  # which is noted at its end, whoever waits for it
+        if scope["path"] in SCORING_PATHS and scope["method"] == "POST" and not is_job:
             self._metrics.last_hour.note(outcome, fault)
         quiet = status == HTTPStatus.TOO_MANY_REQUESTS or (_is_watching(scope) and status < 400)
         level = logging.DEBUG if quiet else logging.INFO

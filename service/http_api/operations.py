@@ -79,7 +79,9 @@ class Info(Schema):
     architecture_version: str
     """Version of the network's architecture."""
     architecture: dict[str, Any]
-    """The dimensions of the models it evaluates."""
+    """The dimensions of the models it evaluates, and how data is cut and scored."""
+    architecture_name: str
+    """`network` for the network's own, `small` for its small model, another for each other one."""
     precision: str
     """float32 unless the service was started with another."""
     limits: RequestLimits

@@ -37,10 +37,14 @@ class Provenance(Schema):
     """Version of the service's own computation: two results of one version and device are equal to the last bit."""
     computed_at: datetime
     """UTC, ISO 8601; before the request where `timings.result_cached` is true."""
+    architecture: str
+    """Name of the architecture: `network`, `small`, or another for each other one; `GET /info` has all of it."""
     precision: str
     """float32 unless the service was started with another."""
     device: str
     """The devices that took part: `cpu`, `cuda:0,cuda:1`."""
+    was_cut_smaller: bool
+    """Whether lack of memory had it computed in smaller pieces: its last bits may differ, and it is not kept."""
     versions: dict[str, str]
     """Of the packages that make the numbers."""
 
@@ -78,9 +82,9 @@ class EvalResponse(Schema):
     distance: float | None
     """Cosine distance of the embedding to the target, 0 to 2; null without a target."""
     num_sequences: int
-    """Of 1,024 tokens, the last one padded."""
+    """Of `max_seq_len` tokens, 1,024 on the network; the last one padded."""
     num_batches: int
-    """Of 16 sequences, the last one smaller."""
+    """Of `batch_size` sequences, 16 on the network; the last one smaller."""
     attends_to_future: bool
     """True for weights that see the bytes they predict."""
     provenance: Provenance
@@ -188,6 +192,8 @@ class PhaseProgress(Schema):
     """Batches evaluated so far; null before the evaluation."""
     num_batches: int | None = None
     """Batches of the whole evaluation; null before it."""
+    fraction: float | None = None
+    """Of the evaluation that is done, 0 to 1; where a batch takes long, also within it. Null before the evaluation."""
 
 
 class JobProgress(Schema):
@@ -198,7 +204,7 @@ class JobProgress(Schema):
     models: list[PhaseProgress]
     """One for each model, in order."""
     estimated_seconds_left: float | None
-    """Null until a batch of any model is done."""
+    """Null until a batch of any model is done, or a part of one that takes long."""
 
 
 class JobStatus(Schema):

@@ -36,6 +36,8 @@ class ScreenedModelResult(Schema):
     """The mean representation: `embedding_dim` numbers; null where the model has no result."""
     attends_to_future: bool | None = None
     """True for weights that see the bytes they predict; null where the model has no result."""
+    result_cached: bool = False
+    """True for a result that was computed for an earlier request and kept."""
     error: ModelError | None = None
     """Why the model has no result; null where it has one."""
 
@@ -52,6 +54,7 @@ class ScreenedModelResult(Schema):
             sig_reg=result.sig_reg,
             embedding=result.embedding.tolist(),
             attends_to_future=result.attends_to_future,
+            result_cached=model.was_kept,
         )
 
 

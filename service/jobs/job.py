@@ -97,16 +97,16 @@ class Job:
     def estimated_seconds_left(self) -> float | None:
         """The time to download what is left at its latest rate, and to evaluate the batches left like those done.
 
-        None while no batch of any model is done: the rate is not known before.
+        None while nothing of any batch of any model is done: the rate is not known before.
         """
-        measured = [progress for progress in self.models if progress.batches_done]
+        measured = [progress for progress in self.models if progress.batches]
         if self.finished or self.evaluating_since is None or not measured:
             return None
-        num_done = sum(progress.batches_done or 0 for progress in measured)
+        num_done = sum(progress.batches for progress in measured)
         seconds_per_batch = (time.monotonic() - self.evaluating_since) / num_done
         num_batches = max(progress.num_batches or 0 for progress in measured)
         unfinished = [progress for progress in self.models if progress.phase not in ("done", "failed")]
-        num_left = sum(num_batches - (progress.batches_done or 0) for progress in unfinished)
+        num_left = sum(num_batches - progress.batches for progress in unfinished)
         return max(map(_seconds_to_download, unfinished), default=0.0) + num_left * seconds_per_batch
 
 

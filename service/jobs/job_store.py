@@ -22,8 +22,10 @@ from sqlalchemy import (
     func,
     insert,
     not_,
+    null,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -34,7 +36,7 @@ from sqlalchemy.types import Double
 from service.errors import IdempotencyKeyReused, JobNotFound
 from service.jobs.database import Database
 from service.jobs.job import EVENTS_PER_ATTEMPT, End, Job, JobState, is_job_id
-from service.jobs.schema import jobs
+from service.jobs.schema import jobs, screen_keys
 from service.jobs.stored_outcome import (
     error_from,
     error_to_dict,
@@ -123,11 +125,21 @@ class JobStore:
             raise KeyTaken from error
 
     async def find(self, identity: Identity) -> str | None:
-        """The id of the job that has this idempotency key. Raises IdempotencyKeyReused when it asked something else."""
-        statement = select(jobs.c.id, jobs.c.body_hash).where(
+        """The id of the job that has this idempotency key.
+
+        Raises IdempotencyKeyReused when it asked something else, or when a screen has the key.
+        """
+        of_jobs = select(jobs.c.id, jobs.c.body_hash).where(
             jobs.c.owner == identity.owner, jobs.c.idempotency_key == identity.idempotency_key
         )
-        found = await self._database.read(lambda connection: connection.execute(statement).one_or_none())
+        of_screens = select(null(), screen_keys.c.body_hash).where(
+            screen_keys.c.owner == identity.owner,
+            screen_keys.c.idempotency_key == identity.idempotency_key,
+            screen_keys.c.created_at >= time.time() - KEY_SECONDS,
+        )
+        found = await self._database.read(
+            lambda connection: connection.execute(union_all(of_jobs, of_screens)).first()
+        )
         if found is None:
             return None
         if found.body_hash != identity.body_hash:

@@ -7,15 +7,17 @@ the longest goes first.
 import hashlib
 import json
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, delete, func, select, update
 
 from service.errors import ServiceTrouble
 from service.jobs.database import Database, Work
+from service.jobs.inserts import insert_or_replace
 from service.jobs.schema import results
 from service.jobs.stored_outcome import eval_result_from, eval_result_to_dict
 from service.log import RateLimit, log_bug
@@ -44,33 +46,32 @@ class ResultStore:
         self._retry_at = 0.0
         self._damage_warnings = RateLimit()
 
-    async def find(self, key: ResultKey) -> KeptResult | None:
-        """The result that is kept under the key; None where there is none that can be read."""
-        name = key.digest()
-        query = select(results.c.payload, results.c.last_used_at).where(results.c.key == name)
-        row = await self._attempt(lambda connection: connection.execute(query).one_or_none(), writes=False)
-        if row is None:
-            return None
-        unused_seconds = time.time() - row.last_used_at
-        if unused_seconds > self._max_age_seconds:
-            return None
-        found = read_payload(name, row.payload)
-        if found is None and self._damage_warnings.permits():
-            log.warning("a kept result is damaged: it is computed again", key=name)
-        if found is not None and unused_seconds > TOUCH_SECONDS:
-            touch = update(results).where(results.c.key == name).values(last_used_at=time.time())
-            await self._attempt(lambda connection: connection.execute(touch), writes=True)
-        return found
+    async def find(self, keys: Sequence[ResultKey]) -> dict[ResultKey, KeptResult]:
+        """Those of the results that are kept and can be read, in one look."""
+        names = {key.digest(): key for key in keys}
+        if not names:
+            return {}
+        query = select(results.c.key, results.c.payload, results.c.last_used_at)
+        query = query.where(
+            results.c.key.in_(names), results.c.last_used_at >= time.time() - self._max_age_seconds
+        )
+        rows = await self._attempt(lambda connection: connection.execute(query).all(), writes=False)
+        found = {row.key: read_payload(row.key, row.payload) for row in rows or ()}
+        damaged = [name for name, result in found.items() if result is None]
+        if damaged and self._damage_warnings.permits():
+            log.warning("a kept result is damaged: it is computed again", key=damaged[0])
+        long_ago = time.time() - TOUCH_SECONDS
+        await self._touch([row.key for row in rows or () if row.last_used_at < long_ago and found[row.key]])
+        return {names[name]: result for name, result in found.items() if result is not None}
 
-    async def keep(self, key: ResultKey, result: KeptResult) -> None:
-        """Keep a result in place of any other under the key, and drop those that are too old or too many."""
-        name = key.digest()
+    async def keep(self, found: Mapping[ResultKey, KeptResult]) -> None:
+        """Keep results, each in place of any other under its key, and drop those that are too old or too many."""
+        if not found:
+            return
 
         def write(connection: Connection) -> None:
-            payload, now = write_payload(name, result), time.time()
-            connection.execute(delete(results).where(results.c.key == name))
-            row = {"key": name, "payload": payload, "size": len(payload)}
-            connection.execute(insert(results).values(**row, created_at=now, last_used_at=now))
+            now = time.time()
+            connection.execute(insert_or_replace(connection, results), _rows(found, now))
             self._evict(connection, now)
 
         await self._attempt(write, writes=True)
@@ -79,6 +80,11 @@ class ResultStore:
         """Keep nothing under the key."""
         gone = delete(results).where(results.c.key == key.digest())
         await self._attempt(lambda connection: connection.execute(gone), writes=True)
+
+    async def _touch(self, names: Sequence[str]) -> None:
+        if names:
+            statement = update(results).where(results.c.key.in_(names)).values(last_used_at=time.time())
+            await self._attempt(lambda connection: connection.execute(statement), writes=True)
 
     def _evict(self, connection: Connection, now: float) -> None:
         connection.execute(delete(results).where(results.c.last_used_at < now - self._max_age_seconds))
@@ -95,11 +101,20 @@ class ResultStore:
             return await (self._database.run(work) if writes else self._database.read(work))
         except ServiceTrouble:  # which the database logs
             self._retry_at = time.monotonic() + RETRY_SECONDS
-        except IntegrityError:  # another service has kept the same result a moment ago
-            pass
         except Exception as error:
             log_bug(error)
         return None
+
+
+def _rows(found: Mapping[ResultKey, KeptResult], now: float) -> list[dict[str, Any]]:
+    """In one order everywhere: two services that keep the same would otherwise wait for each other."""
+    rows = []
+    for key, result in found.items():
+        name = key.digest()
+        payload = write_payload(name, result)
+        rows.append({"key": name, "payload": payload, "size": len(payload)})
+    rows.sort(key=itemgetter("key"))
+    return [{**row, "created_at": now, "last_used_at": now} for row in rows]
 
 
 def write_payload(name: str, result: KeptResult) -> str:

@@ -53,6 +53,15 @@ results = Table(
     Column("size", BigInteger, nullable=False),  # bytes of the payload
 )
 
+screen_keys = Table(
+    "screen_keys",
+    _metadata,
+    Column("owner", Text, primary_key=True),  # hashes, as in jobs
+    Column("idempotency_key", Text, primary_key=True),
+    Column("body_hash", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
 _version = Table("schema_version", _metadata, Column("version", Integer, nullable=False))
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -93,6 +102,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
         "CREATE INDEX results_last_used ON results (last_used_at)",
+    ),
+    (
+        """
+        CREATE TABLE screen_keys (
+            owner TEXT NOT NULL,
+            idempotency_key TEXT NOT NULL,
+            body_hash TEXT NOT NULL,
+            created_at DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (owner, idempotency_key)
+        )
+        """,
     ),
 )
 """The statements that lead from each version to the next. What has been released is never changed, only added to."""

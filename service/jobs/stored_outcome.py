@@ -99,7 +99,8 @@ def eval_result_to_dict(result: EvalResult) -> dict[str, Any]:
 def eval_result_from(found: Mapping[str, Any]) -> EvalResult:
     """What `eval_result_to_dict` was given."""
     embedding = np.frombuffer(base64.b64decode(found["embedding"]), dtype="<f4")
-    return _made(EvalResult, {**found, "embedding": embedding})
+    along = tuple(found.get("cross_entropy_along", ()))  # which earlier versions have not kept
+    return _made(EvalResult, {**found, "embedding": embedding, "cross_entropy_along": along})
 
 
 def error_to_dict(error: ScoringError) -> dict[str, Any]:

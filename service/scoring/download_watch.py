@@ -21,6 +21,11 @@ T = TypeVar("T")
 class SlotWanted(Exception):
     """The download is slow and others wait for its slot: it must release the slot, and may acquire one again."""
 
+    def __init__(self, progress: DownloadProgress) -> None:
+        super().__init__()
+        self.progress = progress
+        """How far it was then."""
+
 
 class DownloadWatch:
     """Ends the wait for a download that is too slow. One per file of a request.
@@ -106,7 +111,7 @@ class DownloadWatch:
         elif is_slot_wanted and self._slow_seconds >= self._grace_seconds:
             # Longer each time, so that a server that needs some seconds for its first byte gets them in the end.
             self._grace_seconds = min(2 * self._grace_seconds, _MAX_GRACE_SECONDS)
-            self._end(SlotWanted())
+            self._end(SlotWanted(progress))
 
     def _note_rate(self, progress: DownloadProgress, seconds: float) -> None:
         rate = progress.bytes_per_second

@@ -28,6 +28,7 @@ from service.scoring.kept_results import (
     ServedModel,
     same_bits,
 )
+from service.scoring.result_names import ResultNames
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
 from workers.types import EvalJob, EvalProgress, EvalResult, OnEvalProgress
@@ -86,6 +87,7 @@ class Evaluator:
         self._pool = pool
         self._kept = kept
         self._model = model
+        self._names = ResultNames(pool, model)
         self._metrics = metrics
         self._flights: dict[_FlightName, _Flight] = {}
 
@@ -136,9 +138,10 @@ class Evaluator:
 
     async def _find(self, job: EvalJob) -> Computed | None:
         """A kept result of any kind of device that could compute it here. Raises the refusal that is kept."""
-        for key in self._keys(job):
-            kept = await self._kept.find(key)
-            if kept is None:
+        keys = self._names.of(job)
+        found = await self._kept.find(keys)
+        for key in keys:
+            if (kept := found.get(key)) is None:
                 continue
             self._metrics.result_cache_hits.inc()
             if not isinstance(kept.outcome, EvalResult):
@@ -164,16 +167,16 @@ class Evaluator:
             except REFUSALS as refusal:
                 outcome = refusal
         computed = KeptResult(outcome, datetime.now(UTC))
-        if (key := self._key_of(job, outcome)) is not None:
+        if (key := self._names.of_outcome(job, outcome)) is not None:
             await self._keep(key, computed, compare)
         if not isinstance(outcome, EvalResult):
             raise outcome
         return Computed(outcome, computed.computed_at, False, queue_seconds, self._model.numerics_version)
 
     async def _keep(self, key: ResultKey, computed: KeptResult, compare: bool) -> None:
-        before = await self._kept.find(key) if compare else None
+        before = (await self._kept.find([key])).get(key) if compare else None
         if before is None:
-            await self._kept.keep(key, computed)
+            await self._kept.keep({key: computed})
         elif not same_bits(before.outcome, computed.outcome):
             self._metrics.result_mismatches.inc()
             log.error(
@@ -187,21 +190,6 @@ class Evaluator:
                 computed=_in_words(computed.outcome),
             )
             await self._kept.forget(key)
-
-    def _keys(self, job: EvalJob) -> list[ResultKey]:
-        """One for each kind of device in the pool, GPUs first."""
-        workers = [worker for worker in self._pool.status() if worker.versions]
-        workers.sort(key=lambda worker: worker.kind.device == "cpu")
-        return list(dict.fromkeys(self._model.key(job, each.kind, each.versions) for each in workers))
-
-    def _key_of(self, job: EvalJob, outcome: EvalResult | Refusal) -> ResultKey | None:
-        """What to keep an outcome under; None for one that another try may not give."""
-        if not isinstance(outcome, EvalResult):  # it does not say which kind of device has found it
-            keys = self._keys(job)
-            return keys[0] if len(keys) == 1 else None
-        if outcome.was_cut_smaller:
-            return None
-        return self._model.key(job, outcome.kind, outcome.versions)
 
 
 def _in_words(outcome: EvalResult | Refusal) -> str:

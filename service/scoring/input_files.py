@@ -129,8 +129,8 @@ class InputFiles:
                 )
                 try:
                     weights = await watch.wait(pins.enter_async_context(fetching))
-                except SlotWanted:
-                    self._on_progress(Progress("queued", model_index=model_index))
+                except SlotWanted as wanted:
+                    self._on_progress(_waits_again(wanted.progress, model_index))
                     continue
                 slot.release_connection()
                 await held.enter_async_context(pins.pop_all())
@@ -145,6 +145,16 @@ class InputFiles:
             seconds_left=lambda: self._scheduler.seconds_for_downloads(self._ticket),
             is_online=self._cache.is_online,
         )
+
+
+def _waits_again(progress: DownloadProgress, model_index: int) -> Progress:
+    """A download that has released its slot keeps what it has so far."""
+    return Progress(
+        "queued",
+        model_index=model_index,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+    )
 
 
 def _of_file(kind: str, blob: CachedBlob) -> tracing.Attributes:

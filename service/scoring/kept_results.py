@@ -6,8 +6,8 @@ be computed. Nothing in a key says where the bytes came from: whoever asks must 
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -51,6 +51,18 @@ class ResultKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPassKey(ResultKey):
+    """The same of a piece that was computed beside others: its last digits depend on them, so it is another result."""
+
+    computed: str = "in a shared pass"
+
+    @classmethod
+    def of(cls, alone: ResultKey) -> "SharedPassKey":
+        """That of the same evaluation, computed beside others."""
+        return cls(**{field.name: getattr(alone, field.name) for field in fields(ResultKey)})
+
+
+@dataclass(frozen=True, slots=True)
 class KeptResult:
     """What an evaluation has come to, and when."""
 
@@ -62,11 +74,11 @@ class KeptResult:
 class KeptResults(Protocol):
     """A store of results. None of its methods raises: a store that does not work keeps and finds nothing."""
 
-    async def find(self, key: ResultKey) -> KeptResult | None:
-        """The result that is kept under the key; None where there is none that can be read."""
+    async def find(self, keys: Sequence[ResultKey]) -> dict[ResultKey, KeptResult]:
+        """Those of the results that are kept and can be read."""
 
-    async def keep(self, key: ResultKey, result: KeptResult) -> None:
-        """Keep a result, in place of any other under the key."""
+    async def keep(self, found: Mapping[ResultKey, KeptResult]) -> None:
+        """Keep results, each in place of any other under its key."""
 
     async def forget(self, key: ResultKey) -> None:
         """Keep nothing under the key."""
@@ -75,11 +87,11 @@ class KeptResults(Protocol):
 class NoKeptResults:
     """Keeps nothing: every evaluation is computed."""
 
-    async def find(self, key: ResultKey) -> KeptResult | None:
-        """None."""
-        return None
+    async def find(self, keys: Sequence[ResultKey]) -> dict[ResultKey, KeptResult]:
+        """None of them."""
+        return {}
 
-    async def keep(self, key: ResultKey, result: KeptResult) -> None:
+    async def keep(self, found: Mapping[ResultKey, KeptResult]) -> None:
         """Nothing is kept."""
 
     async def forget(self, key: ResultKey) -> None:

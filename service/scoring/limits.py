@@ -3,18 +3,24 @@
 from dataclasses import dataclass
 
 from service.errors import BlobTooLarge, EmptyData, InvalidRequest
+from workers.architectures import ArchitectureConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The limits of every request, whichever API it comes by."""
 
-    embedding_dim: int
-    """Length of a target embedding: that of the architecture served."""
+    architecture: ArchitectureConfig
+    """What is served."""
     max_data_bytes: int
     max_model_bytes: int
     max_models: int
     architecture_version: str
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a target embedding."""
+        return int(self.architecture.model.embedding_dim)
 
     def check_num_models(self, num_models: int, what: str) -> None:
         """Raises InvalidRequest; `what` has the models."""

@@ -35,6 +35,8 @@ def batch_reporter(on_progress: OnProgress, model_index: int) -> Callable[[EvalP
                 model_index=model_index,
                 batches_done=progress.batches_done,
                 num_batches=progress.num_batches,
+                fraction=progress.fraction,
+                is_here=True,
             )
         )
 

@@ -38,6 +38,8 @@ class Provenance:
     numerics_version: str
     computed_at: datetime
     """UTC; before the request for a result that was kept."""
+    architecture: str = "network"
+    """Its name: `workers.architectures.ArchitectureConfig.name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,19 @@ class Progress:
     bytes_per_second: float | None = None
     batches_done: int | None = None
     num_batches: int | None = None
+    fraction: float | None = None
+    """Of the evaluation, 0 to 1, also within a batch that takes long."""
+    is_here: bool = False
+    """Whether the model's file is here, so that what it waits for is a device."""
+
+    @property
+    def batches(self) -> float:
+        """Batches that are done, with what is done of others."""
+        return (
+            (self.num_batches or 0) * self.fraction
+            if self.fraction is not None
+            else float(self.batches_done or 0)
+        )
 
 
 OnProgress = Callable[[Progress], None]

@@ -197,7 +197,7 @@ class Scorer:
                 decryption_key=model.decryption_key,
                 architecture_version=self._limits.architecture_version,
             )
-            request.on_progress(Progress("queued", model_index=index))
+            request.on_progress(Progress("queued", model_index=index, is_here=True))
             try:
                 computed = await self._evaluator.evaluate(
                     job,
@@ -217,7 +217,7 @@ class Scorer:
             result_cached=computed.was_kept,
         )
         self._observe(timings)
-        return _evaluation(job, computed, timings)
+        return _evaluation(job, self._limits.architecture.name, computed, timings)
 
     def _observe(self, timings: Timings) -> None:
         for phase in ("download",) if timings.result_cached else PHASES:
@@ -259,7 +259,7 @@ def _with_distance(
     return ModelOutcome(replace(evaluation, distance=distance))
 
 
-def _evaluation(job: EvalJob, computed: Computed, timings: Timings) -> Evaluation:
+def _evaluation(job: EvalJob, architecture: str, computed: Computed, timings: Timings) -> Evaluation:
     provenance = Provenance(
         weights_checksum=job.weights_checksum,
         data_checksum=job.data_checksum,
@@ -267,6 +267,7 @@ def _evaluation(job: EvalJob, computed: Computed, timings: Timings) -> Evaluatio
         architecture_version=job.architecture_version,
         numerics_version=computed.numerics_version,
         computed_at=computed.computed_at,
+        architecture=architecture,
     )
     return Evaluation(computed.result, None, provenance, timings)
 

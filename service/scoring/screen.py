@@ -62,6 +62,8 @@ class Screen:
     targets: tuple[ScreenTarget, ...]
     seed: int
     """0 .. 2**64 - 1."""
+    compute_anew: bool = False
+    """Whether to compute even what is kept from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class ModelResult:
 
     result: EvalResult | None = None
     error: ScoringError | None = None
+    was_kept: bool = False
+    """Whether the result was kept from an earlier request: nothing was computed for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ API ──► Screener.screen ──► Scheduler.admit
             │
             ├─ every model's weights are fetched once; one that its owner gets wrong costs the others nothing
             ├─ pieces, as they come ──► groups of as many as share a forward pass
-            │     and for each group ──► every ScreenedModel: Scheduler.execution_slot ──► WorkerPool.evaluate_pieces
+            │     and for each group ──► every ScreenedModel: kept? else Scheduler.execution_slot ──► WorkerPool
             ▼
         a PieceResult for each piece as soon as it is known; at last the ScreenSummary
 """
@@ -15,8 +15,11 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 
 from service.cache.blob_cache import BlobCache
+from service.checksum import checksum_of
 from service.errors import ScoringError
+from service.scoring.evaluator import Evaluator
 from service.scoring.input_files import InputFiles
+from service.scoring.kept_pieces import KeptPieces
 from service.scoring.limits import Limits
 from service.scoring.piece_groups import in_groups
 from service.scoring.results import ignore_progress
@@ -24,7 +27,6 @@ from service.scoring.scheduler import Scheduler
 from service.scoring.screen import Piece, PieceResult, Screen, ScreenSummary, measure
 from service.scoring.screened_model import PieceInput, ScreenedModel
 from service.scoring.task_errors import all_at_once, first_of_ours, own_trouble
-from workers.architectures import load_architecture
 from workers.pool import WorkerPool
 
 Emit = Callable[[PieceResult], Awaitable[None]]
@@ -34,10 +36,20 @@ Emit = Callable[[PieceResult], Awaitable[None]]
 class Screener:
     """Answers screens, with the same parts as the `Scorer` answers competitions."""
 
-    def __init__(self, cache: BlobCache, scheduler: Scheduler, pool: WorkerPool, limits: Limits) -> None:
+    def __init__(
+        self,
+        cache: BlobCache,
+        scheduler: Scheduler,
+        pool: WorkerPool,
+        evaluator: Evaluator,
+        kept: KeptPieces,
+        limits: Limits,
+    ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._pool = pool
+        self._evaluator = evaluator
+        self._kept = kept
         self._limits = limits
 
     async def screen(
@@ -62,15 +74,17 @@ class Screener:
                 models = [
                     ScreenedModel(
                         index,
-                        model,
-                        seed=screen.seed,
+                        screen,
+                        architecture=self._limits.architecture,
                         architecture_version=self._limits.architecture_version,
                         files=files,
                         scheduler=self._scheduler,
                         ticket=ticket,
                         pool=self._pool,
+                        evaluator=self._evaluator,
+                        kept=self._kept,
                     )
-                    for index, model in enumerate(screen.models)
+                    for index in range(len(screen.models))
                 ]
                 running = _RunningScreen(screen, models, files, self._limits, emit)
                 return await running.run(pieces, groups_at_once=len(self._pool.status()) + 1)
@@ -88,7 +102,7 @@ class _RunningScreen:
         self._limits = limits
         self._emit = emit
         self._emitting = asyncio.Lock()
-        self._architecture = load_architecture(limits.architecture_version)
+        self._architecture = limits.architecture
         self._summary = ScreenSummary()
 
     async def run(self, pieces: AsyncIterable[Piece], *, groups_at_once: int) -> ScreenSummary:
@@ -96,7 +110,7 @@ class _RunningScreen:
         started = time.monotonic()
         await all_at_once(model.fetch() for model in self._models)
         room = asyncio.Semaphore(groups_at_once)
-        most = self._architecture.num_sequences(self._architecture.BATCH_BYTES)
+        most = self._architecture.num_sequences(self._architecture.batch_bytes)
         try:
             async with (
                 asyncio.TaskGroup() as tasks,
@@ -140,12 +154,12 @@ class _RunningScreen:
                     return piece.data
                 case bytes() as data:
                     self._limits.check_inline_data(len(data))
-                    if len(data) <= self._architecture.BATCH_BYTES:
-                        return PieceInput(data)
+                    if len(data) <= self._architecture.batch_bytes:
+                        return PieceInput(data, checksum_of(data))
             blob = await pins.enter_async_context(self._files.data(piece.data))
-            if blob.size <= self._architecture.BATCH_BYTES:
-                return PieceInput(await asyncio.to_thread(blob.path.read_bytes))
-            return PieceInput(blob)
+            if blob.size <= self._architecture.batch_bytes:
+                return PieceInput(await asyncio.to_thread(blob.path.read_bytes), blob.checksum)
+            return PieceInput(blob, blob.checksum)
         except ScoringError as error:
             if error.fault == "service":
                 raise

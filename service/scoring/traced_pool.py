@@ -55,6 +55,10 @@ class TracedPool:
         """See WorkerPool."""
         return self._pool.status()
 
+    def nodes(self) -> dict[str, bool]:
+        """See WorkerPool."""
+        return self._pool.nodes()
+
     async def close(self) -> None:
         """See WorkerPool."""
         await self._pool.close()
@@ -62,6 +66,8 @@ class TracedPool:
 
 def _record(task: TaskTimes, began: float) -> None:
     device = {"soma_eval.device": task.device}
+    if task.node:
+        device["soma_eval.node"] = task.node
     if task.loaded is None:  # lost before its weights were loaded
         tracing.record("load", began + task.began, began + task.ended, device)
         return

@@ -20,13 +20,13 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def samples(service: InProcessService) -> Samples:
-    """Everything that is exposed: (name, labels) -> value."""
+    """Everything that is exposed: (name, labels) -> value. An empty label is none, as for Prometheus."""
     with service.client() as client:
         text = client.get("/metrics").text
     found: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            key = sample.name, frozenset(sample.labels.items())
+            key = sample.name, frozenset((label, text) for label, text in sample.labels.items() if text)
             assert key not in found, "Prometheus refuses a page that has a series twice"
             found[key] = sample.value
     return found
@@ -130,3 +130,18 @@ def test_devices(service: InProcessService, monkeypatch: pytest.MonkeyPatch) -> 
     assert value(found, "device_memory_bytes", device="cuda:0", kind="weights_limit") == 48
     ages = [dict(labels)["device"] for name, labels in found if name == "soma_eval_self_test_age_seconds"]
     assert ages == ["cuda:0"]  # no age where nothing was tested
+
+
+def test_the_one_machine_of_a_service_without_a_cluster_is_there(service: InProcessService) -> None:
+    assert value(samples(service), "node_up") == 1
+
+
+def test_nodes_and_their_devices(service: InProcessService, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = DeviceStatus("cuda:0", node="gpu-1", ready=True, busy=False, pid=7, restarts=0)
+    statuses = [one, replace(one, node="gpu-2", ready=False)]
+    monkeypatch.setattr(InProcessPool, "status", lambda pool: statuses)
+    monkeypatch.setattr(InProcessPool, "nodes", lambda pool: {"gpu-0": False, "gpu-1": True, "gpu-2": True})
+    found = samples(service)
+    assert [value(found, "node_up", node=f"gpu-{n}") for n in range(3)] == [0, 1, 1]
+    ready = [value(found, "worker_up", node=node, device="cuda:0") for node in ("gpu-1", "gpu-2")]
+    assert ready == [1, 0]

@@ -26,6 +26,7 @@ def answer() -> dict[str, Any]:
             "computed_at": "2026-01-02T03:04:05.678901Z",
             "precision": "float32",
             "device": "cpu",
+            "was_cut_smaller": False,
             "versions": {"torch": "2"},
         },
         "timings": {

@@ -6,8 +6,40 @@ from functools import partial
 from typing import Any
 
 from soma_eval import AsyncClient, Client
+from soma_eval.responses import ScreenCounts, ScreenLine
+from soma_eval.screening import AsyncScreening
 
 MakeClient = Callable[..., Client]
+
+
+class BlockingScreening:
+    """An AsyncScreening that is used like a Screening."""
+
+    def __init__(self, screening: AsyncScreening, loop: asyncio.AbstractEventLoop) -> None:
+        self._screening = screening
+        self._loop = loop
+
+    @property
+    def summary(self) -> ScreenCounts | None:
+        return self._screening.summary
+
+    def __iter__(self) -> "BlockingScreening":
+        return self
+
+    def __next__(self) -> ScreenLine:
+        try:
+            return self._loop.run_until_complete(anext(self._screening))
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._screening.aclose())
+
+    def __enter__(self) -> "BlockingScreening":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class BlockingAsyncClient:
@@ -32,6 +64,9 @@ class BlockingAsyncClient:
             return
         finally:
             self._loop.run_until_complete(events.aclose())
+
+    def screen(self, **arguments: Any) -> "BlockingScreening":
+        return BlockingScreening(self._client.screen(**arguments), self._loop)
 
     def close(self) -> None:
         self._loop.run_until_complete(self._client.aclose())

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
 
-from soma_eval import Client, RetryPolicy
+from soma_eval import Client, RetryPolicy, ScreenModel
 from soma_eval.errors import (
     ConnectionFailed,
     Draining,
@@ -17,8 +18,9 @@ from soma_eval.errors import (
     SomaEvalError,
     TimedOut,
     UnexpectedResponse,
+    WorkerCrashed,
 )
-from soma_eval.responses import EvalResponse, Job
+from soma_eval.responses import EvalResponse, Job, ScreenCounts
 from tests.misbehaving_server import (
     Behaviour,
     MisbehavingServer,
@@ -115,8 +117,6 @@ async def test_a_wait_that_is_too_long_is_not_begun(make_client: MakeClient) -> 
     [
         (problem("weights-invalid", status=422, retryable=False), SomaEvalError, "so it is"),
         (problem("queue-full", status=429, retryable=False, retry_after=0), QueueFull, "so it is"),
-        (breaking, ConnectionFailed, "broke"),
-        (half_an_answer, ConnectionFailed, "broke"),
         (closing_after(json.dumps(answer()).encode()[:100]), UnexpectedResponse, "not JSON"),
         (replying(200, b"<!DOCTYPE html><title>canary</title>"), UnexpectedResponse, "an HTML page"),
         (replying(503, b"<html>canary</html>", retry_after=0), UnexpectedResponse, "503.*an HTML page"),
@@ -158,7 +158,8 @@ async def dripping(request: Request, reply: Reply) -> None:
 
 @pytest.mark.parametrize("behave", [silent, dripping])
 async def test_an_answer_has_its_time(behave: Behaviour, make_client: MakeClient) -> None:
-    result, server = await asked(make_client, behave, evaluate, timeout_seconds=0.5)
+    once = RetryPolicy(max_tries=1)
+    result, server = await asked(make_client, behave, evaluate, timeout_seconds=0.5, retry=once)
     assert isinstance(result, TimedOut)
     assert len(server.requests) == 1
 
@@ -267,10 +268,79 @@ async def test_events_that_are_none_are_refused(stream: bytes, make_client: Make
     assert len(server.requests) == 1
 
 
-async def test_submitting_is_not_repeated_once_it_may_have_been_accepted(make_client: MakeClient) -> None:
-    result, server = await asked(make_client, breaking, lambda client: client.submit_eval(**EVAL))
-    assert isinstance(result, ConnectionFailed)
-    assert server.requests[0].headers["prefer"] == "respond-async"
+async def test_a_submission_has_one_key_from_its_first_try_on(make_client: MakeClient) -> None:
+    accepted = replying(202, job_json("queued"))
+    again = in_turn(breaking, half_an_answer, accepted)
+    result, server = await asked(make_client, again, lambda client: client.submit_eval(**EVAL))
+    assert isinstance(result, Job)
+    assert {request.headers["prefer"] for request in server.requests} == {"respond-async"}
+    keys = [request.headers["idempotency-key"] for request in server.requests]
+    assert (len(keys), len(set(keys))) == (3, 1)
+
+
+async def test_a_call_whose_connection_broke_is_sent_again_with_a_key(make_client: MakeClient) -> None:
+    """The first try has none, so that closing its connection stops the work."""
+    full = problem("queue-full", status=429, retry_after=0)
+    result, server = await asked(
+        make_client, in_turn(full, breaking, half_an_answer, GOOD), evaluate, retry=RetryPolicy(4, 30.0, 0.01)
+    )
+    assert isinstance(result, EvalResponse)
+    keys = [request.headers.get("idempotency-key") for request in server.requests]
+    assert keys[:2] == [None, None]
+    assert keys[2] is not None
+    assert keys[2] == keys[3]
+
+
+async def test_two_calls_have_two_keys(make_client: MakeClient) -> None:
+    def twice(client: Client) -> None:
+        client.submit_eval(**EVAL)
+        client.submit_eval(**EVAL)
+
+    _, server = await asked(make_client, replying(202, job_json("queued")), twice)
+    assert len({request.headers["idempotency-key"] for request in server.requests}) == 2
+
+
+# -- screens -------------------------------------------------------------------------------------------------
+
+LINE = b'{"piece": 0, "models": [], "targets": [], "error": null}\n'
+COUNTS = b'"summary": {"pieces": 1, "failed": 0, "hits": 0, "pieces_with_hits": 0, "seconds": 0.5}'
+TROUBLE = b'{"code": "worker-crashed", "detail": "so it is", "fault": "service", "retryable": true}'
+LAST_LINE = b"{" + COUNTS + b', "error": null}\n'
+
+
+def screen(client: Client) -> tuple[list[int | str], ScreenCounts | None]:
+    with client.screen(pieces=[b"data"], models=[ScreenModel("https://publisher.example/w")]) as lines:
+        return [line.piece for line in lines], lines.summary
+
+
+async def test_a_screen_is_tried_again_until_its_first_line(make_client: MakeClient) -> None:
+    full = problem("queue-full", status=429, retry_after=0)
+    result, server = await asked(make_client, in_turn(full, full, closing_after(LINE + LAST_LINE)), screen)
+    assert isinstance(result, tuple)
+    lines, summary = result
+    assert (lines, summary and summary.pieces) == ([0], 1)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("behave", "expected", "words"),
+    [
+        (breaking, ConnectionFailed, "broke"),
+        (closing_after(LINE), ConnectionFailed, "cut off"),
+        (closing_after(LINE + b'{"piece": 1'), ConnectionFailed, "cut off"),
+        (closing_after(LINE + b"{" + COUNTS + b', "error": ' + TROUBLE + b"}\n"), WorkerCrashed, "so it is"),
+        (closing_after(b"<html>canary</html>\n"), UnexpectedResponse, "HTML page"),
+        (closing_after(b'{"canary": 1}\n'), UnexpectedResponse, "Field required"),
+        (closing_after(bytes(65 << 20)), UnexpectedResponse, "longer than 64 MiB"),
+    ],
+)
+async def test_a_screen_that_has_begun_is_not_repeated(
+    behave: Behaviour, expected: type[SomaEvalError], words: str, make_client: MakeClient
+) -> None:
+    result, server = await asked(make_client, behave, screen)
+    assert isinstance(result, expected)
+    assert re.search(words, str(result))
+    assert "canary" not in str(result)
     assert len(server.requests) == 1
 
 

@@ -15,6 +15,7 @@ from workers.errors import DecryptionFailed, NoWorker, OutOfMemory
 from workers.message_codec import MAX_MESSAGE_BYTES, Decoder, MalformedMessage, encode, receive
 from workers.messages import (
     Accepted,
+    BatchAdvanced,
     BatchDone,
     Configure,
     Evaluate,
@@ -33,6 +34,7 @@ from workers.messages import (
     ToWorker,
 )
 from workers.types import BatchScore, EvalJob, WorkerConfig, WorkerMemory
+from workers.v1.architecture_config import LIMITS, MAX_BATCH_BYTES
 
 KEY = b"\0canary-canary-canary-canary-can\xff"
 JOB = EvalJob("weights \udcff", "checksum", "data", 1, 2**64 - 1, KEY, weights_size=7, detail=True)
@@ -41,7 +43,7 @@ PIECES_JOB = EvalJob.of_pieces(
     (b"one", b"\0\xff"), weights_path="weights", weights_checksum="checksum", seed=0
 )
 TO_WORKER: list[ToWorker] = [
-    Configure(WorkerConfig("cuda:0", precision="float32-split", num_threads=2), 0.5),
+    Configure(WorkerConfig("cuda:0", precision="float32-split", num_threads=2, architecture="{}"), 0.5),
     Evaluate(1, JOB, 0, 4),
     Evaluate(2, PLAIN_JOB, 3, 4),
     Evaluate(3, PIECES_JOB, 0, 2),
@@ -55,6 +57,7 @@ FROM_WORKER: list[FromWorker] = [
     SelfTestFailed("loss 1 instead of 2"),
     Accepted(1),
     Loaded(1, 1 / 3),
+    BatchAdvanced(1, 3, 1 / 3),
     Finished(1),
     Stopped(1),
     Resident(frozenset({JOB.weights_id, PLAIN_JOB.weights_id})),
@@ -103,6 +106,12 @@ def test_messages_cut_anywhere_arrive_whole(size: int) -> None:
     decoder = Decoder()
     pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
     assert [message for piece in pieces for message in decoder.feed(piece)] == FROM_WORKER
+
+
+def test_the_largest_batch_fits_into_a_message() -> None:
+    detail = np.zeros((1, MAX_BATCH_BYTES), np.float32)
+    received = sent(score(np.zeros(LIMITS["embedding_dim"][1], np.float32), detail))
+    assert isinstance(received, BatchDone)
 
 
 def test_a_score_keeps_its_bits() -> None:
@@ -161,6 +170,10 @@ SCORE = json.loads(encode(score(np.zeros(2, np.float32)))[4:])[1]["score"]
         altered(Heartbeat(), memory={"total": 1, "used": -1, "weights": 1, "weights_limit": 1}),
         b'["Heartbeat", {}]',
         altered(Loaded(1, 1.0), load_seconds=10**400),
+        altered(BatchAdvanced(1, 3, 0.5), fraction=1.5),
+        altered(BatchAdvanced(1, 3, 0.5), fraction=-0.5),
+        altered(BatchAdvanced(1, 3, 0.5), fraction=float("nan")),
+        altered(BatchAdvanced(1, 3, 0.5), index="3"),
         altered(Ready("", {}), versions={"torch": 1}),
         altered(Resident(frozenset()), weights=[["1", "2"]]),
         altered(Resident(frozenset()), weights="abc"),

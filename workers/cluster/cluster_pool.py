@@ -7,6 +7,7 @@ devices there are now, and what becomes of everything when the cluster itself is
 import asyncio
 import itertools
 import logging
+import time
 from dataclasses import replace
 
 from workers.cluster.connector_process import ConnectorProcess
@@ -24,6 +25,7 @@ from workers.cluster.messages import (
     FromConnector,
     JobUndelivered,
     ProcessEnded,
+    ProcessStopped,
     SessionClosed,
     Spawned,
     SpawnFailed,
@@ -43,6 +45,8 @@ JOIN_SECONDS = 120.0
 """How long the start waits for a first device, once the cluster is joined."""
 _CONNECTOR_BEAT_SECONDS = 1.0
 _CONNECTOR_SILENT_SECONDS = 15.0
+_REMEMBERED_SECONDS = 3600.0
+"""How long a node that left is spoken of."""
 _FIRST_RETRY_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 30.0
 
@@ -55,11 +59,15 @@ class ClusterPool:
     ) -> None:
         self._cluster = cluster
         self._config = config
-        self._pool = ProcessPool((), timeouts, precision=config.precision, may_grow=True)
+        self._pool = ProcessPool(
+            (), timeouts, precision=config.precision, may_grow=True, architecture=config.architecture
+        )
         self._connector: ConnectorProcess | None = None
         self._workers: dict[str, Supervisor] = {}
         """By device id."""
         self._refused: dict[str, DeviceRefused] = {}
+        self._left: dict[str, float] = {}
+        """By the name of a node: when a device of it left, on the monotonic clock."""
         self._num_devices: int | None = None
         """That the cluster had when it was joined."""
         self._session_numbers = itertools.count(1)
@@ -120,6 +128,16 @@ class ClusterPool:
             for each in self._refused.values()
         ]
         return self._pool.status() + refused
+
+    def nodes(self) -> dict[str, bool]:
+        """By name, whether each node is there; one that left is remembered for an hour."""
+        there = {worker.place.node for worker in self._workers.values()}
+        there |= {each.node for each in self._refused.values()}
+        now = time.monotonic()
+        for node, left_at in list(self._left.items()):
+            if node in there or now - left_at > _REMEMBERED_SECONDS:
+                del self._left[node]
+        return dict.fromkeys(sorted(self._left), False) | dict.fromkeys(sorted(there), True)
 
     async def close(self) -> None:
         """End every worker process and leave the cluster; returns when the connector is gone."""
@@ -207,7 +225,14 @@ class ClusterPool:
 
     def _pass_on(
         self,
-        message: Spawned | SpawnFailed | Frames | FileMoved | JobUndelivered | SessionClosed | ProcessEnded,
+        message: Spawned
+        | SpawnFailed
+        | Frames
+        | ProcessStopped
+        | FileMoved
+        | JobUndelivered
+        | SessionClosed
+        | ProcessEnded,
     ) -> None:
         process = self._sessions.get(message.session)  # of an earlier session: dropped
         if process is None:
@@ -238,9 +263,12 @@ class ClusterPool:
         self._workers[joined.device_id] = self._pool.add_worker(config, spawn, place)
 
     def _remove(self, device_id: str, reason: str) -> None:
-        self._refused.pop(device_id, None)
+        refused = self._refused.pop(device_id, None)
         worker = self._workers.pop(device_id, None)
+        if refused:
+            self._left[refused.node] = time.monotonic()
         if worker:
+            self._left[worker.place.node] = time.monotonic()
             logger.warning("%s of node %s leaves: %s", worker.place.device, worker.place.node, reason)
             self._reason = reason
             removal = asyncio.create_task(self._pool.remove_worker(worker, reason))
@@ -265,8 +293,7 @@ class ClusterPool:
         for process in list(self._sessions.values()):
             process.lose("was lost with the connection to the Ray cluster")
         self._sessions.clear()
-        self._refused.clear()
-        for device_id in list(self._workers):
+        for device_id in [*self._refused, *self._workers]:
             self._remove(device_id, reason)
 
     @property

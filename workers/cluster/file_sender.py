@@ -25,6 +25,8 @@ MAX_BLOCKS = 4
 """Blocks that exist at a time, for all files and nodes together."""
 _BLOCKS_AHEAD = 2
 """Blocks of one file that are on their way to one node: one is fetched while another is written."""
+_PUT_SECONDS = 15.0
+"""How long Ray may take to hold a block on this machine; a raylet that is frozen takes none."""
 _BLOCK_SECONDS = 120.0
 """How long a block may take to a node and onto its disk."""
 _ASK_SECONDS = 30.0
@@ -182,7 +184,7 @@ class _Blocks:
         await self._room.acquire()
         try:
             block = await asyncio.to_thread(self._read, index)
-            made = await asyncio.to_thread(self._cluster.put, block)
+            made = await self._put(block)
         except BaseException as error:
             self._room.release()
             if isinstance(error, OSError):
@@ -191,6 +193,13 @@ class _Blocks:
                 raise Undeliverable(f"Ray cannot hold a block of it: {error}") from None
             raise
         return made
+
+    async def _put(self, block: bytes) -> Any:
+        try:
+            async with asyncio.timeout(_PUT_SECONDS):
+                return await asyncio.to_thread(self._cluster.put, block)
+        except TimeoutError:
+            raise CannotPut(f"its raylet on the head has not taken it for {_PUT_SECONDS:g} s") from None
 
     def _read(self, index: int) -> bytes:
         size = self.size_of(index)

@@ -8,7 +8,7 @@ from workers.architectures import ARCHITECTURE_VERSIONS, CURRENT_VERSION, load_a
 from workers.message_codec import Decoder, MalformedMessage, encode
 from workers.processes.devices import count_cores, free_memory_bytes
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Of what head and nodes send to each other; a change that the other side does not understand raises it."""
 
 

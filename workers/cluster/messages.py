@@ -29,7 +29,8 @@ class ClusterConfig:
     entry_module: str
     """What a worker process runs."""
     silence_seconds: float = 10.0
-    """Without an answer of a device's actor, after which it counts as lost."""
+    """Without an answer of a device's actor, after which it counts as lost, as it does when its node's raylet was
+    stopped for so long."""
     fence_seconds: float = 30.0
     """Without a word of the head, after which an actor ends its worker process."""
 
@@ -181,6 +182,13 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStopped:
+    """The worker sends nothing because its process was stopped (SIGSTOP); frames after it say that it goes on."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileMoved:
     """A further piece of a file has reached the node, for a job of this session."""
 
@@ -235,6 +243,7 @@ FromConnector = (
     | Spawned
     | SpawnFailed
     | Frames
+    | ProcessStopped
     | FileMoved
     | FileSent
     | JobUndelivered

@@ -80,6 +80,7 @@ class RayCluster:
                 os.path.join(config.data_dir, _file_name(device.node.name)),
                 config.data_max_bytes,
                 config.entry_module,
+                config.silence_seconds,
                 config.fence_seconds,
             )
         )

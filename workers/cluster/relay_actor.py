@@ -12,13 +12,15 @@ from typing import cast
 
 from workers.cluster.hello import own_hello, write_hello
 from workers.cluster.node_files import DiskFull, IncomingFile, NodeFiles, NotAsPublished
+from workers.cluster.raylet_watch import RayletWatch
 from workers.message_codec import Decoder
 from workers.own_process import keep_memory_private
 from workers.processes.child_process import ChildProcess, Pipe, worker_environment
 from workers.types import WorkerConfig
 
-FRAMES, CLOSED = b"f", b"c"
-"""What `read` begins with: frames follow, or none will any more."""
+FRAMES, CLOSED, STOPPED, CUT_OFF = b"f", b"c", b"s", b"x"
+"""What `read` begins with: frames follow; none will any more; none until the process is continued (SIGCONT); the node
+is of no use, as its raylet is stopped."""
 MISSING_WEIGHTS, MISSING_DATA = 1, 2
 WRITTEN, DISK_FULL, NOT_AS_PUBLISHED, DISK_ERROR = range(4)
 """What became of a block."""
@@ -32,12 +34,22 @@ _FENCE_CHECK_SECONDS = 1.0
 class RelayActor:
     """Every method is called by the head, and each call counts as a word of it."""
 
-    def __init__(self, data_dir: str, data_max_bytes: int, entry_module: str, fence_seconds: float) -> None:
+    def __init__(
+        self,
+        data_dir: str,
+        data_max_bytes: int,
+        entry_module: str,
+        silence_seconds: float,
+        fence_seconds: float,
+        raylet_pid: int | None = None,
+    ) -> None:
         keep_memory_private()  # keys pass through here
         self._data_dir = Path(data_dir).expanduser().absolute()
         self._files = NodeFiles(self._data_dir, data_max_bytes)
         self._entry_module = entry_module
+        self._silence_seconds = silence_seconds
         self._fence_seconds = fence_seconds
+        self._raylet = RayletWatch(raylet_pid or os.getppid())
         self._session = 0
         self._child: ChildProcess | None = None
         self._buffer = _Buffer()
@@ -81,12 +93,19 @@ class RelayActor:
         return 0
 
     async def read(self, session: int, wait_seconds: float) -> bytes:
-        """FRAMES and what the process has sent, after `wait_seconds` at the latest; CLOSED once there is no more."""
+        """FRAMES and what the process has sent, after `wait_seconds` at the latest; CLOSED once there is no more.
+
+        STOPPED where it has sent nothing because it is stopped, CUT_OFF where the node's raylet is, for long.
+        """
         self._hear()
         if session != self._session:
             return CLOSED
         frames = await self._buffer.take(wait_seconds)
-        return CLOSED if frames is None else FRAMES + frames
+        if self._raylet.stopped_seconds() >= self._silence_seconds:
+            return CUT_OFF
+        if frames is None:
+            return CLOSED
+        return STOPPED if not frames and self._child and self._child.is_stopped else FRAMES + frames
 
     async def end(self, session: int, grace_seconds: float) -> bytes:
         """End the process of this session. Exit status, whether a signal ended it, whether it is stuck; as text."""

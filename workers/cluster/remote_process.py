@@ -17,6 +17,7 @@ from workers.cluster.messages import (
     FromConnector,
     JobUndelivered,
     ProcessEnded,
+    ProcessStopped,
     Relay,
     RelayJob,
     SessionClosed,
@@ -44,6 +45,7 @@ class RemoteProcess:
         self.session = session
         self.pid = 0
         self.was_ended_here = False
+        self.is_stopped = False
         self.is_stuck = False
         self._data_dir = data_dir
         self._connector = connector
@@ -108,7 +110,10 @@ class RemoteProcess:
                 if not self._spawned.done():
                     self._spawned.set_exception(OSError(None, reason))
             case Frames(_, frames):
+                self.is_stopped = False
                 self._decode(frames)
+            case ProcessStopped():
+                self.is_stopped = True
             case FileMoved():
                 self._num_moved += 1
                 self._inbox.put_nowait(

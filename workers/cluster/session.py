@@ -14,6 +14,7 @@ from workers.cluster.messages import (
     FromConnector,
     JobUndelivered,
     ProcessEnded,
+    ProcessStopped,
     RelayJob,
     SessionClosed,
     Spawn,
@@ -21,7 +22,7 @@ from workers.cluster.messages import (
     SpawnFailed,
     StopJob,
 )
-from workers.cluster.relay_actor import CLOSED
+from workers.cluster.relay_actor import CLOSED, CUT_OFF, STOPPED
 from workers.message_codec import encode
 
 _READ_SECONDS = 2.0
@@ -122,7 +123,12 @@ class Session:
             answer = await self._call("read", self._number, _READ_SECONDS, more_seconds=_READ_SECONDS)
             if not isinstance(answer, bytes) or answer[:1] == CLOSED:
                 return
-            if len(answer) > 1:
+            if answer == CUT_OFF:
+                self._actor.end()
+                raise ActorLost("is cut off: the raylet of its node is stopped")
+            if answer == STOPPED:
+                self._send(ProcessStopped(self._number))
+            elif len(answer) > 1:
                 self._send(Frames(self._number, answer[1:]))
 
     async def _write(self) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 
+from workers.architectures import ARCHITECTURE_VERSIONS, load_architecture
 from workers.processes.isolated_python import python_command, python_environment
 from workers.processes.worker_output import WorkerOutput
 from workers.types import WorkerConfig
@@ -86,6 +87,16 @@ class ChildProcess:
             raise
         return process
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped (SIGSTOP) and not continued yet: no thread of it runs, whatever it was doing."""
+        if self._popen.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # it has ended, and is not reaped yet
+            return False
+
     def write(self, data: bytes) -> None:
         """Put bytes on their way; nothing happens when the child is gone."""
         if not self.transport.is_closing():
@@ -126,8 +137,8 @@ class ChildProcess:
 
 
 def worker_environment(config: WorkerConfig) -> dict[str, str]:
-    """A worker's: our import path, its share of threads, and none of the service's secrets."""
-    environment = python_environment()
+    """A worker's: our import path, its share of threads, none of the secrets, nothing that changes numbers."""
+    environment = {name: value for name, value in python_environment().items() if not _changes_numbers(name)}
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic cuBLAS; read when CUDA starts
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to other workers
     for threshold in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # glibc: reuse what was freed
@@ -135,6 +146,10 @@ def worker_environment(config: WorkerConfig) -> dict[str, str]:
     if config.num_threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(config.num_threads)
     return environment
+
+
+def _changes_numbers(variable: str) -> bool:
+    return any(load_architecture(version).changes_numbers(variable) for version in ARCHITECTURE_VERSIONS)
 
 
 def _start(entry_module: str, fd: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:

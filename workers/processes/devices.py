@@ -90,18 +90,28 @@ def _answer_within(process: "subprocess.Popen[str]", timeout_seconds: float) -> 
 
 
 def share_machine(config: WorkerConfig, devices: Sequence[str]) -> list[WorkerConfig]:
-    """One config per device; CPU threads and, on the CPU, memory are divided evenly where not given."""
+    """One config per worker: those on one device have equal parts of the memory that `config` gives it.
+
+    What is not given is divided too: all CPU threads, and of the CPU's free memory a share. Of a GPU's each of its
+    workers takes its part.
+    """
     num_threads = config.num_threads or max(1, count_cores() // len(devices))
-    cpu_budget = int(free_memory_bytes() * CPU_MEMORY_SHARE / max(1, list(devices).count("cpu")))
-    return [
-        replace(
-            config,
-            device=device,
-            num_threads=num_threads,
-            memory_budget_bytes=config.memory_budget_bytes or (cpu_budget if device == "cpu" else None),
+    configs = []
+    for device in devices:
+        num_on_device = list(devices).count(device)
+        budget = config.memory_budget_bytes
+        if budget is None and device == "cpu":
+            budget = int(free_memory_bytes() * CPU_MEMORY_SHARE)
+        configs.append(
+            replace(
+                config,
+                device=device,
+                num_threads=num_threads,
+                num_on_device=num_on_device,
+                memory_budget_bytes=None if budget is None else max(1, budget // num_on_device),
+            )
         )
-        for device in devices
-    ]
+    return configs
 
 
 def count_cores() -> int:

@@ -12,12 +12,12 @@ class Liveness:
     Of a long time in which this process received nothing, as when the whole machine slept, only a moment counts.
     """
 
-    def __init__(self, heartbeat_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, heartbeat_seconds: float, clock: Callable[[], float] | None = None) -> None:
         self.silent_seconds = 0.0
         self.stalled_seconds = 0.0
         self._most_counted_seconds = 2 * heartbeat_seconds
-        self._clock = clock
-        self._last_call = clock()
+        self._clock = clock or time.monotonic
+        self._last_call = self._clock()
         self._progress = 0
 
     def task_begins(self) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,10 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.architectures import Architecture, refusals_translated
+from workers.architectures import ArchitectureConfig, load_architecture, refusals_translated
 from workers.errors import EvaluationRefused, OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
 from workers.types import (
+    MAX_POINTS_ALONG,
     BatchScore,
     DeviceKind,
     EvalJob,
@@ -37,22 +40,26 @@ class PendingEvaluation:
     """The batches of one job, handed out in ranges and gathered as they come back, in any order."""
 
     def __init__(
-        self, job: EvalJob, architecture: Architecture, on_progress: OnEvalProgress | None = None
+        self, job: EvalJob, config: ArchitectureConfig, on_progress: OnEvalProgress | None = None
     ) -> None:
+        """Raises UnknownArchitecture."""
         self.job = job
-        self.num_batches = len(job.pieces) or architecture.num_batches(job.data_size)
+        self.num_batches = len(job.pieces) or config.num_batches(job.data_size)
         """Or pieces, which are handed out and gathered as batches are."""
         self.kind: DeviceKind | None = None
         """What all its batches are evaluated on; None until the first is handed out."""
         self.clock = TaskClock()
         """Notes when each worker's share was begun and done."""
-        self._architecture = architecture
+        self._architecture = load_architecture(job.architecture_version)
+        self._config = config
         self._on_progress = on_progress
         self._outcome: asyncio.Future[list[BatchScore]] = asyncio.get_running_loop().create_future()
         self._free = [range(self.num_batches)]
         self._running: dict[int, range] = {}
         """Ranges that a worker has in hand, by task id."""
         self._scores: dict[int, BatchScore] = {}
+        self._in_part: dict[int, tuple[int, float]] = {}
+        """By task id the batch that it is at, and how far that is."""
         self._num_deaths = 0
         self._lost_machines: list[tuple[str, float]] = []
         """Each with the time at which it was lost."""
@@ -130,6 +137,12 @@ class PendingEvaluation:
         self._load_seconds = max(self._load_seconds, seconds)
         self._report("evaluating")
 
+    def batch_advanced(self, task_id: int, index: int, fraction: float) -> None:
+        """That fraction of a batch is done, 0 to 1."""
+        if index in self._running[task_id] and index not in self._scores:
+            self._in_part[task_id] = index, fraction
+            self._report("evaluating")
+
     def batch_done(self, score: BatchScore) -> None:
         """A batch was evaluated."""
         self._scores[score.index] = score
@@ -141,9 +154,11 @@ class PendingEvaluation:
     def task_finished(self, task_id: int) -> None:
         """Every batch of a range is done."""
         del self._running[task_id]
+        self._in_part.pop(task_id, None)
 
     def give_back(self, task_id: int) -> None:
         """The task ended early: what is not done of it is free again."""
+        self._in_part.pop(task_id, None)
         undone = [index for index in self._running.pop(task_id) if index not in self._scores]
         if undone:
             self._free.append(range(undone[0], undone[-1] + 1))
@@ -216,7 +231,7 @@ class PendingEvaluation:
             sig_reg=mean.sig_reg,
             embedding=mean.embedding,
             attends_to_future=mean.attends_to_future,
-            num_sequences=self._architecture.num_sequences(data_size),
+            num_sequences=self._config.num_sequences(data_size),
             num_batches=len(scores),
             precision=precision,
             device=",".join(sorted(self._devices)),
@@ -227,6 +242,7 @@ class PendingEvaluation:
             device_name=self.kind.name if self.kind else "",
             was_cut_smaller=any(score.was_cut_smaller for score in scores),
             token_cross_entropy=_token_cross_entropy(scores) if self.job.detail else None,
+            cross_entropy_along=_cross_entropy_along(scores),
         )
 
     def _eval_seconds(self) -> float:
@@ -236,10 +252,17 @@ class PendingEvaluation:
     def _report(self, phase: Literal["queued", "loading", "evaluating"]) -> None:
         if self._on_progress is None:
             return
+        in_part = sum(part for index, part in self._in_part.values() if index not in self._scores)
         try:
-            self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches))
+            self._on_progress(EvalProgress(phase, len(self._scores), self.num_batches, in_part))
         except Exception:
             logger.exception("the caller's on_progress raised")
+
+
+def _cross_entropy_along(scores: list[BatchScore]) -> tuple[float, ...]:
+    size = math.ceil(len(scores) / MAX_POINTS_ALONG)
+    groups = (scores[start : start + size] for start in range(0, len(scores), size))
+    return tuple(statistics.fmean(score.cross_entropy for score in group) for group in groups)
 
 
 def _token_cross_entropy(scores: list[BatchScore]) -> NDArray[np.float32]:

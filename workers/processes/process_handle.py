@@ -37,6 +37,10 @@ class ProcessHandle(Protocol):
         """Whether a signal of ours may have ended it."""
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped (SIGSTOP) and not continued yet: none of its threads runs."""
+
+    @property
     def is_stuck(self) -> bool:
         """Whether it was there still after SIGKILL: its driver hangs, and its device is lost."""
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from workers.architectures import UnknownArchitecture, load_architecture
+from workers.architectures import UnknownArchitecture, config_of, load_architecture
 from workers.errors import (
     EmptyData,
     EvaluationRefused,
@@ -21,7 +21,7 @@ from workers.errors import (
     WorkerCrashed,
     WorkerTrouble,
 )
-from workers.messages import BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.messages import BatchAdvanced, BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
 from workers.processes.pending_evaluation import PendingEvaluation
@@ -53,8 +53,11 @@ class ProcessPool:
         *,
         precision: Precision = "float32",
         may_grow: bool = False,
+        architecture: str = "",
     ) -> None:
+        """`precision` and `architecture` are those of workers to come, where there is no config."""
         self._precision = configs[0].precision if configs else precision
+        self._architecture = configs[0].architecture if configs else architecture
         self._least_sharing = 2 if may_grow else 1
         """A lone worker is not given a whole evaluation if others may join meanwhile."""
         self._timeouts = timeouts or Timeouts()
@@ -93,7 +96,7 @@ class ProcessPool:
         """Evaluate one model on one data set, on every device that is idle.
 
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
-        device too. `on_progress` is called on the event loop, after each batch.
+        device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
         async with self._running(job, on_progress) as evaluation:
@@ -129,6 +132,10 @@ class ProcessPool:
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, without waiting."""
         return [worker.status() for worker in self._workers]
+
+    def nodes(self) -> dict[str, bool]:
+        """The machines of its workers, all of which are there."""
+        return {worker.place.node: True for worker in self._workers}
 
     async def close(self) -> None:
         """End every worker process, whatever it is doing; returns when none is left."""
@@ -179,11 +186,11 @@ class ProcessPool:
         if job.data_size < 1 or not all(job.pieces):
             raise EmptyData("there are no bytes to evaluate on")
         try:
-            architecture = load_architecture(job.architecture_version)
+            config = config_of(load_architecture(job.architecture_version), self._architecture)
         except UnknownArchitecture as error:
             raise WeightsInvalid(str(error)) from None
-        if any(len(piece) > architecture.BATCH_BYTES for piece in job.pieces):
-            raise ValueError(f"a piece has at most {architecture.BATCH_BYTES} bytes")
+        if any(len(piece) > config.batch_bytes for piece in job.pieces):
+            raise ValueError(f"a piece has at most {config.batch_bytes} bytes")
         job = replace(
             job, weights_path=absolute_path(job.weights_path), data_path=absolute_path(job.data_path)
         )
@@ -191,7 +198,7 @@ class ProcessPool:
             raise refusal
         if not self._is_started or self._cannot_start():
             raise NoWorker("no worker is alive, and none will be soon")
-        return PendingEvaluation(job, architecture, on_progress)
+        return PendingEvaluation(job, config, on_progress)
 
     def _dispatch(self) -> None:
         """Give every idle worker something, as long as there is something to give."""
@@ -237,11 +244,14 @@ class ProcessPool:
         """A message about a task that was not stopped."""
         evaluation = self._by_task[task.task_id]
         if not isinstance(message, Undelivered):
-            evaluation.clock.note(task, worker.config.device, message)
+            device = worker.place.device or worker.config.device
+            evaluation.clock.note(task, device, message, worker.place.node)
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
                 self._load_ahead()
+            case BatchAdvanced(task_id, index, fraction):
+                evaluation.batch_advanced(task_id, index, fraction)
             case BatchDone(_, score):
                 evaluation.batch_done(score)
             case Finished():

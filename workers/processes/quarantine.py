@@ -42,12 +42,12 @@ class Quarantine:
         remember_seconds: float = 600.0,
         wait_seconds: float = 60.0,
         max_entries: int = 256,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._remember_seconds = remember_seconds
         self._wait_seconds = wait_seconds
         self._max_entries = max_entries
-        self._clock = clock
+        self._clock = clock or time.monotonic
         self._deaths: OrderedDict[_JobKey, list[_RecordedDeath]] = OrderedDict()
 
     def record_death(self, job: EvalJob, worker: int, num_alike: int, cause: Cause) -> None:

@@ -164,11 +164,10 @@ class RunningWorker:
     def trouble(self) -> str:
         """Why it is not to be relied on now, for an operator; empty when nothing is wrong."""
         stalled, silent = self._liveness.stalled_seconds, self._liveness.silent_seconds
-        if self.state is State.BUSY:
-            return (
-                f"no progress for {stalled:.0f} s" if stalled >= self._timeouts.progress_seconds / 3 else ""
-            )
-        return f"no message for {silent:.0f} s" if silent >= self._timeouts.frozen_seconds / 3 else ""
+        if self._is_frozen_for(self._timeouts.frozen_seconds / 3):
+            return f"no message for {silent:.0f} s"
+        is_stalled = self.state is State.BUSY and stalled >= self._timeouts.progress_seconds / 3
+        return f"no progress for {stalled:.0f} s" if is_stalled else ""
 
     # -- from spawn to death
 
@@ -277,11 +276,11 @@ class RunningWorker:
     def _overdue(self) -> str:
         """Why the process must be ended now; empty when it need not be."""
         timeouts = self._timeouts
+        if self._is_frozen_for(timeouts.frozen_seconds):
+            return "froze"
         if self.state is State.BUSY:
             is_hung = self._liveness.stalled_seconds >= timeouts.progress_seconds
             return f"made no progress for {timeouts.progress_seconds:g} s" if is_hung else ""
-        if self.state is not State.STARTING and self._liveness.silent_seconds >= timeouts.frozen_seconds:
-            return "froze"
         limits = {
             State.STARTING: timeouts.start_seconds,
             State.TESTING: timeouts.self_test_seconds,
@@ -289,6 +288,17 @@ class RunningWorker:
         }
         is_late = time.monotonic() - self._state_since > limits.get(self.state, float("inf"))
         return f"took too long ({self.state.value})" if is_late else ""
+
+    def _is_frozen_for(self, seconds: float) -> bool:
+        """Whether it was silent for so long, and not because of its work.
+
+        A worker that starts or is busy may be silent for long, while a library is opened from a cold disk or holds
+        the interpreter: there the system must say that it is stopped.
+        """
+        if self._liveness.silent_seconds < seconds:
+            return False
+        may_be_silent = self.state in (State.STARTING, State.BUSY)
+        return not may_be_silent or (self._process is not None and self._process.is_stopped)
 
     def _send(self, message: Configure | Evaluate | Stop | Prefetch | SelfTest) -> None:
         if self._process is not None:

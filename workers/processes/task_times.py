@@ -19,11 +19,11 @@ class TaskClock:
         """Of every share that a worker has begun, also of those that were lost with it."""
         return tuple(self._times.values())
 
-    def note(self, task: Evaluate, device: str, message: FromWorker) -> None:
-        """A message about a share was received from a worker."""
+    def note(self, task: Evaluate, device: str, message: FromWorker, node: str = "") -> None:
+        """A message about a share was received from the worker on a device, of a cluster's node if it has one."""
         now = time.monotonic() - self._began
         if isinstance(message, Accepted):
-            self._times[task.task_id] = TaskTimes(device, task.start, task.start, now, now)
+            self._times[task.task_id] = TaskTimes(device, task.start, task.start, now, now, node=node)
         times = self._times.get(task.task_id)
         if times is None:
             return

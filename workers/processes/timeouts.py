@@ -10,14 +10,15 @@ class Timeouts:
     heartbeat_seconds: float = 0.5
     """Between two heartbeats."""
     frozen_seconds: float = 10.0
-    """Silence after which a worker that has nothing long to do counts as frozen."""
+    """Silence after which a worker counts as frozen; one that starts or is busy, if the system says that it is
+    stopped too."""
     progress_seconds: float = 180.0
     """Without progress of a task after which a worker counts as hung. The longest step of full V1 on a CPU is a
     feed-forward layer of one sequence, 0.7 s on two cores and ten times that for denormal weights; an operation
     that delays the heartbeats, such as parsing the largest header, must end within this time too."""
     start_seconds: float = 300.0
-    """From spawn to a passed self-test. Nothing else limits a start: while a library is opened from a cold disk,
-    no thread of the process runs."""
+    """From spawn to a passed self-test. Nothing else limits a start that was not stopped: while a library is opened
+    from a cold disk, no thread of the process runs."""
     self_test_seconds: float = 60.0
     """From the request for another self-test to its result."""
     stop_seconds: float = 15.0

@@ -41,6 +41,11 @@ class WorkerProcess:
         return self._child.was_ended_here
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped (SIGSTOP) and not continued yet."""
+        return self._child.is_stopped
+
+    @property
     def is_stuck(self) -> bool:
         """Whether it was there still after SIGKILL."""
         return self._child.is_stuck

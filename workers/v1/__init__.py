@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import weights_header
+from .architecture_config import ArchitectureConfig
 from .config import (
     ARCHITECTURE_VERSION,
     NUMERICS_VERSION,
@@ -32,6 +33,7 @@ from .config import (
     ModelConfig,
     SIGRegConfig,
 )
+from .environment import changes_numbers
 from .errors import DecryptionFailed, EmptyData, EvaluationRefused, NonFiniteResult, WeightsInvalid
 from .non_finite import NonFiniteTensor, find_non_finite
 from .running_mean import BatchScore, MeanScore, running_mean
@@ -43,9 +45,6 @@ from .tokenizer import (
     num_sequences,
     tokenize,
 )
-
-BATCH_BYTES = V1_BATCH_SIZE * V1_MAX_SEQ_LEN
-"""Bytes of data that one batch has at most."""
 
 if TYPE_CHECKING:
     from .loss import compute_loss
@@ -66,7 +65,6 @@ _NEED_TORCH = {
 
 __all__ = [
     "ARCHITECTURE_VERSION",
-    "BATCH_BYTES",
     "NUMERICS_VERSION",
     "V1_BATCH_SIZE",
     "V1_EMBEDDING_DIM",
@@ -83,6 +81,7 @@ __all__ = [
     "V1_SIG_REG_SLICES",
     "V1_SIG_REG_T_MAX",
     "V1_VOCAB_SIZE",
+    "ArchitectureConfig",
     "BatchScore",
     "ByteSequenceBatch",
     "DecryptionFailed",
@@ -101,6 +100,7 @@ __all__ = [
     "SelfTest",
     "TokenizedSequence",
     "WeightsInvalid",
+    "changes_numbers",
     "compute_loss",
     "count_targets",
     "find_non_finite",

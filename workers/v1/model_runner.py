@@ -2,18 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import runner_order, tokenizer
+from .batch_progress import BatchProgress, OnFraction, ignore_fraction
 from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
+from .environment import warn_of_changed_numbers
 from .errors import EmptyData
 from .forward import (
     CPU_TILE_ELEMENTS,
@@ -37,7 +41,8 @@ from .weights import load_tensors
 from .weights_source import Weights, check_key
 
 Precision = Literal["float32", "tf32", "bf16", "float32-split"]
-"""float32-split has float32's accuracy on bf16 tensor cores; its speed is unmeasured on a GPU so far."""
+"""float32-split: products of bf16 parts on tensor cores, see `split_matmul`. Its accuracy and speed on a GPU are
+unmeasured so far, as are those of all others."""
 
 CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
@@ -93,7 +98,8 @@ class ModelRunner:
 
     The numbers depend on weights, data, seed, device kind and precision alone, on a GPU on `micro_batch_size` too.
     On a CPU as many threads share an evaluation as torch has in the calling thread (see `team`).
-    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request).
+    Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
+    not follow it: see `forward.causal_attention`.
 
     Not safe for use by several threads at once.
     """
@@ -129,6 +135,8 @@ class ModelRunner:
         self.device = torch.device(device)
         if precision != "float32" and self.device.type != "cuda":
             raise ValueError(f"precision {precision!r} needs a CUDA device, not {self.device.type!r}")
+        if self.device.type == "cuda":
+            warn_of_changed_numbers()
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
@@ -175,16 +183,20 @@ class ModelRunner:
         `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
-        with _NoDraws(), torch.device("meta"):
-            model = Model(self.config)
-        model.load_state_dict(tensors, assign=True)
+        model = self._model_without_weights()
+        model.load_state_dict(  # which holds their only references: each is freed once it is held otherwise
+            load_tensors(weights, self.config, decryption_key, self.device, check_cancelled), assign=True
+        )
         model.requires_grad_(False).eval()
-        if self.precision == "bf16":
-            hold_linear_weights_in_bf16(model)
-        if self.precision == "float32-split":
-            hold_linear_weights_in_parts(model)
+        self._hold_in_precision(model)
         return LoadedModel(model)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that any weights take on the device once they are loaded, in whatever dtype their file has them."""
+        model = self._model_without_weights()
+        self._hold_in_precision(model)
+        return LoadedModel(model).resident_bytes
 
     def num_batches(self, data_size: int) -> int:
         """How many batches `data_size` bytes make."""
@@ -199,13 +211,14 @@ class ModelRunner:
         check_cancelled: CancelCheck = never_cancelled,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
         `check_cancelled` is called from this thread each time the work has advanced, several times per layer of a large
         model, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
-        adds the cross-entropy of every token.
+        adds the cross-entropy of every token. `on_fraction` is told how far the batch is that is computed.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
         """
         if not data:
@@ -214,7 +227,7 @@ class ModelRunner:
         if batches and not 0 <= min(batches) <= max(batches) < self.num_batches(len(data)):
             raise ValueError(f"the data has {self.num_batches(len(data))} batches, not those of {batches}")
         for index in batches:
-            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail)
+            yield self._score_batch(model.model, data, seed, index, check_cancelled, detail, on_fraction)
 
     def eval_pieces(
         self,
@@ -246,13 +259,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _score_batch(
-        self, model: Model, data: bytes, seed: int, index: int, check_cancelled: CancelCheck, detail: bool
+        self,
+        model: Model,
+        data: bytes,
+        seed: int,
+        index: int,
+        check_cancelled: CancelCheck,
+        detail: bool,
+        on_fraction: OnFraction,
     ) -> BatchScore:
         first = index * self.batch_size
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
         batch = tokenizer.tokenize_range(data, range(first, last), self.max_seq_len)
         directions = self._directions(seed, index)
-        (score,) = self._score_pieces(model, [batch], directions, check_cancelled, detail=detail)
+        (score,) = self._score_pieces(
+            model, [batch], directions, check_cancelled, detail=detail, on_fraction=on_fraction
+        )
         return replace(score, index=index)
 
     @torch.inference_mode()
@@ -260,10 +282,11 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         *,
         detail: bool = False,
+        on_fraction: OnFraction = ignore_fraction,
     ) -> list[BatchScore]:
         """A score for each batch of sequences, which share forward passes: on the fast path, all at once.
 
@@ -271,11 +294,12 @@ class ModelRunner:
         where its own guard does not hold either: what one piece needs costs no other its result.
         """
         self._set_matmul_precision()
-        scores, is_proven = self._run(model, pieces, directions, check_cancelled, detail, reference=False)
+        run = partial(self._run, model, pieces, directions, check_cancelled, detail, on_fraction)
+        scores, is_proven = run(reference=False)
         if is_proven and all(map(_is_finite, scores)):
             return scores
         if len(pieces) == 1:
-            return self._run(model, pieces, directions, check_cancelled, detail, reference=True)[0]
+            return run(reference=True)[0]
         return [
             score
             for piece in pieces
@@ -286,9 +310,10 @@ class ModelRunner:
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
-        directions: Tensor,
+        directions: Callable[[], Tensor],
         check_cancelled: CancelCheck,
         detail: bool,
+        on_fraction: OnFraction,
         *,
         reference: bool,
     ) -> tuple[list[BatchScore], bool]:
@@ -301,17 +326,26 @@ class ModelRunner:
         is_cpu = self.device.type == "cpu"
         size = min(CPU_PASS_SEQUENCES, self.micro_batch_size) if is_cpu else self.micro_batch_size
         num_threads = torch.get_num_threads() if is_cpu else 1
+        done: list[float] = []
+        num_passes = -(-num_sequences // size)
+        progress = BatchProgress(self.config, T, self._sig_reg.config.slices, num_passes, done.append)
+
+        def on_progress() -> None:
+            if done:
+                on_fraction(done[-1])  # from this thread, whichever has computed it
+            check_cancelled()
 
         def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
             def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
-                forward = ForwardPass(model, team, reference=reference)
+                forward = ForwardPass(model, team, reference=reference, progress=progress)
                 sequences = batch.part(slice(start, start + size))
                 return *self._score_sequences(forward, sequences, directions), forward.guard()
 
             starts = range(0, num_sequences, size)
             return team.share(score_pass, starts, self._passes_at_once(size, num_threads))
 
-        *parts, guards = zip(*compute(score, num_threads, check_cancelled), strict=True)
+        *parts, guards = zip(*compute(score, num_threads, on_progress), strict=True)
+        on_fraction(done[-1])
         guard = joined_guard(guards, self.micro_batch_size // size, self.config.head_dim)
         numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
@@ -341,11 +375,11 @@ class ModelRunner:
         return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
-        self, forward: ForwardPass, batch: TokenizedBatch, directions: Tensor
+        self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token cross-entropy [B, T] and SIGReg [B, T], of each sequence the mean representation [B, D]."""
         token_ids, targets, positions = (
-            torch.from_numpy(part).to(self.device) for part in (batch.token_ids, batch.targets, batch.pos_ids)
+            self._on_device(part) for part in (batch.token_ids, batch.targets, batch.pos_ids)
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
@@ -353,18 +387,38 @@ class ModelRunner:
         def score_tile(tile: slice) -> tuple[Tensor, Tensor]:
             logits = linear(rows[tile], forward.model.predictor)  # (R, V)
             cross_entropy = token_cross_entropy(logits, targets.flatten()[tile])  # (R)
-            return cross_entropy, self._token_sig_reg(rows[tile], directions)
+            sig_reg = self._token_sig_reg(rows[tile], directions())
+            forward.progress.sig_reg_advanced((tile.stop - tile.start) / len(rows))
+            return cross_entropy, sig_reg
 
         num_rows = CPU_LOSS_ROWS if rows.device.type == "cpu" else len(rows)
         scored = forward.team.share(score_tile, tiles(len(rows), num_rows))
         cross_entropy, sig_reg = (torch.cat(part).view(targets.shape) for part in zip(*scored, strict=True))
         return cross_entropy, sig_reg, runner_order.mean_over_tokens(r)
 
-    @torch.inference_mode()
-    def _directions(self, seed: int, index: int) -> Tensor:
-        """What the representations of batch `index` are projected on: [D, S]."""
-        noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
-        return unit_columns(torch.from_numpy(noise).to(self.device))
+    def _directions(self, seed: int, index: int) -> Callable[[], Tensor]:
+        """What the representations of batch `index` are projected on: [D, S], made once.
+
+        On a GPU that is when they are first asked for: their noise is drawn while the queued forward pass runs.
+        """
+
+        @cache
+        @torch.inference_mode()
+        def directions() -> Tensor:
+            noise = batch_noise(seed, index, self.config.embedding_dim, self._sig_reg.config.slices)
+            return unit_columns(self._on_device(noise))
+
+        if self.device.type == "cpu":
+            directions()
+        return directions
+
+    def _on_device(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor there. From memory that is not pinned, a copy waits for all that a GPU is yet to do."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        with torch.cuda.device(self.device):  # whose context is to pin it
+            return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _num_sequences_of_piece(self, piece: bytes) -> int:
         if not piece:
@@ -387,6 +441,16 @@ class ModelRunner:
             self._last_loaded = None  # release the old weights before the new ones are loaded
             self._last_loaded = (identity, self.load(weights, decryption_key))
         return self._last_loaded[1]
+
+    def _model_without_weights(self) -> Model:
+        with _NoDraws(), torch.device("meta"):
+            return Model(self.config)
+
+    def _hold_in_precision(self, model: Model) -> None:
+        if self.precision == "bf16":
+            hold_linear_weights_in_bf16(model)
+        if self.precision == "float32-split":
+            hold_linear_weights_in_parts(model)
 
     def _default_micro_batch_size(self) -> int:
         """As many sequences as keep their activations within the device's share."""

@@ -63,7 +63,7 @@ class SelfTest:
     """The test of one device, ready to be run again and again. Raises what a broken device raises."""
 
     def __init__(self, device: str, precision: Precision, *, small_model: bool = False) -> None:
-        """`small_model`: the small architecture is served, so that there is nothing large to test."""
+        """`small_model`: the model that is served has no large product, so that there is nothing large to test."""
         self._device = device
         self._precision: Precision = precision
         self._small_model = small_model

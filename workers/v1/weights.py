@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -156,23 +157,36 @@ def _read_tensors(
         return name, _converted_tensor(source, infos[name], key).to(device)
 
     converted = {}
-    with _threads() as threads:
-        for _ in threads.map(bring, pieces):
-            check_cancelled()
-        for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
-            converted[name] = tensor
-            check_cancelled()
-    return memory.finished() | converted
+    try:
+        with _threads(device) as threads:
+            for _ in threads.map(bring, pieces):
+                check_cancelled()
+            for name, tensor in threads.map(convert, [name for name in infos if name not in ready]):
+                converted[name] = tensor
+                check_cancelled()
+    finally:
+        memory.settle()
+    return memory.tensors() | converted
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
+def _threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that load; an error ends what they have not begun."""
-    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights")
+    begin = None
+    if (
+        device.type == "cuda"
+    ):  # else a thread is on the first GPU, and its pinned memory opens a context there
+        begin = partial(torch.cuda.set_device, _own_index(device))
+    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights", initializer=begin)
     try:
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _own_index(device: torch.device) -> int:
+    """Of a GPU; of one without a number, that of the calling thread's."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _converted_tensor(source: Source, info: TensorInfo, key: bytes | None) -> Tensor:

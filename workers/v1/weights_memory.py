@@ -37,7 +37,10 @@ class HostMemory:
         begin = self._begins[name]
         yield self._block.data[begin + start : begin + end + SPARE_BYTES]
 
-    def finished(self) -> dict[str, Tensor]:
+    def settle(self) -> None:
+        """Nothing is on its way here."""
+
+    def tensors(self) -> dict[str, Tensor]:
         """The tensors, once every byte has been filled in."""
         block = torch.from_numpy(self._block)
         return {
@@ -63,10 +66,17 @@ class DeviceMemory:
         yield buffer.numpy().data
         stage.send(buffer[: end - start], self._tensors[name].view(-1).view(torch.uint8)[start:end])
 
-    def finished(self) -> dict[str, Tensor]:
-        """The tensors, once every byte has arrived."""
+    def settle(self) -> None:
+        """Wait for every copy that was begun, when no thread begins another.
+
+        Needed after an error too: what frees a tensor gives its memory to the evaluation that runs beside, and a copy
+        on a stream of ours would still write there.
+        """
         for stage in self._stages:
             stage.wait()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, once every byte has been filled in and has arrived."""
         return self._tensors
 
     def _stage(self) -> "_Stage":

@@ -30,6 +30,9 @@ class Source(Protocol):
     def read(self, offset: int, size: int) -> memoryview:
         """At most PIECE_BYTES; they may change with the next read of the same thread."""
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with the bytes from this offset on."""
+
 
 class FileSource:
     """An open file, read by each thread into a buffer of its own."""
@@ -43,13 +46,17 @@ class FileSource:
         if not hasattr(self._of_thread, "buffer"):
             self._of_thread.buffer = memoryview(bytearray(PIECE_BYTES))
         buffer: memoryview = self._of_thread.buffer[:size]
+        self.read_into(offset, buffer)
+        return buffer
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """The system copies, and other threads of Python run meanwhile."""
         done = 0
-        while done < size:
+        while done < len(buffer):
             count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             if not count:
                 raise OSError("the weights file became shorter while it was read")
             done += count
-        return buffer
 
 
 class BytesSource:
@@ -61,6 +68,9 @@ class BytesSource:
 
     def read(self, offset: int, size: int) -> memoryview:
         return self.data[offset : offset + size]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.data[offset : offset + len(buffer)]
 
 
 def check_key(key: object) -> None:
@@ -100,14 +110,14 @@ def read_clear(source: Source, offset: int, size: int, key: bytes | None) -> byt
 def read_clear_into(source: Source, offset: int, size: int, key: bytes | None, buffer: memoryview) -> None:
     """Fill the first `size` bytes of `buffer`, which is one block larger: `update_into` asks for that much space,
     though a stream cipher leaves it as it is."""
-    decryptor = None if key is None else decryptor_at(key, offset)
+    if key is None:
+        source.read_into(offset, buffer[:size])
+        return
+    decryptor = decryptor_at(key, offset)
     for start in range(0, size, PIECE_BYTES):
         end = min(start + PIECE_BYTES, size)
         piece = source.read(offset + start, end - start)
-        if decryptor is None:
-            buffer[start:end] = piece
-        else:
-            decryptor.update_into(piece, buffer[start : end + AES_BLOCK_BYTES])
+        decryptor.update_into(piece, buffer[start : end + AES_BLOCK_BYTES])
 
 
 def decryptor_at(key: bytes, offset: int) -> CipherContext:

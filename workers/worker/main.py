@@ -41,7 +41,16 @@ from workers.messages import (
     ToWorker,
 )
 from workers.own_process import be_ended_first_for_memory, die_with_parent, keep_memory_private
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
+from workers.types import (
+    BatchScore,
+    CancelCheck,
+    EvalJob,
+    OnFraction,
+    WeightsId,
+    WorkerConfig,
+    WorkerMemory,
+)
+from workers.worker.batch_report import BatchReport
 
 EXIT_UNEXPECTED = 70
 """The status of a worker that met an unexpected error (EX_SOFTWARE of sysexits.h)."""
@@ -55,13 +64,18 @@ _MAX_FRAMES = 6
 class JobRunner(Protocol):
     """What computes inside a worker; `workers.worker.runner.Runner` is the real one."""
 
-    def __init__(self, config: WorkerConfig) -> None: ...
-
     def self_test(self, *, with_large: bool) -> str | None:
         """None when a known evaluation gives the right numbers; else the wrong ones, in words.
 
         `with_large`: an evaluation with the layers of the served model too, not only the small one.
         """
+
+    def reserve(self, job: EvalJob) -> None:
+        """Called as soon as the worker has been given the job, beside whatever it does: its weights are not to be
+        evicted any more, until `release`."""
+
+    def release(self, job: EvalJob) -> None:
+        """The job has ended, in whatever way."""
 
     def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
         """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
@@ -69,8 +83,13 @@ class JobRunner(Protocol):
         `check_cancelled` is called each time the work advances, and may raise to stop.
         """
 
-    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
-        """The scores of those batches, in order; `check_cancelled` as for `load`."""
+    def evaluate(
+        self, job: EvalJob, batches: range, check_cancelled: CancelCheck, on_fraction: OnFraction
+    ) -> Iterator[BatchScore]:
+        """The scores of those batches, in order; `check_cancelled` as for `load`.
+
+        `on_fraction` may be called with how far the next one is.
+        """
 
     def prefetch(self, job: EvalJob) -> None:
         """Load the weights of the job that is next, in the background, if there is memory for them."""
@@ -92,6 +111,9 @@ class JobRunner(Protocol):
         """All that the device has."""
 
 
+MakeRunner = Callable[[WorkerConfig], JobRunner]
+
+
 class StopRequested(Exception):
     """The parent has stopped the running task."""
 
@@ -99,15 +121,16 @@ class StopRequested(Exception):
 class Worker:
     """Answers the parent's messages one after the other until the parent closes the pipe."""
 
-    def __init__(self, connection: socket.socket, runner_class: type[JobRunner]) -> None:
+    def __init__(self, connection: socket.socket, make_runner: MakeRunner) -> None:
         self._connection = connection
-        self._runner_class = runner_class
+        self._make_runner = make_runner
         self._inbox: queue.SimpleQueue[Evaluate | SelfTest] = queue.SimpleQueue()
         self._send_lock = threading.Lock()
         self._stopped_up_to = 0
         self._progress = 0
         self._reported_resident: frozenset[WeightsId] = frozenset()
         self._runner: JobRunner | None = None
+        """None until its first self-test has passed."""
 
     def run(self) -> NoReturn:
         """Serve until the pipe closes or an unexpected error occurs."""
@@ -123,12 +146,11 @@ class Worker:
         self._start_thread(lambda: self._beat(configure.heartbeat_seconds))
         self._start_thread(self._listen)
         try:
-            runner = self._runner_class(configure.config)
+            runner = self._make_runner(configure.config)
             self._test(runner, with_large=True)
         except Exception as error:  # before the first job, so its text can hold nothing secret
             self._send(SelfTestFailed(f"{type(error).__name__}: {error}"[:_MAX_DETAIL_CHARACTERS]))
             raise
-        self._runner = runner
         while True:
             self._answer(runner, self._inbox.get())
 
@@ -146,37 +168,44 @@ class Worker:
         if wrong:
             self._send(SelfTestFailed(wrong))
         else:
+            self._runner = runner  # first, for the parent may answer at once
             self._send(Ready(runner.device_name, runner.versions, runner.memory_bytes))
 
     def _evaluate(self, runner: JobRunner, task: Evaluate) -> None:
+        self._send(Accepted(task.task_id))
+        outcome = self._outcome_of(task, runner)
+        runner.release(task.job)  # first, for the parent may ask for a prefetch at once
+        self._send(outcome)
+
+    def _outcome_of(self, task: Evaluate, runner: JobRunner) -> Finished | Stopped | Failed | SelfTestFailed:
         def check_cancelled() -> None:
             self._progress += 1
             if task.task_id <= self._stopped_up_to:
                 raise StopRequested
 
-        self._send(Accepted(task.task_id))
         try:
             check_cancelled()
             load_seconds = runner.load(task.job, check_cancelled)
             self._report_resident(runner)
             self._send(Loaded(task.task_id, load_seconds))
             is_tested = False
-            for score in runner.evaluate(task.job, range(task.start, task.stop), check_cancelled):
+            report = BatchReport(task.task_id, task.start, self._send)
+            batches = range(task.start, task.stop)
+            for score in runner.evaluate(task.job, batches, check_cancelled, report.advanced):
                 if not score.is_finite and not is_tested:
                     if wrong := runner.self_test(with_large=False):  # the device is broken, not the weights
-                        self._send(SelfTestFailed(wrong))
-                        return
+                        return SelfTestFailed(wrong)
                     is_tested = True
                 if not score.is_finite and not task.job.pieces:
                     # One such batch makes the mean so: the rest is not worth computing.
                     raise NonFiniteResult("the loss or the embedding of a batch is NaN or infinite")
                 self._send(BatchDone(task.task_id, score))
+                report.batch_begins(score.index + 1)
         except StopRequested:
-            self._send(Stopped(task.task_id))
+            return Stopped(task.task_id)
         except WorkerError as error:
-            self._send(Failed(task.task_id, error))
-        else:
-            self._send(Finished(task.task_id))
+            return Failed(task.task_id, error)
+        return Finished(task.task_id)
 
     def _report_resident(self, runner: JobRunner) -> None:
         resident = runner.resident()
@@ -195,7 +224,10 @@ class Worker:
                 self._stopped_up_to = max(self._stopped_up_to, task_id)
             case Prefetch(job) if self._runner is not None:
                 self._runner.prefetch(job)
-            case Evaluate() | SelfTest():
+            case Evaluate(job=job) if self._runner is not None:
+                self._runner.reserve(job)  # here, for the prefetch that comes next must not evict its weights
+                self._inbox.put(message)
+            case SelfTest():
                 self._inbox.put(message)
 
     def _beat(self, seconds: float) -> None:
@@ -227,17 +259,24 @@ def _or_end_process(work: Callable[[], None]) -> None:
         os._exit(EXIT_UNEXPECTED)  # no teardown: a broken device may hang it
 
 
-def main(runner_class: type[JobRunner]) -> NoReturn:
-    """The whole life of a worker process that computes with `runner_class`."""
+def main(make_runner: MakeRunner) -> NoReturn:
+    """The whole life of a worker process that computes with the runner that `make_runner` returns.
+
+    What takes long, such as to import torch from a cold disk, is for `make_runner` to do: it runs beside heartbeats.
+    """
     die_with_parent(parent_pid=int(sys.argv[2]))
     be_ended_first_for_memory()
     keep_memory_private()
     faulthandler.enable(all_threads=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    Worker(socket.socket(fileno=int(sys.argv[1])), runner_class).run()
+    Worker(socket.socket(fileno=int(sys.argv[1])), make_runner).run()
+
+
+def _make_runner(config: WorkerConfig) -> JobRunner:
+    from workers.worker.runner import Runner  # imports torch
+
+    return Runner(config)
 
 
 if __name__ == "__main__":
-    from workers.worker.runner import Runner
-
-    main(Runner)
+    main(_make_runner)

@@ -1,7 +1,7 @@
 """Models that stay on the device between jobs, within a budget; the least recently used goes first."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Protocol
 
 from workers.types import WeightsId
@@ -15,15 +15,15 @@ class LoadedModel(Protocol):
 
 
 class ResidentWeights:
-    """Safe for two threads: one that evaluates and one that loads ahead.
+    """Safe for several threads: one evaluates, one loads ahead, one hears of what is evaluated next.
 
-    A model that was acquired stays until it is released: the budget bounds what lies here beside it.
+    Pinned weights are never evicted: the budget bounds what lies here beside them.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._models: OrderedDict[WeightsId, LoadedModel] = OrderedDict()
-        self._acquired: set[WeightsId] = set()
+        self._pins: Counter[WeightsId] = Counter()
         self._lock = threading.Lock()
 
     def ids(self) -> frozenset[WeightsId]:
@@ -42,18 +42,24 @@ class ResidentWeights:
         with self._lock:
             return sum(model.resident_bytes for model in self._models.values())
 
-    def acquire(self, weights: WeightsId) -> LoadedModel | None:
-        """These weights, not to be evicted until they are released; None when they are not here."""
+    def pin(self, weights: WeightsId) -> None:
+        """From now on these are not evicted, be they here already or not, until they are unpinned as often."""
+        with self._lock:
+            self._pins[weights] += 1
+
+    def unpin(self, weights: WeightsId) -> None:
+        """Undo one `pin`."""
+        with self._lock:
+            self._pins[weights] -= 1
+            if not self._pins[weights]:
+                del self._pins[weights]
+
+    def find(self, weights: WeightsId) -> LoadedModel | None:
+        """These weights, which count as used now; None when they are not here."""
         with self._lock:
             if weights in self._models:
                 self._models.move_to_end(weights)
-                self._acquired.add(weights)
             return self._models.get(weights)
-
-    def release_all(self) -> None:
-        """From now on any model may be evicted."""
-        with self._lock:
-            self._acquired.clear()
 
     def add(self, weights: WeightsId, model: LoadedModel) -> None:
         """Keep these from now on."""
@@ -66,14 +72,14 @@ class ResidentWeights:
             for weights in list(self._models):
                 if self._free_bytes() >= num_bytes:
                     return True
-                if weights not in self._acquired:
+                if weights not in self._pins:
                     del self._models[weights]
             return self._free_bytes() >= num_bytes
 
     def evict_all(self) -> None:
-        """Evict everything that is not acquired."""
+        """Evict everything that is not pinned."""
         with self._lock:
-            for weights in set(self._models) - self._acquired:
+            for weights in set(self._models) - set(self._pins):
                 del self._models[weights]
 
     def _free_bytes(self) -> int:

@@ -16,14 +16,31 @@ import torch
 import torch.utils.deterministic
 
 from workers import errors
-from workers.architectures import CURRENT_VERSION, Architecture, load_architecture, refusals_translated
-from workers.types import BatchScore, CancelCheck, EvalJob, WeightsId, WorkerConfig, WorkerMemory
+from workers.architectures import (
+    CURRENT_VERSION,
+    Architecture,
+    ArchitectureConfig,
+    config_of,
+    load_architecture,
+    refusals_translated,
+)
+from workers.types import (
+    BatchScore,
+    CancelCheck,
+    EvalJob,
+    OnFraction,
+    WeightsId,
+    WorkerConfig,
+    WorkerMemory,
+    ignore_fraction,
+)
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.6
-"""Of the device memory that is free at the start, what resident weights may take; the rest is to evaluate in."""
+"""Of the device memory that is free at the start, what resident weights of all its workers may take; the rest is to
+evaluate in."""
 
 POLL_SECONDS = 0.05
 """How often a load that waits for a prefetch looks whether it advances."""
@@ -36,6 +53,8 @@ OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+    "_ALLOCATION_FAILED",  # cuDNN 9
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no memory for its handle
     "can't start new thread",
 )
 """What a RuntimeError says that means so."""
@@ -46,7 +65,7 @@ class OtherWeightsWanted(Exception):
 
 
 class Runner:
-    """Evaluates on one device. One thread evaluates; `prefetch` may be called from another."""
+    """Evaluates on one device. One thread loads and evaluates; `reserve` and `prefetch` may be called from another."""
 
     def __init__(
         self, config: WorkerConfig, load_architecture: Callable[[str], Architecture] = load_architecture
@@ -54,10 +73,11 @@ class Runner:
         self._config = config
         self._load_architecture = load_architecture
         _prepare_device(config)
-        self._self_test = load_architecture(CURRENT_VERSION).SelfTest(
-            config.device, config.precision, small_model=config.small_model
+        architecture = load_architecture(CURRENT_VERSION)
+        self._self_test = architecture.SelfTest(
+            config.device, config.precision, small_model=self._config_of(architecture).is_small
         )
-        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config.device))
+        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config))
         self._total_bytes = _total_bytes(config.device)
         self._statm_fd = os.open(
             "/proc/self/statm", os.O_RDONLY
@@ -91,9 +111,19 @@ class Runner:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def self_test(self, *, with_large: bool) -> str | None:
-        """None when a known evaluation gives the right numbers; else the wrong ones, in words."""
-        wrong: str | None = self._self_test.run(with_large=with_large)
-        return wrong
+        """None when a known evaluation gives the right numbers; else the wrong ones, in words.
+
+        All other weights leave the device where its memory does not suffice.
+        """
+        for _ in range(2):
+            try:
+                wrong: str | None = self._self_test.run(with_large=with_large)
+                return wrong
+            except MACHINE_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._free_all_others()  # outside of `except`, whose traceback keeps the tensors alive
+        return "there is too little memory for a known evaluation"
 
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
@@ -106,28 +136,30 @@ class Runner:
         used = torch.cuda.memory_reserved(device) if is_gpu else _resident_set_bytes(self._statm_fd)
         return WorkerMemory(self._total_bytes, used, self._weights.num_bytes, self._weights.budget_bytes)
 
-    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
-        """Bring the job's weights onto the device. Returns the seconds it took, 0.0 when they were there.
+    def reserve(self, job: EvalJob) -> None:
+        """The job is the next to be loaded and evaluated: no prefetch evicts its weights, until it is released."""
+        self._weights.pin(job.weights_id)
 
-        They stay there until the next call. `check_cancelled` is called each time the work advances, from this
-        thread, and may raise to stop it.
+    def release(self, job: EvalJob) -> None:
+        """The job has ended, in whatever way: its weights stay for another only as long as there is room."""
+        self._current = None
+        self._weights.unpin(job.weights_id)
+
+    def load(self, job: EvalJob, check_cancelled: CancelCheck) -> float:
+        """Bring the weights of a reserved job onto the device. Returns the seconds it took, 0.0 when they were there.
+
+        `check_cancelled` is called each time the work advances, from this thread, and may raise to stop it.
 
         Raises an EvaluationRefused, FileUnreadable, or OutOfMemory when they do not fit with nothing else there.
         """
         started = time.perf_counter()
-        self._current = None
-        self._weights.release_all()
-        self._current = self._weights.acquire(job.weights_id)
+        self._current = self._weights.find(job.weights_id)
         if self._current is not None:
             return 0.0
-        self._acquire_loading(job, check_cancelled)
-        try:
+        with self._without_prefetch(job, check_cancelled):
             if job.weights_id not in self._weights.ids():
                 self._load_or_make_room(job, check_cancelled)
-            self._current = self._weights.acquire(job.weights_id)
-        finally:
-            self._wanted = None
-            self._loading.release()
+            self._current = self._weights.find(job.weights_id)
         return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
@@ -139,8 +171,16 @@ class Runner:
         except RuntimeError as error:  # the system allows no further thread
             logger.debug("prefetch gave up: %s", error)
 
-    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
+    def evaluate(
+        self,
+        job: EvalJob,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction = ignore_fraction,
+    ) -> Iterator[BatchScore]:
         """The scores of those batches (or pieces), in order, with the weights of the last `load`, of this job.
+
+        `on_fraction` is told how far the batch is that is computed, 0 to 1; of pieces nothing.
 
         When the device's memory does not suffice, all other weights leave it and a batch is cut into
         smaller pieces, once; then OutOfMemory.
@@ -148,35 +188,49 @@ class Runner:
         data = b"" if job.pieces else _read_data(job)
         done = batches.start
         try:
-            for score in self._scores(job, data, batches, check_cancelled, shrink=False):
+            for score in self._scores(job, data, batches, check_cancelled, on_fraction, shrink=False):
                 yield score
                 done = score.index + 1
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
         if done < batches.stop:  # outside of `except`, whose traceback keeps the tensors alive
-            self._free_all_others()
-            yield from self._last_try(job, data, range(done, batches.stop), check_cancelled)
+            with self._without_prefetch(job, check_cancelled):
+                self._free_all_others()
+                yield from self._last_try(job, data, range(done, batches.stop), check_cancelled, on_fraction)
 
     def _last_try(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck
+        self,
+        job: EvalJob,
+        data: bytes,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction,
     ) -> Iterator[BatchScore]:
         try:
-            yield from self._scores(job, data, batches, check_cancelled, shrink=True)
+            yield from self._scores(job, data, batches, check_cancelled, on_fraction, shrink=True)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfMemory("there is too little memory to evaluate these weights") from None
 
     def _scores(
-        self, job: EvalJob, data: bytes, batches: range, check_cancelled: CancelCheck, *, shrink: bool
+        self,
+        job: EvalJob,
+        data: bytes,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction,
+        *,
+        shrink: bool,
     ) -> Iterator[BatchScore]:
         architecture = self._load_architecture(job.architecture_version)
         runner = self._model_runner(architecture)
         if shrink:
             runner = self._model_runner(architecture, micro_batch_size=max(1, runner.micro_batch_size // 4))
         with refusals_translated(architecture):
-            for first, score in _scores_of(runner, self._current, job, data, batches, check_cancelled):
+            found = _scores_of(runner, self._current, job, data, batches, check_cancelled, on_fraction)
+            for first, score in found:
                 yield BatchScore(  # every architecture has its own class, and this is the pool's
                     first + score.index,
                     score.cross_entropy,
@@ -187,17 +241,27 @@ class Runner:
                     was_cut_smaller=shrink,
                 )
 
-    def _acquire_loading(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        """Wait for a prefetch that is under way: to its end if it is of these weights, else until it gives up."""
+    @contextlib.contextmanager
+    def _without_prefetch(self, job: EvalJob, check_cancelled: CancelCheck) -> Iterator[None]:
+        """Within the block nothing is loaded ahead. A prefetch under way is waited for: to its end if it is of these
+        weights, else until it gives up."""
         self._wanted = job.weights_id
-        while not self._loading.acquire(timeout=POLL_SECONDS):
-            if self._prefetch_advances.is_set():
-                self._prefetch_advances.clear()
-                check_cancelled()
+        try:
+            while not self._loading.acquire(timeout=POLL_SECONDS):
+                if self._prefetch_advances.is_set():
+                    self._prefetch_advances.clear()
+                    check_cancelled()
+            try:
+                yield
+            finally:
+                self._loading.release()
+        finally:
+            self._wanted = None
 
     def _load_or_make_room(self, job: EvalJob, check_cancelled: CancelCheck) -> None:
-        self._weights.make_room(_file_size(job))
+        _check_file(job)
         try:
+            self._weights.make_room(self._resident_bytes(job))
             return self._load(job, check_cancelled)
         except MACHINE_ERRORS as error:
             if not is_out_of_memory(error):
@@ -233,17 +297,24 @@ class Runner:
 
         with self._loading:
             try:
+                _choose_device(self._config.device)  # every thread begins on the first GPU
                 is_new = job.weights_id not in self._weights.ids()
-                if is_new and self._weights.make_room(_file_size(job)):
+                if is_new and self._weights.make_room(self._resident_bytes(job)):
                     self._load(job, check_cancelled)
             except Exception as error:
                 logger.debug("prefetch gave up: %s", type(error).__name__)
 
+    def _resident_bytes(self, job: EvalJob) -> int:
+        """What the job's weights will take on the device, whatever their file does."""
+        num_bytes: int = self._model_runner(self._load_architecture(job.architecture_version)).resident_bytes
+        return num_bytes
+
     def _model_runner(self, architecture: Architecture, micro_batch_size: int | None = None) -> Any:
-        config = architecture.ModelConfig.small() if self._config.small_model else architecture.ModelConfig()
-        return architecture.ModelRunner(
-            config, self._config.device, self._config.precision, micro_batch_size=micro_batch_size
-        )
+        config = self._config_of(architecture)
+        return config.runner(self._config.device, self._config.precision, micro_batch_size)
+
+    def _config_of(self, architecture: Architecture) -> ArchitectureConfig:
+        return config_of(architecture, self._config.architecture, small_model=self._config.small_model)
 
     def _free_all_others(self) -> None:
         self._weights.evict_all()
@@ -258,6 +329,7 @@ def _scores_of(
     data: bytes,
     which: range,
     check_cancelled: CancelCheck,
+    on_fraction: OnFraction,
 ) -> Iterator[tuple[int, Any]]:
     """Scores of an architecture's own kind, each with the number that its index counts from."""
     if job.pieces:
@@ -265,7 +337,9 @@ def _scores_of(
         for score in runner.eval_pieces(model, pieces, job.seed, check_cancelled):
             yield which.start, score
     else:
-        for score in runner.eval_batches(model, data, job.seed, which, check_cancelled, detail=job.detail):
+        for score in runner.eval_batches(
+            model, data, job.seed, which, check_cancelled, detail=job.detail, on_fraction=on_fraction
+        ):
             yield 0, score
 
 
@@ -294,14 +368,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
-def _file_size(job: EvalJob) -> int:
-    """Bytes that the weights take on the device: exactly for float32, about for other dtypes."""
+def _check_file(job: EvalJob) -> None:
     try:
         size = os.path.getsize(job.weights_path)
     except OSError as error:
         raise _unreadable(error, "weights") from None
     _check_size(size, job.weights_size, "weights")
-    return size
 
 
 def _read_data(job: EvalJob) -> bytes:
@@ -309,6 +381,8 @@ def _read_data(job: EvalJob) -> bytes:
         data = Path(job.data_path).read_bytes()
     except OSError as error:
         raise _unreadable(error, "data") from None
+    except MemoryError:
+        raise errors.OutOfMemory("there is too little memory for the data") from None
     _check_size(len(data), job.data_size, "data")
     return data
 
@@ -327,10 +401,15 @@ def _prepare_device(config: WorkerConfig) -> None:
     """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if config.device.startswith("cuda"):
-        torch.cuda.set_device(config.device)
+    _choose_device(config.device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _choose_device(device: str) -> None:
+    """Have the calling thread work on this one."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
 
 
 def _total_bytes(device: str) -> int:
@@ -345,9 +424,10 @@ def _resident_set_bytes(statm_fd: int) -> int:
     return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _default_budget_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(device)
+def _default_budget_bytes(config: WorkerConfig) -> int:
+    """This worker's part. One that starts while others are there shares what they have left."""
+    if config.device.startswith("cuda"):
+        free, _total = torch.cuda.mem_get_info(config.device)
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return int(free * MEMORY_SHARE)
+    return int(free * MEMORY_SHARE / config.num_on_device)

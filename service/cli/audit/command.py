@@ -8,7 +8,9 @@ from service.cli.setting_flags import setting_flags, settings_from
 from service.cli.shared_flags import ApiKeyFlag, JsonFlag, UrlFlag, refuse_local_flags
 
 
-@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+@setting_flags(
+    "device", "small_model", "architecture", "precision", "data_dir", "allow_http", "allow_private_addresses"
+)
 def audit(
     claim: Annotated[
         str,

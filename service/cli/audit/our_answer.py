@@ -1,18 +1,17 @@
 """Our own answer to the competition of a claim: from workers of this process, or from a running service."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.cli.audit.claim import Claim
-from service.cli.service_client import NotOurs, ServiceClient, connect, kind_of_value, no_service
+from service.cli.service_client import ServiceClient, connect, no_service
 from service.config import Settings
-from service.lifespan import open_private_scorer
-from service.scoring.results import CompetitionResult
+from service.scoring.results import CompetitionResult, OnProgress, Progress
+from soma_eval.responses import ModelResult, ScoreResponse
 
 Embedding = NDArray[np.float32]
 
@@ -36,17 +35,21 @@ class OurAnswer:
     models: tuple[ModelAnswer, ...]
 
 
-AnswerClaim = Callable[[Claim], Awaitable[OurAnswer]]
-"""Raises a ScoringError."""
+OnFraction = Callable[[float], None]
+AnswerClaim = Callable[[Claim, OnFraction], Awaitable[OurAnswer]]
+"""Says how far it is, 0 to 1, where it knows that. Raises a ScoringError."""
 
 
 @asynccontextmanager
 async def answers_from_here(settings: Settings) -> AsyncIterator[AnswerClaim]:
     """Evaluates with workers of this process. Raises a WorkerError where none can start, ForeignFolder, OSError."""
+    from service.lifespan import open_private_scorer  # takes longer than all else that is imported
+
     async with open_private_scorer(settings) as scorer:
 
-        async def answer(claim: Claim) -> OurAnswer:
-            return _of_result(await scorer.score(claim.competition))
+        async def answer(claim: Claim, on_fraction: OnFraction) -> OurAnswer:
+            report = _reporting(len(claim.competition.models), on_fraction)
+            return _of_result(await scorer.score(claim.competition, report))
 
         yield answer
 
@@ -56,10 +59,23 @@ async def answers_from_service(url: str, api_key: str | None) -> AsyncIterator[A
     """Lets a service evaluate. Raises BadUsage where the URL is none."""
     async with connect(url, api_key, compute_anew=True) as service:
 
-        async def answer(claim: Claim) -> OurAnswer:
+        async def answer(claim: Claim, on_fraction: OnFraction) -> OurAnswer:
             return await _ask(service, claim)
 
         yield answer
+
+
+def _reporting(num_models: int, on_fraction: OnFraction) -> OnProgress:
+    """Says how far all models of a competition are."""
+    fractions = [0.0] * num_models
+
+    def report(progress: Progress) -> None:
+        if progress.model_index is not None:
+            is_over = progress.phase in ("done", "failed")
+            fractions[progress.model_index] = 1.0 if is_over else progress.fraction or 0.0
+            on_fraction(sum(fractions) / num_models)
+
+    return report
 
 
 def _of_result(found: CompetitionResult) -> OurAnswer:
@@ -77,24 +93,15 @@ def _of_result(found: CompetitionResult) -> OurAnswer:
 
 async def _ask(service: ServiceClient, claim: Claim) -> OurAnswer:
     """Of the models that did not win, a service says neither the embedding nor more than loss and distance."""
-    found = await service.post("/score", dict(claim.request))
-    try:
-        winner, models = found["winner"], [_model(model) for model in found["models"]]
-        embedding = np.array(found["embedding"], dtype=np.float32)
-        best = models[winner]
-        models[winner] = ModelAnswer(best.loss, best.distance, embedding, best.error)
-        return OurAnswer(winner, bool(found["near_tie"]), tuple(models))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        raise no_service("what answers there is not soma-eval: its answer is no result") from None
-    except NotOurs as error:
-        raise no_service(f"what answers there is not soma-eval: {error}") from None
+    found = await service.post("/score", dict(claim.request), ScoreResponse)
+    if found.winner >= len(found.models):
+        raise no_service("what answers there is not soma-eval: its winner is none of its models")
+    models = [_model(model) for model in found.models]
+    embedding = np.array(found.embedding, dtype=np.float32)
+    models[found.winner] = replace(models[found.winner], embedding=embedding)
+    return OurAnswer(found.winner, found.near_tie, tuple(models))
 
 
-def _model(found: Mapping[str, Any]) -> ModelAnswer:
-    loss, distance = found.get("loss"), found.get("distance")
-    for value in (loss, distance):
-        if value is not None and type(value) not in (int, float):
-            raise NotOurs(f"a loss or distance is {kind_of_value(value)}")
-    problem = found.get("error")
-    error = f"{problem.get('detail')} ({problem.get('code')})" if problem is not None else None
-    return ModelAnswer(loss, distance, None, error)
+def _model(found: ModelResult) -> ModelAnswer:
+    error = None if found.error is None else f"{found.error.detail} ({found.error.code})"
+    return ModelAnswer(found.loss, found.distance, None, error)

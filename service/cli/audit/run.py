@@ -14,6 +14,7 @@ from service.cli.exit_codes import ExitCode
 from service.cli.printable import printable
 from service.cli.progress_bars import item_bar
 from service.cli.standard_streams import write_out
+from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ScoringError
@@ -33,6 +34,8 @@ def run_audit(
     def show(verdict: Verdict) -> None:
         write_out(f"{json_format.dumps(verdict.to_json(), allow_nan=False)}\n" if json else _text(verdict))
 
+    if url is None:
+        say_what_is_started(settings)
     with item_bar("auditing", len(claims)) as on_done:
         verdicts = asyncio.run(_judge_all(claims, answers, show, on_done))
     if not json and len(verdicts) > 1:
@@ -44,14 +47,18 @@ async def _judge_all(
     claims: Sequence[Claim],
     answers: AbstractAsyncContextManager[AnswerClaim],
     show: Callable[[Verdict], None],
-    on_done: Callable[[int], None],
+    on_done: Callable[[float], None],
 ) -> list[Verdict]:
     """One after the other: the models of one claim already use every device."""
-    verdicts = []
+    verdicts: list[Verdict] = []
+
+    def on_fraction(fraction: float) -> None:
+        on_done(len(verdicts) + fraction)
+
     async with answers as answer:
         for claim in claims:
             try:
-                verdict = judge(claim, await answer(claim))
+                verdict = judge(claim, await answer(claim, on_fraction))
             except ScoringError as error:
                 verdict = no_answer(claim, error)
             verdicts.append(verdict)

@@ -18,7 +18,7 @@ class Action(StrEnum):
     PATH = "path"
 
 
-@setting_flags("data_dir", ignored=("device", "small_model", "precision"))
+@setting_flags("data_dir", ignored=("device", "small_model", "architecture", "precision"))
 def cache(
     action: Annotated[Action, Argument(help="ls: what lies there; rm: remove; path: where it is.")],
     names: Annotated[

@@ -10,7 +10,8 @@ from service.cli.shared_flags import JsonFlag, NonFiniteFlag
 
 
 @setting_flags(
-    *("small_model", "data_dir", "allow_http", "allow_private_addresses"), ignored=("device", "precision")
+    *("small_model", "architecture", "data_dir", "allow_http", "allow_private_addresses"),
+    ignored=("device", "precision"),
 )
 def check(
     location: Annotated[str, Argument(metavar="URL|FILE", help="What was uploaded, or will be.")],

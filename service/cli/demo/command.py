@@ -11,7 +11,7 @@ _DEVICE = {"device": "cpu"}
 
 @setting_flags(
     *("device", "precision", "data_dir"),
-    ignored=("small_model",),
+    ignored=("small_model", "architecture"),
     defaults=_DEVICE | {"data_dir": "a temporary folder"},
 )
 def demo(
@@ -22,4 +22,4 @@ def demo(
     """Trains, encrypts, serves and scores two candidates of the small model on this machine."""
     from service.cli.demo.run import run_demo
 
-    return run_demo(seconds, _DEVICE | flags | {"small_model": True})
+    return run_demo(seconds, _DEVICE | flags | {"small_model": True, "architecture": None})

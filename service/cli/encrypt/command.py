@@ -9,7 +9,7 @@ from service.cli.setting_flags import setting_flags, settings_from
 from service.cli.shared_flags import CommittedEmbedding, JsonFlag, NewKeyFile, NonFiniteFlag
 
 
-@setting_flags("small_model", ignored=("device", "precision", "data_dir"))
+@setting_flags("small_model", "architecture", ignored=("device", "precision", "data_dir"))
 def encrypt(
     weights: Annotated[Path, Argument(help="A safetensors file.", show_default=False)],
     output: Annotated[

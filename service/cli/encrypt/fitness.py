@@ -10,11 +10,12 @@ from service.cli.check.check_weights import NON_FINITE, check_weights
 from service.cli.commit_steps import embedding_command
 from service.cli.diagnosis import Expected, Finding, finding_lines
 from service.cli.embedding_file import EmbeddingFile, read_embedding_file
-from service.cli.header_check import Checked, model_config
+from service.cli.header_check import Checked
 from service.cli.progress_bars import byte_bar
 from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
 from service.config import Settings
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 
@@ -44,11 +45,17 @@ def print_refusal(weights: Path, findings: Sequence[Finding], consequence: str) 
 def read_embedding_to_commit(path: Path, settings: Settings) -> EmbeddingFile:
     """An embedding that the network could have computed. Raises BadUsage or OSError."""
     embedding = read_embedding_file(path)
-    dim = model_config(settings).embedding_dim
+    architecture = architecture_of(settings)
+    dim = architecture.model.embedding_dim
     if len(embedding.embedding) != dim:
         raise BadUsage(
             f"--embedding {path}: it has {len(embedding.embedding):,} numbers, an embedding of this model "
             f"{dim:,}: is it that of the other size of model?"
+        )
+    if embedding.architecture != architecture.name:
+        raise BadUsage(
+            f"--embedding {path}: it was computed by the architecture {embedding.architecture}, and the weights are "
+            f"checked by {architecture.name}: give both commands the same --small-model or --architecture"
         )
     if embedding.precision != "float32" or embedding.architecture_version != CURRENT_VERSION:
         raise BadUsage(

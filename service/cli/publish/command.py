@@ -10,7 +10,8 @@ from service.cli.shared_flags import CommittedEmbedding, JsonFlag, NewKeyFile, N
 
 
 @setting_flags(
-    *("small_model", "data_dir", "allow_http", "allow_private_addresses"), ignored=("device", "precision")
+    *("small_model", "architecture", "data_dir", "allow_http", "allow_private_addresses"),
+    ignored=("device", "precision"),
 )
 def publish(
     weights: Annotated[Path, Argument(help="A safetensors file, not encrypted.", show_default=False)],

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from service.cli.progress_bars import progress_bars
 from service.cli.score.names import distinct_names
@@ -16,7 +16,7 @@ _NAME_WIDTH = 32
 @contextmanager
 def candidate_bars(question: Question) -> Iterator[OnProgress]:
     """A bar for each candidate on stderr, while inside; nothing where stderr is no terminal."""
-    with progress_bars(TextColumn("{task.fields[phase]}")) as bars:
+    with progress_bars(TextColumn("{task.fields[phase]}"), TimeRemainingColumn()) as bars:
         if bars is None:
             yield lambda _: None
             return

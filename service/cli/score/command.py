@@ -19,7 +19,9 @@ from service.cli.shared_flags import (
 from service.cli.usage import BadUsage
 
 
-@setting_flags("device", "small_model", "precision", "data_dir", "allow_http", "allow_private_addresses")
+@setting_flags(
+    "device", "small_model", "architecture", "precision", "data_dir", "allow_http", "allow_private_addresses"
+)
 def score(
     data: HeldOutData,
     files: Annotated[

@@ -31,9 +31,10 @@ from service.lifespan import open_kept_results, open_pool, open_private_cache, s
 from service.metrics import Metrics
 from service.scoring.competition import cosine_distance
 from service.scoring.evaluator import Computed, Evaluator
+from service.scoring.served_architecture import architecture_of
 from service.scoring.worker_errors import to_scoring_error
 from workers import errors
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION
 from workers.types import EvalJob, EvalProgress
 
 
@@ -158,7 +159,7 @@ class _Scoring:
         self._evaluator = evaluator
         self._cache = cache
         self._on_progress = on_progress
-        self._architecture = load_architecture(CURRENT_VERSION)
+        self._architecture = architecture_of(settings)
         # With one run each, the next candidate loads while another is evaluated; with more, two candidates
         # that alternate on one device would evict each other's weights from its memory.
         spare = 1 if question.num_runs == 1 else 0
@@ -297,7 +298,8 @@ class _Scoring:
     def _report_batches(self, index: int, done: int, total: int) -> Callable[[EvalProgress], None]:
         def report(progress: EvalProgress) -> None:
             phase: Phase = "waiting" if progress.phase == "queued" else progress.phase
-            self._on_progress(CandidateProgress(index, phase, done + progress.batches_done, total))
+            batches = done + progress.batches_done + progress.batches_in_part
+            self._on_progress(CandidateProgress(index, phase, batches, total))
 
         return report
 

@@ -6,6 +6,7 @@ so it must run on this machine too, with --allow-http and --allow-private-addres
 
 import asyncio
 import base64
+import json
 import secrets
 import shutil
 import time
@@ -17,16 +18,17 @@ from threading import Thread
 from typing import Any
 
 import base58
+import numpy as np
 
-from service.cli.remote_error import RemoteError, remedy_for
+from service.cli.remote_error import RemoteError, remedy_for, shortened
 from service.cli.score.held_out import HeldOut
 from service.cli.score.local import score_all
 from service.cli.score.question import Question
-from service.cli.score.remote_answer import parse_run
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from service.cli.service_client import NotOurs, ServiceClient, connect, host_of, no_service
+from service.cli.service_client import ServiceClient, connect, host_of
 from service.cli.usage import BadUsage
-from workers.architectures import CURRENT_VERSION, load_architecture
+from soma_eval.responses import EvalResponse
+from workers.architectures import CURRENT_VERSION, ArchitectureConfig, config_of, load_architecture
 
 _AT_ONCE = 4
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,21 +44,36 @@ async def score_remotely(
     _check_reach(question, url)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
         async with connect(url, api_key, compute_anew=question.compute_anew) as service:
-            scoring = _Scoring(question, service, urls, on_progress)
+            scoring = _Scoring(question, service, urls, on_progress, await _architecture_of(service))
             return await score_all(question, scoring.score)
+
+
+async def _architecture_of(service: ServiceClient) -> ArchitectureConfig:
+    """As the service says; the network's own where it does not."""
+    own = load_architecture(CURRENT_VERSION)
+    try:
+        _, info = await service.get("/info")
+        return config_of(own, json.dumps(info.get("architecture", {})))
+    except (RemoteError, ValueError):
+        return config_of(own)
 
 
 class _Scoring:
     """The scoring of one question by one service."""
 
     def __init__(
-        self, question: Question, service: ServiceClient, urls: Mapping[str, str], on_progress: OnProgress
+        self,
+        question: Question,
+        service: ServiceClient,
+        urls: Mapping[str, str],
+        on_progress: OnProgress,
+        architecture: ArchitectureConfig,
     ) -> None:
         self._question = question
         self._service = service
         self._urls = urls
         self._on_progress = on_progress
-        self._architecture = load_architecture(CURRENT_VERSION)
+        self._architecture = architecture
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def score(self, index: int) -> Outcome:
@@ -88,16 +105,34 @@ class _Scoring:
             encoded = base64.b64encode(await asyncio.to_thread(data.read)).decode()
             for seed in self._question.seeds:
                 self._on_progress(CandidateProgress(index, "evaluating", done, self._question.num_runs))
-                answer = await self._service.post("/eval", {**body, "data": encoded, "seed": seed})
+                answer = await self._service.post(
+                    "/eval", {**body, "data": encoded, "seed": seed}, EvalResponse
+                )
                 yield self._run(data, seed, answer)
                 done += 1
 
-    def _run(self, data: HeldOut, seed: int, answer: dict[str, Any]) -> Run:
+    def _run(self, data: HeldOut, seed: int, answer: EvalResponse) -> Run:
         num_tokens, num_predicted = self._architecture.count_targets(data.size)
-        try:
-            return parse_run(answer, data.name, seed, num_tokens, num_predicted)
-        except NotOurs as error:
-            raise no_service(f"what answers there is not soma-eval: {error}") from None
+        return Run(
+            data=data.name,
+            seed=seed,
+            loss=answer.loss,
+            cross_entropy=answer.cross_entropy,
+            sig_reg=answer.sig_reg,
+            embedding=np.array(answer.embedding, dtype=np.float32),
+            distance=answer.distance,
+            attends_to_future=answer.attends_to_future,
+            num_tokens=num_tokens,
+            num_predicted=num_predicted,
+            load_seconds=answer.timings.load_seconds,
+            eval_seconds=answer.timings.eval_seconds,
+            precision=shortened(answer.provenance.precision),
+            device=shortened(answer.provenance.device),
+            numerics_version=shortened(answer.provenance.numerics_version),
+            computed_at=answer.provenance.computed_at,
+            result_cached=answer.timings.result_cached,
+            versions=answer.provenance.versions,
+        )
 
 
 def _check_reach(question: Question, url: str) -> None:

@@ -53,6 +53,9 @@ class Shown:
     """For each file of data [num_sequences, tokens]: bits of every token, NaN for padding."""
 
 
+_ARCHITECTURES = {"network": "the full model", "small": "the small model"}
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where the numbers of a page come from, beside what the sheet knows of them."""
@@ -62,7 +65,8 @@ class Origin:
     command: str
     """One that gives the same numbers again; no key is in it."""
     architecture_version: str
-    small_model: bool
+    architecture: str
+    """Its name: network, small, or another."""
 
 
 def render_report(sheet: ScoreSheet, origin: Origin, more_charts: str = "") -> str:
@@ -370,7 +374,6 @@ def _origin(sheet: ScoreSheet, origin: Origin) -> str:
     """Everything that is needed to get the same numbers again, and to know which files they are of."""
     runs = [run for outcome in sheet.outcomes for run in outcome.runs]
     seeds = sheet.question.seeds
-    model = "the small model" if origin.small_model else "the full model"
     versions = {"soma-eval": version("soma-eval")} | {k: v for run in runs for k, v in run.versions.items()}
     facts = [
         ("computed at", f"{origin.computed_at:%Y-%m-%d %H:%M:%S} UTC"),
@@ -378,7 +381,10 @@ def _origin(sheet: ScoreSheet, origin: Origin) -> str:
         ("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, _first_and_last(seeds)))),
         ("precision", _every({run.precision for run in runs})),
         ("device", _every({run.device for run in runs})),
-        ("architecture", f"version {origin.architecture_version}, {model}"),
+        (
+            "architecture",
+            f"version {origin.architecture_version}, {_ARCHITECTURES.get(origin.architecture, origin.architecture)}",
+        ),
         ("versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
     ]
     for outcome in sheet.outcomes:

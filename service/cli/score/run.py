@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.cli.architecture_flags import architecture_flags
 from service.cli.embedding_file import EmbeddingFile, is_embedding_file, write_embedding_file
 from service.cli.exit_codes import ExitCode
 from service.cli.header_check import model_config
@@ -21,16 +22,17 @@ from service.cli.score.against import compare
 from service.cli.score.candidate_bars import candidate_bars
 from service.cli.score.held_out import FoundData, find_data
 from service.cli.score.live_models import read_live_models
-from service.cli.score.local import score_locally
 from service.cli.score.question import Question, parse_candidates, parse_seeds, read_target
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import write_out
+from service.cli.starting import say_what_is_started
 from service.cli.urls import is_url, without_secrets
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ZeroEmbedding
 from service.log import configure_log
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 
@@ -79,6 +81,8 @@ def run_score(
             _refuse_several_runs(question)
             kind = "a file of `score --embedding-out`"
             refuse_unsafe_output(embedding_out, "--embedding-out", inputs, is_embedding_file, kind)
+        if url is None:
+            say_what_is_started(settings)
         with candidate_bars(question) as on_progress:
             sheet = asyncio.run(_evaluate(question, settings, url, api_key, on_progress))
         now = datetime.now(UTC)
@@ -87,14 +91,14 @@ def run_score(
             from service.cli.score.report import Origin, render_report
 
             command = command_line(weights, data, seed, seeds, target, against, key_file, settings)
-            page = render_report(sheet, Origin(now, command, CURRENT_VERSION, settings.small_model))
+            page = render_report(sheet, Origin(now, command, CURRENT_VERSION, architecture_of(settings).name))
     _print(sheet, json)
     if report is not None and page is not None:
         from service.cli.score.report import write_report
 
         write_report(page, report)
     if embedding_out is not None and sheet.winner is not None:
-        write_embedding_file(embedding_out, embedding_of(sheet, settings.small_model, now))
+        write_embedding_file(embedding_out, embedding_of(sheet, settings, now))
     _print_what_was_written(outputs, sheet, json)
     return exit_code(sheet)
 
@@ -123,12 +127,12 @@ def command_line(
     parts += [] if target is None else ["--target", str(target)]
     parts += [] if against is None else ["--against", str(against)]
     parts += [part for path in key_files or [] for part in ("--key-file", str(path))]
-    parts += ["--small-model" if settings.small_model else "--full-model"]
+    parts += architecture_flags(settings)
     parts += ["--device", ",".join(settings.device), "--precision", settings.precision]
     return shlex.join(parts)
 
 
-def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> EmbeddingFile:
+def embedding_of(sheet: ScoreSheet, settings: Settings, now: datetime) -> EmbeddingFile:
     """What `--embedding-out` keeps of the one run of the one candidate. Raises ZeroEmbedding."""
     (outcome,) = sheet.outcomes
     (run,) = outcome.runs
@@ -144,7 +148,8 @@ def embedding_of(sheet: ScoreSheet, small_model: bool, now: datetime) -> Embeddi
         seed=run.seed,
         loss=run.loss,
         architecture_version=CURRENT_VERSION,
-        small_model=small_model,
+        small_model=settings.small_model,
+        architecture=architecture_of(settings).name,
         precision=run.precision,
         device=run.device,
         versions={"soma-eval": version("soma-eval"), **run.versions},
@@ -186,6 +191,8 @@ async def _evaluate(
     question: Question, settings: Settings, url: str | None, api_key: str | None, on_progress: OnProgress
 ) -> ScoreSheet:
     if url is None:
+        from service.cli.score.local import score_locally  # takes longer than all else that is imported
+
         return await score_locally(question, settings, on_progress)
     from service.cli.score.remote import score_remotely
 

@@ -1,10 +1,14 @@
 """The lines that `soma-eval screen` prints: those of `POST /screen`."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 from service.errors import ScoringError
 from service.scoring.screen import Id, ModelResult, PieceResult, Screen, ScreenSummary
+
+OnLine = Callable[[dict[str, Any]], Awaitable[None]]
+"""Takes one line. While it waits, for a reader that is slow, no further pieces are begun."""
 
 
 def line_of(result: PieceResult, screen: Screen) -> dict[str, Any]:
@@ -55,5 +59,6 @@ def _model(name: Id, model: ModelResult) -> dict[str, Any]:
         "sig_reg": None if result is None else result.sig_reg,
         "embedding": None if result is None else result.embedding.tolist(),
         "attends_to_future": None if result is None else result.attends_to_future,
+        "result_cached": model.was_kept,
         "error": error_of(model.error),
     }

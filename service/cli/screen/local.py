@@ -2,22 +2,24 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable
 from pathlib import Path
-from typing import Any
 
 from service.blob import BlobRef
 from service.cli.encryption import commitment_of
-from service.cli.header_check import model_config
 from service.cli.input_file import require_regular_file
-from service.cli.screen.lines import line_of
+from service.cli.screen.lines import OnLine, line_of
 from service.cli.screen.question import NamedModel, Question
 from service.cli.urls import is_url
 from service.cli.usage import CommandFailed
 from service.config import Settings
 from service.errors import ChecksumMismatch, ScoringError, SizeMismatch
-from service.lifespan import open_pool, open_private_cache
+from service.lifespan import open_pool, open_private_cache, served_model
+from service.metrics import Metrics
 from service.scoring.competition import ModelManifest, parse_decryption_key
+from service.scoring.evaluator import Evaluator
+from service.scoring.kept_pieces import KeptPieces
+from service.scoring.kept_results import NoKeptResults
 from service.scoring.limits import Limits
 from service.scoring.scheduler import Scheduler
 from service.scoring.screen import (
@@ -30,11 +32,10 @@ from service.scoring.screen import (
     screen_target,
 )
 from service.scoring.screener import Screener
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 _NO_LIMIT_SECONDS = 10.0 * 365 * 24 * 3600
-
-OnLine = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def screen_locally(
@@ -44,8 +45,8 @@ async def screen_locally(
     for model in question.models:
         if not is_url(model.url):
             require_regular_file(Path(model.url), or_url=True)
-    dim = int(model_config(settings).embedding_dim)
-    screen = await asyncio.to_thread(_screen, question, dim)
+    architecture = architecture_of(settings)
+    screen = await asyncio.to_thread(_screen, question, architecture.model.embedding_dim)
     async with open_private_cache(settings) as cache, open_pool(settings) as pool:
         scheduler = Scheduler(
             queue_size=1,
@@ -55,7 +56,7 @@ async def screen_locally(
             timeout_seconds=_NO_LIMIT_SECONDS,
         )
         limits = Limits(
-            embedding_dim=dim,
+            architecture=architecture,
             max_data_bytes=settings.max_data_bytes,
             max_model_bytes=settings.max_model_bytes,
             max_models=max(settings.max_models, len(screen.models)),
@@ -65,7 +66,9 @@ async def screen_locally(
         async def emit(result: PieceResult) -> None:
             await on_line(line_of(result, screen))
 
-        summary = await Screener(cache, scheduler, pool, limits).screen(screen, pieces, emit)
+        parts = (pool, NoKeptResults(), served_model(settings), Metrics())
+        screener = Screener(cache, scheduler, pool, Evaluator(*parts), KeptPieces(*parts), limits)
+        summary = await screener.screen(screen, pieces, emit)
     for found in screen.models:
         if (
             isinstance(found.weights, LocalWeights)

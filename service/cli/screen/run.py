@@ -14,16 +14,17 @@ from service.cli.exit_codes import ExitCode
 from service.cli.output_file import refuse_unsafe_output, write_whole
 from service.cli.progress_bars import progress_bars
 from service.cli.remedies import remedy
-from service.cli.screen.lines import last_line
-from service.cli.screen.local import OnLine, screen_locally
+from service.cli.screen.lines import OnLine, last_line
 from service.cli.screen.nearness import Nearness
 from service.cli.screen.on_hit import HitCommand
 from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
 from service.cli.screen.question import Question, read_question
 from service.cli.screen.report import is_report, render_report
-from service.cli.standard_streams import complain, write_out
+from service.cli.standard_streams import complain, write_out, write_past_buffer
+from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
 from service.config import Settings
+from service.daemon_thread import run_in_daemon_thread
 from service.errors import InvalidRequest, ScoringError
 from service.scoring.screen import Piece, ScreenSummary
 
@@ -48,6 +49,8 @@ def run_screen(
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
+    if url is None:
+        say_what_is_started(settings)
     with progress_bars(TextColumn("{task.fields[found]}"), TimeRemainingColumn()) as bars:
         output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
 
@@ -93,7 +96,7 @@ class _Output:
     async def write(self, line: dict[str, Any]) -> None:
         """One line; waits for a reader that is slow, and for the command."""
         text = json.dumps(line, allow_nan=False) + "\n"
-        await asyncio.to_thread(write_out, text)
+        await run_in_daemon_thread(lambda: write_past_buffer(text))
         hits = sum(target["hit"] for target in line["targets"])
         self.num_good += any(model["loss"] is not None for model in line["models"])
         self.summary.pieces += 1
@@ -117,6 +120,8 @@ async def _screen(
     on_line: OnLine,
 ) -> ScreenSummary:
     if url is None:
+        from service.cli.screen.local import screen_locally  # takes longer than all else that is imported
+
         return await screen_locally(question, pieces, settings, on_line)
     from service.cli.screen.remote import screen_remotely
 

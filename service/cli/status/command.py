@@ -8,7 +8,7 @@ from service.cli.setting_flags import setting_flags, settings_from
 from service.cli.shared_flags import JsonFlag
 
 
-@setting_flags(ignored=("device", "small_model", "precision", "data_dir"))
+@setting_flags(ignored=("device", "small_model", "architecture", "precision", "data_dir"))
 def status(
     url: Annotated[
         str | None, Argument(help="A running service; by default that of this machine.", show_default=False)

@@ -20,7 +20,7 @@ from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
 
 
-@setting_flags("device", "small_model", "precision", "data_dir")
+@setting_flags("device", "small_model", "architecture", "precision", "data_dir")
 def watch(
     folder: Annotated[
         Path,

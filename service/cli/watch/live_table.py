@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,10 +37,14 @@ class LiveTable:
     def scoring(self, question: Question) -> Iterator[OnProgress]:
         """Say how far the candidate has come."""
         name = printable(question.candidates[0].name)
+        began: float | None = None
 
         def on_progress(progress: CandidateProgress) -> None:
-            total = "" if progress.total is None else f", {progress.done:g} of {progress.total:g}"
-            self._doing = f"{name}: {progress.phase}{total}"
+            nonlocal began
+            if progress.phase == "evaluating" and began is None:
+                began = time.monotonic()
+            seconds = 0.0 if began is None else time.monotonic() - began
+            self._doing = f"{name}: {progress.phase}{_how_far(progress, seconds)}"
 
         self._doing = f"{name}: waiting"
         try:
@@ -94,6 +99,15 @@ class LiveTable:
         parts = [f"watching {self._folder_name}", self._doing or ("" if waiting else "nothing to do")]
         parts.append(f"{waiting} not complete or waiting" if waiting else "")
         return Text("; ".join(filter(None, parts)), style="dim")
+
+
+def _how_far(progress: CandidateProgress, seconds: float) -> str:
+    """`seconds` have passed since its evaluation began."""
+    if not progress.total:
+        return ""
+    share = progress.done / progress.total
+    left = f", {seconds / share - seconds:.0f} s left" if share > 0 and seconds > 1 else ""
+    return f", {share:.0%}{left}"
 
 
 def _more(count: int, what: str) -> str:

@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.cli.architecture_flags import architecture_flags
 from service.cli.hook_command import run_hook
 from service.cli.output_file import refuse_unsafe_output
 from service.cli.printable import printable
 from service.cli.score.held_out import FoundData, find_data
-from service.cli.score.local import open_workers
 from service.cli.score.question import Question, parse_seeds
-from service.cli.score.remote import score_remotely
 from service.cli.score.report import MORE_COLOURS, Origin, is_report, render_report, write_report
 from service.cli.score.run import exit_code
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import complain, write_out
+from service.cli.starting import say_what_is_started
 from service.cli.usage import BadUsage
+from service.cli.watch.board_file import BoardFile
 from service.cli.watch.checkpoint_folder import ENDING
 from service.cli.watch.display import Display, JsonLines, NothingYet, TextLines, json_line
 from service.cli.watch.leaderboard import Leaderboard
@@ -36,6 +37,7 @@ from service.cli.watch.training_curve import training_curve
 from service.cli.watch.watching import RunHook, Score, Watch
 from service.config import Settings
 from service.log import configure_log
+from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION
 
 
@@ -68,6 +70,8 @@ def run_watch(options: WatchOptions, settings: Settings) -> int:
             inputs = [data.path for data in found.files]
             refuse_unsafe_output(options.report, "--report", inputs, is_report, "a page of `score --report`")
         question = _question(options, found)
+        if options.once and options.url is None:
+            say_what_is_started(settings, has_bar=False)
         with _open_display(options) as display:
             board = asyncio.run(_watch(question, options, settings, display))
         if sys.stdout is not None:
@@ -115,9 +119,7 @@ async def _watch(
             score,
             display,
             run_hook=None if options.on_best is None else _hook(options.on_best, display),
-            write_report=None
-            if options.report is None
-            else _report_writer(options, options.report, settings),
+            on_change=_on_change(question, options, settings),
         )
         await watch.run(once=options.once)
     return watch.board
@@ -127,9 +129,13 @@ async def _watch(
 async def _open_scoring(options: WatchOptions, settings: Settings) -> AsyncIterator[Score]:
     """With workers that stay until the end, or with a service."""
     if options.url is None:
+        from service.cli.score.local import open_workers  # takes longer than all else that is imported
+
         async with open_workers(settings) as workers:
             yield workers.score
         return
+    from service.cli.score.remote import score_remotely
+
     url, api_key = options.url, options.api_key
 
     async def score(question: Question, on_progress: OnProgress) -> ScoreSheet:
@@ -160,10 +166,48 @@ def _hook_output(display: Display) -> AbstractContextManager[int]:
     return contextlib.nullcontext(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
 
 
+def _on_change(
+    question: Question, options: WatchOptions, settings: Settings
+) -> Callable[[Leaderboard], None]:
+    """Keeps the report up to date, and what a service's status page shows."""
+    writers = [_board_writer(BoardFile(settings.data_dir, options.folder, question), options, settings)]
+    if options.report is not None:
+        writers.append(_report_writer(options, options.report, settings))
+
+    def on_change(board: Leaderboard) -> None:
+        for write in writers:
+            write(board)
+
+    return on_change
+
+
+def _board_writer(
+    file: BoardFile, options: WatchOptions, settings: Settings
+) -> Callable[[Leaderboard], None]:
+    """A watch goes on without the file; one that leaves all to a service makes no data folder for it."""
+    has_complained = False
+
+    def write(board: Leaderboard) -> None:
+        nonlocal has_complained
+        if options.url is not None and not settings.data_dir.is_dir():
+            return
+        try:
+            file.write(board)
+        except OSError as error:
+            if not has_complained:
+                complain(f"the status page will not show this: {error.strerror or error}")
+            has_complained = True
+
+    return write
+
+
 def _report_writer(options: WatchOptions, path: Path, settings: Settings) -> Callable[[Leaderboard], None]:
     def write(board: Leaderboard) -> None:
         origin = Origin(
-            datetime.now(UTC), _command_line(options, settings), CURRENT_VERSION, settings.small_model
+            datetime.now(UTC),
+            _command_line(options, settings),
+            CURRENT_VERSION,
+            architecture_of(settings).name,
         )
         write_report(render_report(board.sheet(), origin, training_curve(board.rows, MORE_COLOURS)), path)
 
@@ -174,7 +218,7 @@ def _command_line(options: WatchOptions, settings: Settings) -> str:
     """A command that gives these numbers again; neither a URL nor a key is in it."""
     parts = ["soma-eval", "watch", str(options.folder), "--data", options.data]
     parts += ["--seed", str(options.seed), "--seeds", str(options.seeds), "--once"]
-    parts += ["--small-model" if settings.small_model else "--full-model"]
+    parts += architecture_flags(settings)
     return shlex.join(parts)
 
 

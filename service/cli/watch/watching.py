@@ -35,17 +35,17 @@ class Watch:
         display: Display,
         *,
         run_hook: RunHook | None = None,
-        write_report: Callable[[Leaderboard], None] | None = None,
+        on_change: Callable[[Leaderboard], None] = lambda board: None,
         pace: Pace | None = None,
     ) -> None:
-        """`question` has no candidates: every checkpoint is asked it."""
+        """`question` has no candidates: every checkpoint is asked it. `on_change` is told of each row."""
         self._question = question
         self._pace = pace or Pace()
         self._folder = CheckpointFolder(folder, self._pace)
         self._score = score
         self._display = display
         self._run_hook = run_hook
-        self._write_report = write_report
+        self._on_change = on_change
         self.board = Leaderboard(question, folder)
         self._best = BestSoFar()
         self._looked = asyncio.Event()
@@ -57,7 +57,7 @@ class Watch:
         """Score what comes, without end; or `once` what is there.
 
         Raises FileChanged where data changes, BadUsage where a service refuses what is asked, CommandFailed where
-        nobody reads the output, OSError where the report cannot be written.
+        nobody reads the output, and what `on_change` raises.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -146,8 +146,7 @@ class Watch:
         row = Row(checkpoint.path, checkpoint.state, outcome)
         self.board.add(row, self._folder.present, self._data_checksums)
         self._display.scored(row, self.board)
-        if self._write_report is not None:
-            self._write_report(self.board)
+        self._on_change(self.board)
         return row
 
     def _start(self) -> None:

@@ -16,6 +16,7 @@ from service.scoring.results import (
 )
 
 _AFTER_DOWNLOAD = ("loading", "evaluating", "done", "failed")
+"""A file in any other phase may be here too: see `Progress.is_here`, which earlier versions have not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Numbers:
     """When, for numbers that were kept from an earlier request."""
     total_seconds: float
     timeline: tuple[Segment, ...]
+    cross_entropy_along: tuple[float, ...]
+    """Along the data; empty where it is not known."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "Numbers":
@@ -109,6 +112,7 @@ class Numbers:
             computed=provenance.computed_at.timestamp() if timings.result_cached else None,
             total_seconds=timings.total_seconds,
             timeline=tuple(_timeline(timings)),
+            cross_entropy_along=result.cross_entropy_along,
         )
 
 
@@ -137,6 +141,14 @@ class JobView:
     """What all its numbers have in common, by name; empty where it has none."""
 
     @property
+    def cross_entropy_range(self) -> tuple[float, float]:
+        """The least and the greatest along the data, over all models: their charts have one scale."""
+        numbers = [
+            number for model in self.models if model.numbers for number in model.numbers.cross_entropy_along
+        ]
+        return min(numbers, default=0.0), max(numbers, default=0.0)
+
+    @property
     def longest_seconds(self) -> float:
         """The length of the time lines."""
         return (
@@ -153,7 +165,7 @@ def row_of(job: Job) -> JobRow:
         state=job.state,
         created=job.created_at.timestamp(),
         ended=_moment(job.finished_at),
-        bars=() if job.finished else tuple(_bars(job.models)),
+        bars=() if job.finished else tuple(_bars(job.models, job.estimated_seconds_left())),
         summary=_summary(job),
         failure=None if job.error is None else Failure.of(job.error),
         rejected=tuple(Failure.of(outcome.error) for outcome in _outcomes(job) if outcome.error is not None),
@@ -197,9 +209,10 @@ def _provenance(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("sequences", f"{result.num_sequences:,}"),
         ("batches", f"{result.num_batches:,}"),
         ("seed", str(provenance.seed)),
-        ("architecture", provenance.architecture_version),
+        ("architecture", f"{provenance.architecture_version}, {provenance.architecture}"),
         ("numerics", provenance.numerics_version),
         ("precision", result.precision),
+        *([("computed", "in smaller pieces, for lack of memory")] if result.was_cut_smaller else []),
         *sorted(result.versions.items()),
     ]
 
@@ -231,35 +244,42 @@ def _summary(job: Job) -> str:
 # -- while it runs -----------------------------------------------------------------------------------------
 
 
-def _bars(models: list[Progress]) -> list[Bar]:
-    """Download, load and batches, over all models."""
+def _bars(models: list[Progress], seconds_left: float | None = None) -> list[Bar]:
+    """Download, load and batches, over all models, with the time that is left where it is known."""
     num_loaded = sum(progress.phase in ("evaluating", "done") for progress in models)
     num_loading = sum(progress.phase == "loading" for progress in models)
     batches_done = sum(progress.batches_done or 0 for progress in models)
     num_batches = sum(progress.num_batches or 0 for progress in models)
     known = sum(progress.num_batches is not None for progress in models)
-    share = batches_done / num_batches * known / len(models) if num_batches else 0.0
+    batches = sum(progress.batches for progress in models)
+    share = batches / num_batches * known / len(models) if num_batches else 0.0
+    left = "" if seconds_left is None else f", {seconds_left:,.0f} s left"
     load = "loading" if num_loading else ("done" if num_loaded == len(models) else "")
     if len(models) > 1:
         load = f"{num_loaded} of {len(models)}"
     return [
         _download_bar(models, "download"),
         Bar("load", num_loaded / len(models), load),
-        Bar("batches", share, f"{batches_done:,} of {num_batches:,}" if num_batches else ""),
+        Bar("batches", share, f"{batches_done:,} of {num_batches:,}{left}" if num_batches else ""),
     ]
 
 
 def _download_bar(files: list[Progress], name: str) -> Bar:
     loading = [file for file in files if file.phase == "downloading"]
-    num_done = sum(file.phase in _AFTER_DOWNLOAD for file in files)
-    share = num_done + sum(_share(file) for file in loading)
     rate = sum(file.bytes_per_second or 0.0 for file in loading)
-    text = f"{rate / 1e6:,.1f} MB/s" if loading else ("done" if num_done == len(files) else "")
-    return Bar(name, share / len(files), text)
+    share = sum(_share_here(file) for file in files) / len(files)
+    text = f"{rate / 1e6:,.1f} MB/s" if loading else ("done" if all(map(_is_here, files)) else "")
+    return Bar(name, share, text)
 
 
-def _share(file: Progress) -> float:
+def _share_here(file: Progress) -> float:
+    if _is_here(file):
+        return 1.0
     return (file.bytes_done or 0) / file.bytes_total if file.bytes_total else 0.0
+
+
+def _is_here(file: Progress) -> bool:
+    return file.is_here or file.phase in _AFTER_DOWNLOAD
 
 
 # -- when it has ended -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 from service.errors import Fault
 from service.http_api.operations import RequestLimits
 from service.http_api.status_page.job_list import JobList
+from service.http_api.status_page.leaderboards import LeaderboardList
 from service.http_api.status_page.serving import Tone, serving_now
 from service.last_hour import PHASES, Durations, Minute, Phase
 from service.lifespan import Components
@@ -24,6 +25,8 @@ from workers.types import DeviceStatus, RunningTask, WorkerMemory
 class DeviceView:
     """One device, and the worker on it."""
 
+    node: str
+    """Name of its machine in a cluster; empty for this one."""
     name: str
     description: str
     state: str
@@ -153,6 +156,7 @@ class Collector:
         self._components = components
         self._about: About | None = None
         self._jobs = JobList(components)
+        self._leaderboards = LeaderboardList(components.settings.data_dir)
         self._hour: tuple[tuple[int, int], Hour] | None = None
 
     async def __call__(self) -> Mapping[str, object]:
@@ -166,6 +170,7 @@ class Collector:
             "jobs": await self._jobs.read(),
             "hour": self._last_hour(),
             "cache": _cache(components),
+            "leaderboards": await self._leaderboards.read(),
             "about": self._about,
         }
 
@@ -185,6 +190,7 @@ def _device(status: DeviceStatus, now: float) -> DeviceView:
     state, tone = _state_of(status)
     age = status.self_test_age_seconds
     return DeviceView(
+        node=status.node,
         name=status.device,
         description=status.device_name,
         state=state,

@@ -17,7 +17,7 @@ _FAULTS = {
     "service": "this service",
 }
 
-CHART_HEIGHT = 24
+CHART_WIDTH, CHART_HEIGHT = 60, 24
 """Of every chart, in the units of its viewBox; a minute is one unit wide."""
 
 
@@ -101,6 +101,19 @@ def bars(values: Sequence[float | None], top: float, below: Sequence[float] | No
     return "".join(path)
 
 
+def line(values: Sequence[float], low: float, high: float) -> str:
+    """The path of a line with a step for each value, from the left edge to the right, `high` at the upper edge."""
+    width = CHART_WIDTH / len(values)
+    steps = (f"{level(value, low, high)}H{width * (index + 1):.2f}" for index, value in enumerate(values))
+    return "M0 " + "V".join(steps)
+
+
+def level(value: float, low: float, high: float) -> str:
+    """Where a value lies in a chart, from its upper edge."""
+    share = (value - low) / (high - low) if high > low else 0.5
+    return f"{CHART_HEIGHT * (1 - share):.2f}"
+
+
 def _iso(at: datetime) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -131,5 +144,9 @@ _environment.filters.update(
     blame=blame,
     words=words,
     bars=bars,
+    line=line,
+    level=level,
 )
-_environment.globals.update(CHART_HEIGHT=CHART_HEIGHT, files_version=_version_of_files())
+_environment.globals.update(
+    CHART_WIDTH=CHART_WIDTH, CHART_HEIGHT=CHART_HEIGHT, files_version=_version_of_files()
+)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.errors import Draining, QueueFull
+from service.jobs.database import FILE_NAME
 from service.lifespan import Components
 from workers.types import DeviceStatus
 
@@ -40,8 +41,8 @@ def serving_now(components: Components) -> Serving:
                 "bad",
                 "No storage",
                 "No. The disk of the data folder does not work.",
-                f"{_sentence(components.cache.trouble or 'it cannot be written')} Free space or mount it again; the "
-                "service looks by itself every few seconds.",
+                f"{_sentence(components.cache.trouble or 'it cannot be written')} Free space, mount it again, or put "
+                "back what is gone; the service looks by itself every few seconds.",
                 "out-of-resources",
             )
         case "no-worker":
@@ -72,6 +73,8 @@ def _with_room(components: Components) -> Serving:
             "told as Retry-After; more devices or a larger --queue-size make room.",
             full.full_code,
         )
+    if (trouble := components.database.trouble) is not None:
+        return Serving("warn", "No jobs", "Yes, but no jobs.", _advice_on_database(components, trouble))
     devices = components.pool.status()
     ready = _ready(components)
     if len(ready) < len(devices):
@@ -91,6 +94,16 @@ def _with_room(components: Components) -> Serving:
     if not idle:
         state = "the device is busy" if len(devices) == 1 else f"all {len(devices)} devices are busy"
     return Serving("good", "Ready", "Yes. A request sent now is served.", f"Nothing waits, and {state}.")
+
+
+def _advice_on_database(components: Components, trouble: str) -> str:
+    remedy = f"Free space for {FILE_NAME} in the data folder, or move it away if it is damaged"
+    if components.database.is_shared:
+        remedy = "See to PostgreSQL and the way to it"
+    return (
+        f"{_sentence(trouble)} Requests that wait for their answer are served; what would become a job, or asks for "
+        f"one, is refused. {remedy}; the service tries again by itself."
+    )
 
 
 def _ready(components: Components) -> list[DeviceStatus]:

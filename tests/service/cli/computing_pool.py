@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from service.config import Settings
-from workers.architectures import load_architecture
+from service.scoring.served_architecture import architecture_of
+from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.errors import EvaluationRefused, NonFiniteResult
 from workers.pool import WorkerPool, create_pool
 from workers.types import (
@@ -28,8 +29,9 @@ from workers.worker.runner import Runner
 class ComputingPool:
     """A `workers.pool.WorkerPool` of one CPU worker."""
 
-    def __init__(self, *, small_model: bool) -> None:
-        self._runner = Runner(WorkerConfig("cpu", small_model=small_model))
+    def __init__(self, *, small_model: bool, architecture: str = "") -> None:
+        self._runner = Runner(WorkerConfig("cpu", small_model=small_model, architecture=architecture))
+        self._config = config_of(load_architecture(CURRENT_VERSION), architecture, small_model=small_model)
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -38,7 +40,7 @@ class ComputingPool:
     async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
         """Raises a WorkerError."""
         loop, report = asyncio.get_running_loop(), on_progress or (lambda _: None)
-        num_batches = load_architecture(job.architecture_version).num_batches(job.data_size)
+        num_batches = self._config.num_batches(job.data_size)
 
         def compute() -> tuple[float, list[BatchScore]]:
             load_seconds = self._runner.load(job, lambda: None)
@@ -89,7 +91,7 @@ class ComputingPool:
             sig_reg=mean.sig_reg,
             embedding=mean.embedding,
             attends_to_future=mean.attends_to_future,
-            num_sequences=architecture.num_sequences(job.data_size),
+            num_sequences=self._config.num_sequences(job.data_size),
             num_batches=len(scores),
             precision="float32",
             device="cpu",
@@ -99,6 +101,10 @@ class ComputingPool:
             device_name=self._runner.device_name,
             token_cross_entropy=np.concatenate(details) if details else None,
         )
+
+    def nodes(self) -> dict[str, bool]:
+        """This machine."""
+        return {"": True}
 
     def status(self) -> list[DeviceStatus]:
         """One CPU worker."""
@@ -113,4 +119,5 @@ class ComputingPool:
 async def open_computing_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
     """Stands for `service.lifespan.open_pool`, and refuses what that refuses before it starts a process."""
     create_pool(settings.device, small_model=settings.small_model, precision=settings.precision)
-    yield ComputingPool(small_model=settings.small_model)
+    architecture = "" if settings.architecture is None else architecture_of(settings).to_json()
+    yield ComputingPool(small_model=settings.small_model, architecture=architecture)

@@ -28,6 +28,7 @@ CONTENT = EmbeddingFile(
     loss=5.5,
     architecture_version="1",
     small_model=True,
+    architecture="small",
     precision="float32",
     device="cpu",
     versions={"torch": "2"},

@@ -9,8 +9,9 @@ import pytest
 
 from service.cli.remote_error import RemoteTrouble
 from service.cli.service_client import ServiceClient
+from soma_eval.responses import Health
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\nConnection: close\r\n\r\n{"status":"ok"}'
 
 
 class SlowService:
@@ -49,7 +50,7 @@ async def client_of(service: SlowService) -> AsyncIterator[ServiceClient]:
 async def test_a_long_evaluation_is_waited_for_while_the_service_is_there() -> None:
     service = SlowService()
     async with client_of(service) as client:
-        assert await client.post("/eval", {}) == {}
+        assert (await client.post("/eval", {}, Health)).status == "ok"
     assert service.num_health >= 5
 
 
@@ -59,4 +60,4 @@ async def test_a_service_that_is_gone_is_not_waited_for() -> None:
     service.num_health = 100  # so that the work is never done
     async with client_of(service) as client:
         with pytest.raises(RemoteTrouble, match="it no longer answers"):
-            await client.post("/eval", {})
+            await client.post("/eval", {}, Health)

@@ -150,3 +150,68 @@ def test_a_full_queue_is_said_before_any_line(tmp_path: Path, files: FileServer)
         service.client() as other,
     ):
         assert_problem(other.post("/screen", json=body(files, 1)), "queue-full")
+
+
+def test_a_key_stands_for_one_body(client: httpx.Client, files: FileServer) -> None:
+    key = {"Idempotency-Key": "of-a-screen"}
+    for _ in range(2):
+        assert client.post("/screen", json=body(files, 3), headers=key).status_code == 200
+    other = client.post("/screen", json=body(files, 2), headers=key)
+    assert_problem(other, "idempotency-key-reused")
+    assert other.status_code == 422
+
+
+def test_a_key_gives_the_same_answer_again(tmp_path: Path, files: FileServer) -> None:
+    key = {"Idempotency-Key": "k"}
+    answers = []
+    for _ in range(2):  # after a restart too
+        with in_process_service(tmp_path, max_kept_results=100) as service, service.client() as client:
+            response = client.post("/screen", json=body(files, 20, 2), headers=key)
+            *lines, _last = map(json.loads, response.text.splitlines())
+            for line in lines:
+                line["models"][0].pop("result_cached")
+            answers.append(sorted(lines, key=lambda line: int(line["piece"])))
+            num_jobs = len(service.pool.jobs)
+    assert answers[0] == answers[1]
+    assert num_jobs == 0
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+def test_a_key_that_is_none_is_refused(key: str, client: httpx.Client, files: FileServer) -> None:
+    response = client.post("/screen", json=body(files, 1), headers={"Idempotency-Key": key})
+    assert_problem(response, "invalid-request")
+
+
+def test_keys_of_two_api_keys_are_apart(tmp_path: Path, files: FileServer) -> None:
+    with in_process_service(tmp_path, api_keys="one,two") as service, service.client() as client:
+        for api_key, num_pieces in (("one", 1), ("two", 2), ("one", 1)):
+            headers = {"Idempotency-Key": "k", "Authorization": f"Bearer {api_key}"}
+            assert client.post("/screen", json=body(files, num_pieces), headers=headers).status_code == 200
+
+
+def test_where_nothing_is_kept_a_key_holds_for_the_life_of_the_process(
+    tmp_path: Path, files: FileServer
+) -> None:
+    for _ in range(2):
+        with in_process_service(tmp_path, state_url="off") as service, service.client() as client:
+            key = {"Idempotency-Key": "k"}
+            assert client.post("/screen", json=body(files, 1), headers=key).status_code == 200
+            assert_problem(client.post("/screen", json=body(files, 2), headers=key), "idempotency-key-reused")
+
+
+def test_without_a_working_database_only_a_key_is_refused(tmp_path: Path, files: FileServer) -> None:
+    with in_process_service(tmp_path) as service, service.client() as client:
+        for file in tmp_path.glob("state.sqlite*"):
+            file.unlink()
+        (tmp_path / "state.sqlite").write_bytes(b"no database" * 1000)
+        refused = client.post("/screen", json=body(files, 1), headers={"Idempotency-Key": "k"})
+        assert_problem(refused, "out-of-resources")
+        assert client.post("/screen", json=body(files, 1)).status_code == 200
+
+
+def test_a_refused_screen_leaves_its_key_free(tmp_path: Path, files: FileServer) -> None:
+    key = {"Idempotency-Key": "k"}
+    with in_process_service(tmp_path, max_pieces=1) as service, service.client() as client:
+        too_many = client.post("/screen", json=body(files, 2), headers=key)
+        assert_problem(too_many, "invalid-request")
+        assert client.post("/screen", json=body(files, 1), headers=key).status_code == 200

@@ -464,6 +464,15 @@ async def test_a_database_that_goes_away_delays_the_end_and_refuses_new_jobs() -
         proxy.close()
 
 
+async def test_the_time_left_of_one_slow_batch_is_told_within_it() -> None:
+    job = Job("eval", num_models=1, deadline=0.0)
+    job.note(Progress("evaluating", model_index=0, batches_done=0, num_batches=1, fraction=0.0))
+    assert job.estimated_seconds_left() is None
+    await asyncio.sleep(0.02)
+    job.note(Progress("evaluating", model_index=0, batches_done=0, num_batches=1, fraction=0.25))
+    assert (job.estimated_seconds_left() or 0) >= 3 * 0.02
+
+
 async def test_the_time_left_is_told_once_the_rate_is_known() -> None:
     job = Job("score", num_models=2, deadline=0.0)
     job.note(Progress("evaluating", model_index=0, batches_done=0, num_batches=4))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,8 +16,16 @@ from service.errors import (
     SubmissionRejected,
     WeightsInvalid,
 )
-from service.jobs.stored_outcome import error_from, error_to_dict, progress_from_json, progress_to_json
+from service.jobs.stored_outcome import (
+    error_from,
+    error_to_dict,
+    eval_result_from,
+    eval_result_to_dict,
+    progress_from_json,
+    progress_to_json,
+)
 from service.scoring.results import Progress
+from tests.service.jobs.scripted_scorer import evaluation
 
 BASES = (ScoringError, BlobError, SubmissionRejected, ServiceTrouble)
 
@@ -49,6 +58,14 @@ def test_with_all_that_is_known_of_it() -> None:
 def test_an_error_of_another_version_is_an_internal_one() -> None:
     found = error_from({**error_to_dict(QueueFull("full")), "class": "FromTheFuture"})
     assert type(found) is InternalError
+
+
+def test_a_result_that_an_earlier_version_has_kept_has_nothing_along_the_data() -> None:
+    result = replace(evaluation().result, cross_entropy_along=(1 / 3, 0.1))
+    kept = json.loads(json.dumps(eval_result_to_dict(result)))
+    assert eval_result_from(kept).cross_entropy_along == (1 / 3, 0.1)
+    del kept["cross_entropy_along"]
+    assert eval_result_from(kept).cross_entropy_along == ()
 
 
 def test_progress_comes_back() -> None:

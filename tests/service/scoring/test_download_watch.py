@@ -93,8 +93,9 @@ async def test_what_one_attempt_has_received_is_there_for_the_next(tmp_path: Pat
 
     async with delivery(tmp_path, behave, content=CONTENT, limits=PATIENT) as d:
         watching = watch(d)
-        with pytest.raises(SlotWanted):
+        with pytest.raises(SlotWanted) as given_up:
             await wait(d, watching, is_slot_wanted=True)
+        assert 0 < given_up.value.progress.bytes_done < len(CONTENT)
         assert (await wait(d, watching, is_slot_wanted=True)).size == len(CONTENT)
         spans = [request.span(len(CONTENT)) for request in d.server.requests[2:]]
     assert sum(end - start for start, end in filter(None, spans)) < len(CONTENT)

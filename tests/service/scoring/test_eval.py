@@ -67,6 +67,7 @@ def test_the_whole_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
         "computed_at": answer["provenance"]["computed_at"],
         "precision": "float32",
         "device": "cpu",
+        "was_cut_smaller": False,
         "versions": answer["provenance"]["versions"],
     }
     assert set(answer["timings"]) == {

@@ -1,7 +1,7 @@
 """One evaluation computed once: what is kept, what is shared, and what neither is."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -35,13 +35,13 @@ class Kept:
     def __init__(self) -> None:
         self.results: dict[str, KeptResult] = {}
 
-    async def find(self, key: ResultKey) -> KeptResult | None:
+    async def find(self, keys: Sequence[ResultKey]) -> dict[ResultKey, KeptResult]:
         await asyncio.sleep(0)
-        return self.results.get(key.digest())
+        return {key: self.results[key.digest()] for key in keys if key.digest() in self.results}
 
-    async def keep(self, key: ResultKey, result: KeptResult) -> None:
+    async def keep(self, found: Mapping[ResultKey, KeptResult]) -> None:
         await asyncio.sleep(0)
-        self.results[key.digest()] = result
+        self.results |= {key.digest(): result for key, result in found.items()}
 
     async def forget(self, key: ResultKey) -> None:
         del self.results[key.digest()]

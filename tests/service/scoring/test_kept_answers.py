@@ -80,6 +80,16 @@ def test_the_second_answer_is_the_first_one(
     assert counted(client, "result_cache_hits") == 1
 
 
+def test_what_was_computed_in_smaller_pieces_says_so_and_is_not_kept(
+    tmp_path: Path, request_body: dict[str, Any]
+) -> None:
+    cut: dict[str, Answer] = {request_body["weights_checksum"]: replace(eval_result(), was_cut_smaller=True)}
+    with keeping_service(tmp_path / "data", cut) as service, service.client() as client:
+        answers = [post(client, request_body) for _ in range(2)]
+    assert [answer["provenance"]["was_cut_smaller"] for answer in answers] == [True, True]
+    assert [answer["timings"]["result_cached"] for answer in answers] == [False, False]
+
+
 def test_neither_worker_nor_slot_is_needed(
     service: InProcessService, client: httpx.Client, request_body: dict[str, Any]
 ) -> None:

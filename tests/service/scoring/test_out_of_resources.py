@@ -33,6 +33,7 @@ from tests.live_service import LiveService
 from tests.problems import assert_problem
 from tests.recipe import small_weights_bytes
 from tests.service.delivery import Delivery, delivery
+from workers.architectures import config_of, load_architecture
 from workers.pool import WorkerPool
 
 
@@ -125,7 +126,7 @@ def scorer_over(d: Delivery, failure: Exception) -> Scorer:
         queue_size=1, max_running=lambda: 1, max_downloads=2, kept_bytes=64 << 20, timeout_seconds=60.0
     )
     limits = Limits(
-        embedding_dim=16,
+        architecture=config_of(load_architecture("1"), small_model=True),
         max_data_bytes=1 << 20,
         max_model_bytes=1 << 20,
         max_models=2,

@@ -21,8 +21,8 @@ _ODD: list[Any] = [
 
 
 def examples(allowed: Any) -> list[Any]:
-    """One message of each class of the union."""
-    return [_example(kind) for kind in typing.get_args(allowed)]
+    """One message of each class of the union, or of the one class."""
+    return [_example(kind) for kind in typing.get_args(allowed) or (allowed,)]
 
 
 def mutations(source: random.Random, allowed: Any, number: int) -> Iterator[bytes]:
@@ -75,5 +75,5 @@ def _example(kind: Any) -> Any:
     if origin is frozenset:
         return frozenset({_example(arguments[0])})
     if origin is tuple:
-        return tuple(_example(each) for each in arguments)
+        return tuple(_example(each) for each in arguments if each is not ...)
     return _example(arguments[0]) if origin is types.UnionType else arguments[0]

@@ -61,7 +61,7 @@ class InProcessCluster:
     def start_actor(self, device: NodeDevice) -> RelayActor:
         """As `RayCluster` does."""
         folder = str(self.folder_of(device.node.name))
-        return RelayActor(folder, self._max_bytes, MISBEHAVING, self._fence_seconds)
+        return RelayActor(folder, self._max_bytes, MISBEHAVING, 10.0, self._fence_seconds)
 
     def end_actor(self, actor: RelayActor) -> None:
         """As `RayCluster` does."""

@@ -1,6 +1,7 @@
 """Files on their way to nodes: each node once, each block shared, and never more than a few blocks."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,23 @@ async def test_a_file_that_the_head_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(Undeliverable, match="head cannot read"):
         await sender.bring(actor, file, None, nothing)
     assert sender._room._value == MAX_BLOCKS
+
+
+async def test_a_block_that_ray_does_not_take_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, thawed = InProcessCluster(tmp_path), threading.Event()
+    (actor,) = await started(cluster, "a")
+    file = file_to_send(tmp_path, b"right")
+    sender = FileSender(cluster)  # type: ignore[arg-type]
+    with monkeypatch.context() as frozen:
+        frozen.setattr(file_sender, "_PUT_SECONDS", 0.1)
+        frozen.setattr(cluster, "put", lambda block: thawed.wait())
+        with pytest.raises(Undeliverable, match="raylet"):
+            await sender.bring(actor, file, None, nothing)
+    thawed.set()
+    assert sender._room._value == MAX_BLOCKS
+    await sender.bring(actor, file, None, nothing)
 
 
 async def test_another_device_of_the_node_goes_on_when_the_sending_one_is_lost(tmp_path: Path) -> None:

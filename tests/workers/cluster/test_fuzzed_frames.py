@@ -1,6 +1,6 @@
 """Whatever bytes come from a node, nothing but our own messages is made of them, and nothing else is raised.
 
-`benchmarks/cluster.py --fuzz` does the same a million times.
+`python -m benchmarks.cluster fuzz` does the same with a million.
 """
 
 import json
@@ -10,16 +10,21 @@ import typing
 import pytest
 
 from tests.workers.cluster.frames import examples, mutations
-from workers.cluster.messages import FromConnector
+from workers.cluster.hello import Hello
+from workers.cluster.messages import FromConnector, ToConnector
 from workers.message_codec import Decoder, MalformedMessage, encode
-from workers.messages import FromWorker
+from workers.messages import FromWorker, ToWorker
 
 NUM_FRAMES = 20_000
 
 
-@pytest.mark.parametrize("allowed", [FromWorker, FromConnector], ids=["worker", "connector"])
+@pytest.mark.parametrize(
+    "allowed",
+    [FromWorker, FromConnector, ToWorker, ToConnector, Hello],
+    ids=["from-worker", "from-connector", "to-worker", "to-connector", "hello"],
+)
 def test_no_frame_makes_a_foreign_class(allowed: typing.Any) -> None:
-    ours = typing.get_args(allowed)
+    ours = typing.get_args(allowed) or (allowed,)
     num_decoded = 0
     for frame in mutations(random.Random(1), allowed, NUM_FRAMES):
         try:

@@ -126,6 +126,29 @@ async def test_each_node_was_sent_the_files_and_nothing_else(setting: Setting) -
         assert {path.name for path in (setting.folder / "nodes" / node).iterdir()} == expected
 
 
+async def test_pieces_have_the_numbers_of_one_machine(setting: Setting) -> None:
+    content = Path(setting.job.data_path).read_bytes()
+    pieces = tuple(content[start : start + 1000 + start // 10] for start in range(0, 150_000, 10_000))
+    job = EvalJob.of_pieces(
+        pieces,
+        weights_path=setting.job.weights_path,
+        weights_checksum=setting.job.weights_checksum,
+        seed=7,
+    )
+    local = create_pool(["cpu"], small_model=True, num_threads=1)
+    await local.start()
+    try:
+        expected = await local.evaluate_pieces(job)
+    finally:
+        await local.close()
+    found = await setting.pool.evaluate_pieces(job)
+    assert len(found) == len(expected) == len(pieces)
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, EvalResult)
+        assert isinstance(other, EvalResult)
+        assert same_bits(one, other)
+
+
 async def test_a_key_goes_with_the_job_alone(
     setting: Setting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,12 +212,14 @@ async def test_work_goes_on_when_a_node_is_lost_and_another_one_joins(setting: S
         lost.freeze()
     assert await running
     await setting.until_whole(num_workers=1)
+    assert setting.pool.nodes() == {node.name: node is not lost for node in setting.nodes}
     lost.thaw()  # cut off, and back: it finds that it was given up
     await until(lambda: not any(is_alive(worker.pid) for worker in workers), WAIT_SECONDS)
     lost.end()
     setting.cluster.nodes.remove(lost)
     await asyncio.to_thread(setting.cluster.add_node, lost.name)
     await setting.until_whole()
+    assert setting.pool.nodes() == {"a": True, "b": True}
     assert await setting.has_right_bits()
 
 

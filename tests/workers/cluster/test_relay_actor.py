@@ -3,26 +3,56 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.recipe import small_weights_bytes
 from tests.workers.cluster.nodes import MISBEHAVING, checksum_of
 from tests.workers.processes.pools import is_alive, job, until
-from workers.cluster.relay_actor import CLOSED, DISK_ERROR, FRAMES, NOT_AS_PUBLISHED, WRITTEN, RelayActor
+from workers.cluster.relay_actor import (
+    CLOSED,
+    CUT_OFF,
+    DISK_ERROR,
+    FRAMES,
+    NOT_AS_PUBLISHED,
+    STOPPED,
+    WRITTEN,
+    RelayActor,
+)
 from workers.message_codec import Decoder, encode
-from workers.messages import BatchDone, Configure, Evaluate, Finished, Ready
-from workers.types import WorkerConfig
+from workers.messages import BatchAdvanced, BatchDone, Configure, Evaluate, Finished, Ready
+from workers.processes.worker_process import ENTRY_MODULE
+from workers.types import EvalJob, WorkerConfig
+from workers.v1 import ArchitectureConfig
 
 CONFIG = WorkerConfig("cpu", num_threads=1)
 
 
+@pytest.fixture
+def raylet() -> Iterator[subprocess.Popen[bytes]]:
+    """The process that must run for the node to be of use."""
+    started = subprocess.Popen(["sleep", "600"])
+    yield started
+    started.kill()
+    started.wait()
+
+
 @pytest_asyncio.fixture
-async def actor(tmp_path: Path) -> AsyncIterator[RelayActor]:
+async def actor(tmp_path: Path, raylet: subprocess.Popen[bytes]) -> AsyncIterator[RelayActor]:
     """An actor whose head may be silent for a second."""
-    started = RelayActor(str(tmp_path / "node"), 1 << 20, MISBEHAVING, fence_seconds=1.0)
+    started = RelayActor(
+        str(tmp_path / "node"),
+        1 << 20,
+        MISBEHAVING,
+        silence_seconds=0.5,
+        fence_seconds=1.0,
+        raylet_pid=raylet.pid,
+    )
     yield started
     for session in range(1, 5):
         await started.end(session, 0.0)
@@ -53,12 +83,70 @@ async def test_frames_are_relayed_both_ways(actor: RelayActor, tmp_path: Path) -
     assert [each.score.index for each in received if isinstance(each, BatchDone)] == [0, 1, 2]
 
 
+async def test_how_far_a_slow_batch_is_is_relayed(actor: RelayActor, tmp_path: Path) -> None:
+    await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    await actor.write(1, encode(Evaluate(7, job("says-how-far-it-is", tmp_path, 1), 0, 1)))
+    received = await messages_until(actor, 1, Finished)
+    fractions = [each.fraction for each in received if isinstance(each, BatchAdvanced)]
+    assert fractions
+    assert fractions == sorted(fractions)
+
+
+@pytest.mark.slow
+async def test_another_architecture_travels_to_the_worker(tmp_path: Path) -> None:
+    """30 sequences of 64 tokens are one batch of the network's, and three of this architecture."""
+    architecture = replace(ArchitectureConfig.small(), max_seq_len=64, batch_size=10)
+    config = WorkerConfig("cpu", num_threads=1, architecture=architecture.to_json())
+    (tmp_path / "weights").write_bytes(small_weights_bytes())
+    (tmp_path / "data").write_bytes(bytes(30 * 64))
+    actor = RelayActor(
+        str(tmp_path / "node"), 1 << 20, ENTRY_MODULE, silence_seconds=60.0, fence_seconds=60.0
+    )
+    try:
+        await actor.spawn(1, encode(config))
+        await actor.write(1, encode(Configure(config, 0.1)))
+        await messages_until(actor, 1, Ready)
+        asked = EvalJob(str(tmp_path / "weights"), "w", str(tmp_path / "data"), 30 * 64, seed=0)
+        await actor.write(1, encode(Evaluate(7, asked, 0, 3)))
+        received = await messages_until(actor, 1, Finished)
+    finally:
+        await actor.end(1, 0.0)
+    assert [each.score.index for each in received if isinstance(each, BatchDone)] == [0, 1, 2]
+
+
 async def test_the_exit_status_is_relayed(actor: RelayActor) -> None:
     pid = await spawn(actor, 1)
     os.kill(pid, signal.SIGKILL)
     while (await actor.read(1, 5.0))[:1] != CLOSED:
         pass
     assert await actor.end(1, 1.0) == b"-9 0 0"
+
+
+async def test_a_process_that_was_stopped_is_told_apart_from_one_that_has_nothing_to_say(
+    actor: RelayActor,
+) -> None:
+    pid = await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    os.kill(pid, signal.SIGSTOP)
+    while (answer := await actor.read(1, 0.5)) != STOPPED:
+        assert answer[:1] == FRAMES  # what it sent before
+    os.kill(pid, signal.SIGCONT)
+    assert await actor.read(1, 5.0) != STOPPED
+
+
+async def test_a_node_whose_raylet_is_stopped_is_cut_off_until_it_goes_on(
+    actor: RelayActor, raylet: subprocess.Popen[bytes]
+) -> None:
+    await spawn(actor, 1)
+    await messages_until(actor, 1, Ready)
+    raylet.send_signal(signal.SIGSTOP)
+    while (answer := await actor.read(1, 0.1)) != CUT_OFF:
+        assert answer[:1] == FRAMES
+    raylet.send_signal(signal.SIGCONT)
+    while (answer := await actor.read(1, 0.1)) == CUT_OFF:
+        pass
+    assert answer[:1] == FRAMES
 
 
 async def test_an_end_says_that_a_signal_of_ours_did_it(actor: RelayActor) -> None:

@@ -54,6 +54,12 @@ class MisbehavingRunner:
         """One byte for each of them."""
         return WorkerMemory(total=100, used=10, weights=len(self._resident), weights_limit=50)
 
+    def reserve(self, job: EvalJob) -> None:
+        """Nothing here is evicted."""
+
+    def release(self, job: EvalJob) -> None:
+        """The same."""
+
     def load(self, job: EvalJob, check_cancelled: Callable[[], None]) -> float:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
@@ -71,7 +77,11 @@ class MisbehavingRunner:
             self._resident.add(job.weights_id)
 
     def evaluate(
-        self, job: EvalJob, batches: range, check_cancelled: Callable[[], None]
+        self,
+        job: EvalJob,
+        batches: range,
+        check_cancelled: Callable[[], None],
+        on_fraction: Callable[[float], None],
     ) -> Iterator[BatchScore]:
         """One score per batch, after a moment; the misbehaviour happens before the third."""
         for index in batches:
@@ -81,6 +91,8 @@ class MisbehavingRunner:
                 self._fail_if_sick(job)
             if job.weights_checksum == "slow":
                 _take_long(check_cancelled)
+            if job.weights_checksum == "says-how-far-it-is":
+                _advance_slowly(on_fraction)
             time.sleep(BATCH_SECONDS)
             loss = float("nan") if job.weights_checksum.startswith("nan") else float(index + job.seed)
             if job.weights_checksum == "nan-of-a-spoiled-device":
@@ -105,6 +117,12 @@ def _take_long(check_cancelled: Callable[[], None]) -> None:
     for _ in range(6):
         time.sleep(0.1)
         check_cancelled()
+
+
+def _advance_slowly(on_fraction: Callable[[float], None]) -> None:
+    for step in range(20):
+        time.sleep(0.1)
+        on_fraction(step / 20)
 
 
 def _first_time(job: EvalJob) -> bool:

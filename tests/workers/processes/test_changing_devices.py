@@ -47,6 +47,10 @@ class OnAMachine:
         return self._process.was_ended_here
 
     @property
+    def is_stopped(self) -> bool:
+        return self._process.is_stopped
+
+    @property
     def is_stuck(self) -> bool:
         return self._machine.is_stuck
 
@@ -106,7 +110,9 @@ async def test_a_worker_that_is_added_helps_with_what_runs(tmp_path: Path) -> No
     await until(lambda: pool.status()[0].busy)
     Machine("b").join(pool)
     await until(lambda: pool.status()[-1].busy)
-    assert (await running).cross_entropy == right_cross_entropy(20)
+    result = await running
+    assert result.cross_entropy == right_cross_entropy(20)
+    assert {task.node for task in result.tasks} == {"a", "b"}
     assert [status.node for status in pool.status()] == ["a", "b"]
     await pool.close()
 

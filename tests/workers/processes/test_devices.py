@@ -91,6 +91,17 @@ def test_the_machine_is_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [config.memory_budget_bytes for config in configs] == [300, 300, None]
 
 
+def test_the_memory_of_one_device_is_shared_by_its_workers() -> None:
+    given = WorkerConfig("", num_threads=1, memory_budget_bytes=600)
+    configs = share_machine(given, ["cuda:0", "cuda:1", "cuda:0", "cpu"])
+    assert [(each.num_on_device, each.memory_budget_bytes) for each in configs] == [
+        (2, 300),
+        (1, 600),
+        (2, 300),
+        (1, 600),
+    ]
+
+
 def test_more_workers_than_cores_have_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count_cores", lambda: 1)
     assert [config.num_threads for config in share_machine(WorkerConfig(""), ["cpu"] * 2)] == [1, 1]

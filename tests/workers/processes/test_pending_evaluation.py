@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.workers.processes.pools import BYTES_PER_BATCH, right_cross_entropy
-from workers.architectures import CURRENT_VERSION, load_architecture
+from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.errors import NonFiniteResult, WorkerCrashed
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.types import BatchScore, DeviceKind, EvalJob
@@ -17,7 +17,7 @@ CPU = DeviceKind("cpu", "a CPU")
 
 def evaluation(num_batches: int) -> PendingEvaluation:
     job = EvalJob("weights", "checksum", "data", num_batches * BYTES_PER_BATCH, 0)
-    return PendingEvaluation(job, load_architecture(CURRENT_VERSION))
+    return PendingEvaluation(job, config_of(load_architecture(CURRENT_VERSION)))
 
 
 def score(index: int, cross_entropy: float | None = None) -> BatchScore:
@@ -70,6 +70,22 @@ async def test_every_batch_is_done_once_whoever_dies(seed: int) -> None:
             one.task_finished(chosen)
     assert sorted(done) == list(range(64))
     assert (await one.result("float32")).cross_entropy == right_cross_entropy(64)
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "num_points", "last"), [(1, 1, 0.0), (512, 512, 511.0), (1026, 342, 1024.0)]
+)
+async def test_the_cross_entropy_along_the_data_is_in_its_order_and_bounded(
+    num_batches: int, num_points: int, last: float
+) -> None:
+    one = evaluation(num_batches)
+    one.take(1, CPU, num_workers=1)
+    for index in reversed(range(num_batches)):
+        one.batch_done(score(index))
+    along = (await one.result("float32")).cross_entropy_along
+    assert len(along) == num_points
+    assert along == tuple(sorted(along))
+    assert along[-1] == last
 
 
 async def test_after_two_deaths_no_further_worker_is_given() -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.workers.processes.misbehaving import BATCH_SECONDS
 from tests.workers.processes.pools import (
     IMPATIENT,
+    MISBEHAVING,
     cpus,
     is_alive,
     job,
@@ -279,6 +280,25 @@ async def test_frozen_busy(pool: ProcessPool, tmp_path: Path) -> None:
     assert not is_alive(frozen)
 
 
+async def test_frozen_busy_is_not_waited_for_as_long_as_for_progress(tmp_path: Path) -> None:
+    timeouts = replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=3600.0)
+    async with misbehaving_pool(timeouts=timeouts) as pool:
+        result = await pool.evaluate(job("freezes-once", tmp_path))
+        assert result.cross_entropy == right_cross_entropy()
+        assert pool.status()[0].last_death == "froze"
+
+
+async def test_frozen_starting() -> None:
+    pool = ProcessPool(cpus(1), replace(IMPATIENT, frozen_seconds=0.5, start_seconds=3600.0), MISBEHAVING)
+    starting = asyncio.create_task(pool.start())
+    await until(lambda: bool(pids(pool)))
+    frozen = send_signal(pool, signal.SIGSTOP)
+    await starting
+    assert not is_alive(frozen)
+    assert pool.status()[0].last_death == "froze"
+    await pool.close()
+
+
 async def test_frozen_idle(pool: ProcessPool) -> None:
     frozen = send_signal(pool, signal.SIGSTOP)
     await until(lambda: not is_alive(frozen))
@@ -452,3 +472,14 @@ async def test_what_a_worker_prints_comes_as_lines_of_the_log(
         await pool.evaluate(job("segfaults", tmp_path))
     assert "Fatal Python error: Segmentation fault" in caplog.text
     assert "Fatal" not in "".join(capfd.readouterr())
+
+
+async def test_a_batch_that_takes_long_is_reported_in_part(tmp_path: Path) -> None:
+    progress: list[EvalProgress] = []
+    async with misbehaving_pool(cpus(2)) as pool:
+        await pool.evaluate(job("says-how-far-it-is", tmp_path, 2), progress.append)
+    in_part = [each for each in progress if each.batches_in_part]
+    assert len(in_part) >= 2
+    assert all(0 < each.fraction < 1 for each in in_part)
+    assert progress[-1] == EvalProgress("evaluating", 2, 2)
+    assert progress[-1].fraction == 1

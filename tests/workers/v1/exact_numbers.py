@@ -1,20 +1,23 @@
-"""What `workers.v1` computes for the golden cases, bit for bit, in a way that is the same on every x86-64 CPU.
+"""What `workers.v1` computes for the golden cases, bit for bit, in a way that is the same on all CPUs of one vendor.
 
     python -m tests.workers.v1.exact_numbers             # prints it
     python -m tests.workers.v1.exact_numbers --record    # adds it to golden/exact_numbers.json, for a new version
 
 The last bits of a CPU's results depend on its instruction set and on the number of threads. So it is computed by one
 thread of a process in which every library that chooses instructions is told to use the oldest ones (`PORTABLE`).
+Between vendors, MKL makes a difference all the same.
 """
 
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from tests.odd_weights_files import FILES
@@ -55,7 +58,16 @@ def recorded() -> dict[str, dict[str, dict[str, str]]]:
 
 def platform_name() -> str:
     """What the numbers depend on, beside the version of `workers.v1`."""
-    return f"torch {version('torch').partition('+')[0]}, {platform.machine()}"
+    return f"torch {version('torch').partition('+')[0]}, {platform.machine()}, {_cpu_vendor()}"
+
+
+def _cpu_vendor() -> str:
+    """GenuineIntel or AuthenticAMD, for example; empty where the system does not say."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = (
+        re.search(r"^vendor_id\s*: (\S+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    )
+    return found[1] if found else ""
 
 
 def _compute() -> Iterator[tuple[str, str]]:

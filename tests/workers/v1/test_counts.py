@@ -138,14 +138,14 @@ def test_each_batch_is_evaluated_once_and_read_back_once(files: Path) -> None:
 @contextmanager
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sizes: list[int] = []
-    read = weights_source.FileSource.read
+    read_into = weights_source.FileSource.read_into
 
-    def counting_read(self: weights_source.FileSource, offset: int, size: int) -> memoryview:
-        sizes.append(size)
-        return read(self, offset, size)
+    def counting_read_into(self: weights_source.FileSource, offset: int, buffer: memoryview) -> None:
+        sizes.append(len(buffer))
+        read_into(self, offset, buffer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights_source.FileSource, "read", counting_read)
+        patch.setattr(weights_source.FileSource, "read_into", counting_read_into)
         yield sizes
 
 

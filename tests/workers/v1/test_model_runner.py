@@ -1,5 +1,6 @@
 """The runner's promises beside its numbers: the same bits however it is asked, and what it refuses."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.odd_weights_files import FILES
 from tests.recipe import (
     SMALL_CONFIG,
     TEST_KEY,
@@ -22,6 +24,7 @@ from tests.recipe import (
 from workers.v1 import (
     BatchScore,
     EmptyData,
+    LoadedModel,
     Model,
     ModelConfig,
     ModelRunner,
@@ -31,7 +34,9 @@ from workers.v1 import (
     tokenizer,
 )
 from workers.v1 import forward as v1_forward
-from workers.v1.model_runner import hold_linear_weights_in_bf16
+from workers.v1 import model_runner as v1_model_runner
+from workers.v1.model_runner import Precision, hold_linear_weights_in_bf16
+from workers.v1.noise import batch_noise
 
 WEIGHTS = small_weights_bytes()
 DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
@@ -191,6 +196,23 @@ def test_the_same_weights_are_loaded_once(
 
 def test_resident_bytes(runner: ModelRunner) -> None:
     assert runner.load(WEIGHTS).resident_bytes == 4 * 13_192
+
+
+@pytest.mark.parametrize("file", ["baseline", "all-f16", "all-bf16", "all-f64"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "float32-split"])
+def test_what_weights_will_take_is_known_before_they_are_loaded(
+    runner: ModelRunner, file: str, precision: Precision
+) -> None:
+    runner.precision = precision  # which a CPU is not given otherwise
+    assert runner.load(FILES[file]()).resident_bytes == runner.resident_bytes
+
+
+def test_the_served_model_takes_half_as_much_again_in_three_parts() -> None:
+    runner = ModelRunner(ModelConfig())
+    in_float32 = runner.resident_bytes
+    runner.precision = "float32-split"
+    assert 4.8e9 < in_float32 < 4.9e9
+    assert runner.resident_bytes / in_float32 == pytest.approx(1.5, abs=0.01)
 
 
 def test_a_loaded_file_may_be_deleted(runner: ModelRunner, tmp_path: Path) -> None:
@@ -381,13 +403,40 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
         runner._run(
             model,
             [tokenizer.tokenize_range(DATA, range(16))],
-            directions,
+            lambda: directions,
             lambda: None,
             False,
+            lambda _: None,
             reference=reference,
         )
     frames = [frame.name for frame in refusal.traceback]
     assert frames[-1] == "_run"  # where the sums of all micro-batches are fetched, at once
+
+
+@pytest.mark.parametrize(("device", "order"), [("meta", ["forward", "noise"]), ("cpu", ["noise", "forward"])])
+def test_noise_is_drawn_behind_the_queued_forward_pass(
+    device: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is no CPU returns at once; this one, meta, then has no numbers to give."""
+    done: list[str] = []
+
+    def noting(name: str, call: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            result = call(*arguments)
+            done.append(name)
+            return result
+
+        return noted
+
+    monkeypatch.setattr(v1_model_runner, "batch_noise", noting("noise", batch_noise))
+    representations = noting("forward", v1_forward.ForwardPass.representations)
+    monkeypatch.setattr(v1_forward.ForwardPass, "representations", representations)
+    runner = ModelRunner(ModelConfig.small(), device)
+    with torch.device(device):
+        model = LoadedModel(Model(runner.config))
+    with contextlib.suppress(NotImplementedError):
+        next(runner.eval_batches(model, SHORT, 0, range(1)))
+    assert done == order
 
 
 @pytest.mark.gpu

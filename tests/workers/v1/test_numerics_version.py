@@ -16,8 +16,8 @@ def test_the_numerics_version_names_these_very_bits() -> None:
     """Compares with bits recorded for this version, of every short golden case and every odd weights file.
 
     The bits of a CPU depend on its instructions, so those of an ordinary run are nobody else's. Here all libraries use
-    the oldest instructions and one thread (see exact_numbers), which gives the same bits on every x86-64 CPU, and runs
-    the same code of ours as an ordinary run on a CPU. Beside that:
+    the oldest instructions and one thread (see exact_numbers), which gives the same bits on all CPUs of one vendor, and
+    runs the same code of ours as an ordinary run on a CPU. Beside that:
     - Decimals, such as the golden tests compare, would let a change of the last bits pass.
     - A hash of the sources would fail with each comment, and people would learn to raise the version unread.
     - What only a GPU runs (tf32, bf16, float32-split, its micro-batches) is not covered: raise the version by hand.

@@ -1,6 +1,7 @@
 """Other parameters than the network's of today, against an independent float64 arithmetic.
 
-Older documents of the network describe 32 layers, sequences of 8,192, batches of 32 and 1,024 slices.
+Older documents of the network describe 32 layers, sequences of 8,192, batches of 32 and 1,024 slices; all at once:
+`tests/service/test_other_architecture.py`.
 """
 
 from typing import Any
@@ -70,12 +71,6 @@ def test_1024_slices_and_batches_of_32() -> None:
 
 def test_32_layers() -> None:
     assert_same(small(32), size=200, max_seq_len=128, batch_size=32, slices=256)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_all_older_parameters() -> None:
-    assert_same(small(32), size=8192 + 700, max_seq_len=8192, batch_size=32, slices=1024)
 
 
 def test_the_coefficient_is_the_networks() -> None:

@@ -44,13 +44,14 @@ def test_pieces_of_many_threads_end_up_in_their_tensors(
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(fill, pieces))
-    found = memory.finished()
+    memory.settle()
+    found = memory.tensors()
     assert found.keys() == EXPECTED.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor.cpu(), EXPECTED[name], rtol=0, atol=0)
 
 
 def test_tensors_of_the_host_lie_at_lines_of_the_cache_in_one_block() -> None:
-    tensors = HostMemory(SHAPES).finished()
+    tensors = HostMemory(SHAPES).tensors()
     assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in tensors.values())
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from workers.types import BatchScore, CancelCheck, EvalJob
+from workers.types import BatchScore, CancelCheck, EvalJob, OnFraction, ignore_fraction
 from workers.worker.main import main
 from workers.worker.runner import Runner
 
@@ -15,7 +15,13 @@ from workers.worker.runner import Runner
 class FaultingRunner(Runner):
     """Does to its device what the job asks for, in the middle of an evaluation."""
 
-    def evaluate(self, job: EvalJob, batches: range, check_cancelled: CancelCheck) -> Iterator[BatchScore]:
+    def evaluate(
+        self,
+        job: EvalJob,
+        batches: range,
+        check_cancelled: CancelCheck,
+        on_fraction: OnFraction = ignore_fraction,
+    ) -> Iterator[BatchScore]:
         def fault() -> None:
             check_cancelled()
             match job.weights_checksum:
@@ -25,7 +31,7 @@ class FaultingRunner(Runner):
                 case "asks-for-too-much":
                     torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
-        return super().evaluate(job, batches, fault)
+        return super().evaluate(job, batches, fault, on_fraction)
 
 
 if __name__ == "__main__":

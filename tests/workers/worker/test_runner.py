@@ -4,96 +4,19 @@ import errno
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.workers.processes.pools import until
-from workers.architectures import Architecture
+from tests.workers.worker.fake_device import Device, fake_architecture
 from workers.errors import FileUnreadable, OutOfMemory
-from workers.types import BatchScore, EvalJob, WorkerConfig
-from workers.v1 import errors as v1_errors
+from workers.types import EvalJob, WorkerConfig
 from workers.worker.runner import Runner, cpu_model
-
-
-@dataclass
-class Device:
-    """What the fake architecture meets: how much fits, and what was asked of it."""
-
-    max_models: int = 100
-    max_micro_batch: int = 100
-    num_models: int = 0
-    loaded: list[str] = field(default_factory=list)
-    error: Exception | None = None
-    at_gate: bool = False
-    gate: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(eq=False)
-class Model:
-    """Takes its place on the device until it is dropped."""
-
-    device: Device
-    resident_bytes: int = 100
-
-    def __post_init__(self) -> None:
-        self.device.num_models += 1
-
-    def __del__(self) -> None:
-        self.device.num_models -= 1
-
-
-def fake_architecture(device: Device) -> Architecture:
-    class ModelRunner:
-        def __init__(self, *_: object, micro_batch_size: int | None = None) -> None:
-            self.micro_batch_size = micro_batch_size or 16
-
-        def load(self, path: str, key: bytes | None, check_cancelled: Callable[[], None]) -> Model:
-            name = Path(path).name
-            if name == "gated":
-                device.at_gate = True
-                while not device.gate.wait(0.01):
-                    check_cancelled()
-            if device.error is not None:
-                raise device.error
-            device.loaded.append(name)
-            if device.num_models == device.max_models:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return Model(device)
-
-        def eval_batches(
-            self,
-            model: Model,
-            data: bytes,
-            seed: int,
-            batches: range,
-            check_cancelled: Callable[[], None],
-            *,
-            detail: bool,
-        ) -> Iterator[BatchScore]:
-            for index in batches:
-                check_cancelled()
-                if index >= 1 and self.micro_batch_size > device.max_micro_batch:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                yield BatchScore(index, float(self.micro_batch_size), 0.0, np.zeros(1, np.float32), False)
-
-    fake = SimpleNamespace(
-        ModelRunner=ModelRunner,
-        ModelConfig=SimpleNamespace,
-        SelfTest=lambda device, precision, small_model: None,
-        EvaluationRefused=v1_errors.EvaluationRefused,
-        DecryptionFailed=v1_errors.DecryptionFailed,
-        WeightsInvalid=v1_errors.WeightsInvalid,
-        EmptyData=v1_errors.EmptyData,
-        NonFiniteResult=v1_errors.NonFiniteResult,
-    )
-    return cast(Architecture, fake)
 
 
 @pytest.fixture
@@ -130,6 +53,20 @@ def never_cancelled() -> None:
     """The cancel check of work that nobody stops."""
 
 
+def load(runner: Runner, job: EvalJob, check_cancelled: Callable[[], None] = never_cancelled) -> float:
+    """Its weights, reserved and loaded, as a worker does before it evaluates."""
+    runner.reserve(job)
+    return runner.load(job, check_cancelled)
+
+
+def use(runner: Runner, job: EvalJob) -> float:
+    """The same for a job that ends at once."""
+    try:
+        return load(runner, job)
+    finally:
+        runner.release(job)
+
+
 def names(runner: Runner) -> set[str]:
     return {checksum for _, checksum, _ in runner.resident()}
 
@@ -141,27 +78,53 @@ def evaluate(runner: Runner, job: EvalJob, num_batches: int = 3) -> list[int]:
 
 def test_weights_stay_within_the_budget(runner: Runner, tmp_path: Path) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
-    assert runner.load(a, never_cancelled) > 0
-    assert runner.load(a, never_cancelled) == 0.0
-    runner.load(b, never_cancelled)
-    runner.load(a, never_cancelled)
-    runner.load(c, never_cancelled)
+    assert use(runner, a) > 0
+    assert use(runner, a) == 0.0
+    use(runner, b)
+    use(runner, a)
+    use(runner, c)
     assert names(runner) == {"a", "c"}  # b was not used for longest
 
 
 def test_memory_is_what_the_process_and_its_weights_take(device: Device, tmp_path: Path) -> None:
     runner = runner_on(device, 250)
-    runner.load(job(tmp_path, "a"), never_cancelled)
-    runner.load(job(tmp_path, "b"), never_cancelled)
+    use(runner, job(tmp_path, "a"))
+    use(runner, job(tmp_path, "b"))
     memory = runner.memory()
     assert (memory.weights, memory.weights_limit) == (200, 250)
     assert memory.total > memory.used > 10_000_000
 
 
+@pytest.mark.parametrize(
+    ("num_on_device", "free_bytes", "limit"), [(1, 10_000, 6_000), (2, 10_000, 3_000), (2, 7_000, 2_100)]
+)
+def test_workers_on_one_card_share_what_is_free(
+    device: Device, monkeypatch: pytest.MonkeyPatch, num_on_device: int, free_bytes: int, limit: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 12_000))
+    config = WorkerConfig("cuda:0", num_on_device=num_on_device)
+    memory = Runner(config, lambda version: fake_architecture(device)).memory()
+    assert (memory.total, memory.weights_limit) == (12_000, limit)
+
+
+def test_a_prefetch_chooses_its_card(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[str, object]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread().name, device))
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 12_000))
+    runner = Runner(WorkerConfig("cuda:1"), lambda version: fake_architecture(device))
+    runner.prefetch(job(tmp_path, "a"))
+    wait_for_prefetch()
+    assert chosen == [("MainThread", "cuda:1"), ("prefetch", "cuda:1")]
+    assert names(runner) == {"a"}
+
+
 def test_one_model_has_its_place_whatever_the_budget(device: Device, tmp_path: Path) -> None:
     runner = runner_on(device, memory_budget_bytes=1)
     for name in "ab":
-        runner.load(job(tmp_path, name), never_cancelled)
+        use(runner, job(tmp_path, name))
         assert names(runner) == {name}
     assert device.num_models == 1
 
@@ -170,8 +133,8 @@ def test_no_memory_to_load_drops_the_others_and_tries_once_more(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     device.max_models = 1
-    runner.load(job(tmp_path, "a"), never_cancelled)
-    runner.load(job(tmp_path, "b"), never_cancelled)
+    use(runner, job(tmp_path, "a"))
+    use(runner, job(tmp_path, "b"))
     assert names(runner) == {"b"}
 
 
@@ -180,17 +143,17 @@ def test_no_memory_to_load_even_with_nothing_else_there(
 ) -> None:
     device.max_models = 0
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"), never_cancelled)
+        use(runner, job(tmp_path, "a"))
     device.max_models = 1
-    runner.load(job(tmp_path, "a"), never_cancelled)
+    use(runner, job(tmp_path, "a"))
 
 
 def test_no_memory_to_evaluate_drops_the_others_and_cuts_smaller(
     runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     a, b = job(tmp_path, "a"), job(tmp_path, "b")
-    runner.load(a, never_cancelled)
-    runner.load(b, never_cancelled)
+    use(runner, a)
+    load(runner, b)
     device.max_micro_batch = 4
     scores = list(runner.evaluate(b, range(3), never_cancelled))
     assert [(int(s.cross_entropy), s.was_cut_smaller) for s in scores] == [(16, False), (4, True), (4, True)]
@@ -208,7 +171,7 @@ def test_a_cpu_is_named_by_what_decides_its_bits(tmp_path: Path) -> None:
 
 def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, never_cancelled)
+    load(runner, a)
     device.max_micro_batch = 1
     with pytest.raises(OutOfMemory):
         evaluate(runner, a)
@@ -216,22 +179,73 @@ def test_no_memory_to_evaluate_even_then(runner: Runner, device: Device, tmp_pat
     assert evaluate(runner, a) == [16, 16, 16]
 
 
+def test_no_memory_for_the_data(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = job(tmp_path, "a")
+    load(runner, a)
+
+    def no_memory(path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", no_memory)
+    with pytest.raises(OutOfMemory, match="for the data"):
+        evaluate(runner, a)
+
+
+def test_no_memory_to_ask_what_weights_take(runner: Runner, device: Device, tmp_path: Path) -> None:
+    def no_memory() -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    device.asked_for_size = no_memory
+    assert use(runner, job(tmp_path, "a")) > 0
+    assert names(runner) == {"a"}
+
+
+def test_no_memory_for_a_self_test_drops_what_is_not_in_use(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    use(runner, job(tmp_path, "a"))
+    load(runner, job(tmp_path, "b"))
+    device.max_models = 1  # beside the one in use there is no room to test
+    assert runner.self_test(with_large=False) == "there is too little memory for a known evaluation"
+    assert names(runner) == {"b"}
+    device.max_models = 2
+    assert runner.self_test(with_large=False) is None
+    use(runner, job(tmp_path, "a"))
+    assert runner.self_test(with_large=False) is None
+    assert names(runner) == {"b"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle, opa, ...)`"
+        ),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm(handle, opa, ...)`"
+        ),
+    ],
+)
 def test_any_other_error_of_the_device_is_not_swallowed(
-    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: Runner, device: Device, tmp_path: Path, error: Exception
 ) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, never_cancelled)
+    load(runner, a)
 
     def faults() -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise error
 
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    with pytest.raises(type(error)):
         list(runner.evaluate(a, range(1), faults))
+    device.error = error
+    with pytest.raises(type(error)):
+        runner.self_test(with_large=False)
 
 
 def test_a_cancel_check_that_raises_ends_the_work(runner: Runner, tmp_path: Path) -> None:
     a = job(tmp_path, "a")
-    runner.load(a, never_cancelled)
+    load(runner, a)
     calls: list[int] = []
 
     def stop_at_second() -> None:
@@ -246,46 +260,78 @@ def test_a_cancel_check_that_raises_ends_the_work(runner: Runner, tmp_path: Path
 
 
 def test_prefetch_loads_in_the_background(runner: Runner, device: Device, tmp_path: Path) -> None:
-    runner.load(job(tmp_path, "a"), never_cancelled)
+    load(runner, job(tmp_path, "a"))
     runner.prefetch(job(tmp_path, "b"))
     wait_for_prefetch()
     assert names(runner) == {"a", "b"}
-    assert runner.load(job(tmp_path, "b"), never_cancelled) == 0.0
+    assert load(runner, job(tmp_path, "b")) == 0.0
 
 
 def test_prefetch_waits_for_nobody_and_is_waited_for(runner: Runner, device: Device, tmp_path: Path) -> None:
     gated = job(tmp_path, "gated")
     runner.prefetch(gated)
     threading.Timer(0.1, device.gate.set).start()
-    assert runner.load(gated, never_cancelled) > 0  # the rest of the time it takes, and not twice
+    assert load(runner, gated) > 0  # the rest of the time it takes, and not twice
     assert device.loaded == ["gated"]
 
 
 def test_prefetch_never_drops_what_is_in_use(device: Device, tmp_path: Path) -> None:
     runner = runner_on(device, memory_budget_bytes=150)
-    runner.load(job(tmp_path, "a"), never_cancelled)
+    load(runner, job(tmp_path, "a"))
     runner.prefetch(job(tmp_path, "b"))
     wait_for_prefetch()
     assert names(runner) == {"a"}
     assert device.loaded == ["a"]
 
 
-def test_prefetch_never_drops_what_a_load_chose_meanwhile(
-    runner: Runner, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_prefetch_never_drops_what_was_reserved_meanwhile(
+    runner: Runner, device: Device, tmp_path: Path
 ) -> None:
     a, b, c = (job(tmp_path, name) for name in "abc")
-    runner.load(a, never_cancelled)
-    runner.load(b, never_cancelled)
-
-    def size_while_a_is_chosen(path: str) -> int:
-        assert runner.load(a, never_cancelled) == 0.0
-        return 100
-
-    monkeypatch.setattr("os.path.getsize", size_while_a_is_chosen)
+    use(runner, a)
+    use(runner, b)
+    device.asked_for_size = lambda: runner.reserve(a)
     runner.prefetch(c)
     wait_for_prefetch()
     assert names(runner) == {"a", "c"}
+    assert runner.load(a, never_cancelled) == 0.0
     assert evaluate(runner, a) == [16, 16, 16]
+
+
+def test_prefetch_may_drop_what_is_in_use_no_more(runner: Runner, tmp_path: Path) -> None:
+    a, b, c = (job(tmp_path, name) for name in "abc")
+    use(runner, a)
+    load(runner, b)
+    runner.reserve(a)  # the next job, whose weights were used before
+    runner.release(b)
+    runner.prefetch(c)
+    wait_for_prefetch()
+    assert runner.load(a, never_cancelled) == 0.0
+    assert names(runner) == {"a", "c"}
+
+
+def test_a_job_that_follows_one_with_the_same_weights_keeps_them(runner: Runner, tmp_path: Path) -> None:
+    a, b, c = (job(tmp_path, name) for name in "abc")
+    load(runner, a)
+    runner.reserve(a)
+    runner.release(a)
+    for other in (b, c):
+        runner.prefetch(other)
+        wait_for_prefetch()
+    assert names(runner) == {"a", "c"}
+
+
+async def test_out_of_memory_ends_a_prefetch_before_the_last_try(
+    runner: Runner, device: Device, tmp_path: Path
+) -> None:
+    a, gated = job(tmp_path, "a"), job(tmp_path, "gated")
+    load(runner, a)
+    runner.prefetch(gated)
+    await until(lambda: device.at_gate)
+    device.max_micro_batch = 4
+    assert evaluate(runner, a) == [16, 4, 4]
+    wait_for_prefetch()  # ends though its gate is closed
+    assert names(runner) == {"a"}
 
 
 async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
@@ -296,7 +342,7 @@ async def test_a_load_does_not_wait_for_the_prefetch_of_other_weights(
     await until(lambda: device.at_gate)
     calls: list[int] = []
     threading.Timer(0.2, device.gate.set).start()
-    runner.load(other, lambda: calls.append(1))
+    load(runner, other, lambda: calls.append(1))
     assert device.loaded == ["other"]  # the prefetch gave up at its next check_cancelled
     assert names(runner) == {"other"}
     wait_for_prefetch()
@@ -313,7 +359,7 @@ async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        runner.load(gated, cancel)
+        load(runner, gated, cancel)
     device.gate.set()
     wait_for_prefetch()
     assert names(runner) == {"gated"}
@@ -325,9 +371,12 @@ async def test_a_load_that_waits_for_a_prefetch_can_be_cancelled(
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
-        RuntimeError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),  # pinned memory, a kernel that is loaded late
+        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasSgemm(handle, opa, ...)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("std::bad_alloc"),
         RuntimeError("can't start new thread"),
     ],
@@ -338,9 +387,9 @@ def test_what_the_machine_lacks_is_not_held_against_the_weights(
     a = job(tmp_path, "a")
     device.error = error
     with pytest.raises(OutOfMemory):
-        runner.load(a, never_cancelled)
+        use(runner, a)
     device.error = None
-    runner.load(a, never_cancelled)
+    load(runner, a)
 
     def lacks() -> None:
         raise error
@@ -355,15 +404,15 @@ def test_a_file_that_cannot_be_read_is_not_held_against_the_weights(
 ) -> None:
     device.error = OSError(code, os.strerror(code))
     with pytest.raises(FileUnreadable, match="the weights could not be read"):
-        runner.load(job(tmp_path, "a"), never_cancelled)
+        load(runner, job(tmp_path, "a"))
 
 
 def test_a_file_that_lost_bytes_is_not_held_against_the_weights(runner: Runner, tmp_path: Path) -> None:
     whole = job(tmp_path, "a")
-    runner.load(whole, never_cancelled)
+    use(runner, whole)
     with pytest.raises(FileUnreadable, match="the weights could not be read: 100 bytes in place of 104"):
-        runner.load(replace(whole, weights_checksum="b", weights_size=104), never_cancelled)
-    runner.load(whole, never_cancelled)
+        use(runner, replace(whole, weights_checksum="b", weights_size=104))
+    load(runner, whole)
     with pytest.raises(FileUnreadable, match="the data could not be read: 100 bytes in place of 101"):
         list(runner.evaluate(replace(whole, data_size=101), range(1), never_cancelled))
 
@@ -374,4 +423,4 @@ def test_an_error_of_a_prefetch_is_raised_by_the_load(runner: Runner, device: De
     wait_for_prefetch()
     assert device.loaded == ["a"]
     with pytest.raises(OutOfMemory):
-        runner.load(job(tmp_path, "a"), never_cancelled)
+        load(runner, job(tmp_path, "a"))

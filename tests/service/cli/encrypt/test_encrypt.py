@@ -166,6 +166,7 @@ def embedding_file(path: Path, weights: bytes, dim: int = 16, **changes: Any) ->
         loss=5.5,
         architecture_version="1",
         small_model=dim == 16,
+        architecture="small" if dim == 16 else "network",
         precision="float32",
         device="cpu",
         versions={},

@@ -25,7 +25,7 @@ def test_score_gives_the_golden_numbers_of_a_competition(in_process: InProcess) 
         *("score", *SMALL, "--weights", "c*.safetensors", "--data", "text", "--json"),
         *("--seed", str(COMPETITION.seed), "--target", "target.json"),
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     models = ran.json["models"]
     assert ran.json["winner"] == COMPETITION.winner
     assert [model["loss"] for model in models] == [approx(loss) for loss in COMPETITION.losses]
@@ -55,7 +55,7 @@ def test_plain_and_encrypted_score_the_same_and_one_bad_candidate_costs_nothing(
         stdin=make_data(golden.data),
     )
     plain, sealed, broken = ran.json["models"]
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert plain["loss"] == sealed["loss"] == approx(golden.loss)
     assert plain["cross_entropy"] == approx(golden.cross_entropy[0])
     assert plain["bits_per_byte"] == approx(golden.cross_entropy[0] * 1024 / 100 / np.log(2))
@@ -70,7 +70,7 @@ def test_several_files_and_seeds_are_averaged_and_shown(in_process: InProcess, t
     ran = in_process.run(
         "score", *SMALL, *flags, "--seed", "1", "--seeds", "2", "--target", "target.npy", *page
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert "2 files, seeds 1 to 2" in ran.out
     assert "± spread" in ran.out
     assert "leak.safetensors sees the bytes it predicts" in ran.out
@@ -87,7 +87,7 @@ def test_the_workers_of_a_real_command_give_the_golden_numbers(prepared: Path) -
     golden = golden_cases()["small-short"]
     seed = ("--seed", str(golden.seed))
     ran = run_command(prepared, "score", *SMALL, "plain.safetensors", "--data", "short", *seed, "--json")
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert ran.json["models"][0]["loss"] == approx(golden.loss)
 
 

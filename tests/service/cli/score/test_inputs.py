@@ -62,7 +62,7 @@ def test_data_may_come_out_of_a_command(in_process: InProcess) -> None:
     data = ("--data", f"/dev/fd/{reading}", "--seed", str(GOLDEN.seed))
     ran = in_process.run("score", *SMALL, "plain.safetensors", *data, "--json")
     os.close(reading)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert ran.json["models"][0]["loss"] == pytest.approx(GOLDEN.loss, rel=1e-5)
 
 

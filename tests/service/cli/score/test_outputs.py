@@ -21,7 +21,7 @@ def test_the_embedding_of_exactly_this_file_is_written(in_process: InProcess, tm
     weights, out = (in_process.folder / "plain.safetensors").read_bytes(), tmp_path / "embedding.json"
     flags = ("--seed", str(GOLDEN.seed), "--embedding-out", str(out), "--json")
     ran = in_process.run(*SCORE, "plain.safetensors", *flags)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     written = read_embedding_file(out)
     printed = ran.json["models"][0]["embedding"]
     assert written.embedding.tolist() == np.array(printed, dtype=np.float32).tolist()
@@ -38,7 +38,7 @@ def test_of_encrypted_weights_the_checksum_is_that_of_the_plain_ones(
     out, page = tmp_path / "embedding.json", tmp_path / "page.html"
     flags = ("--key-file", "key", "--embedding-out", str(out), "--report", str(page))
     ran = in_process.run(*SCORE, "sealed.enc", *flags)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     plain, sealed = (
         checksum_of((in_process.folder / name).read_bytes()) for name in ("plain.safetensors", "sealed.enc")
     )
@@ -76,7 +76,7 @@ def test_no_other_file_is_overwritten(in_process: InProcess, flag: str, output: 
     before = (in_process.folder / "plain.safetensors").read_bytes()
     ran = in_process.run(*SCORE, "plain.safetensors", flag, output)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith(f"soma-eval: {flag} {output}")
+    assert ran.complaints.startswith(f"soma-eval: {flag} {output}")
     assert (in_process.folder / "plain.safetensors").read_bytes() == before
 
 
@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(
         inherited=Inherited(max_file_bytes=4096),
     )
     assert ran.code == 3
-    kept, told = ran.err.splitlines()
+    kept, told = ran.complaints.splitlines()
     assert "the state database cannot be used" in kept
     assert told == f"soma-eval: {page}: File too large."
     assert page.read_bytes() == before

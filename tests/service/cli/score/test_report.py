@@ -28,7 +28,7 @@ from workers.v1 import ModelConfig, ModelRunner
 
 NUM_TOKENS = 1024
 DATA = make_data({"pattern": "text", "size": 3000}) + "ä€\n".encode() + b"\xff"
-ORIGIN = Origin(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "soma-eval score a b", "1", small_model=True)
+ORIGIN = Origin(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "soma-eval score a b", "1", "small")
 HOSTILE = "<script>alert(1)</script>.safetensors"
 
 

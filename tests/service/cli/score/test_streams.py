@@ -40,7 +40,7 @@ def test_a_precision_that_needs_a_gpu_is_refused_at_once(
 def test_a_terminal_without_unicode_is_enough(prepared: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     ran = run_command(prepared, *SCORE, "sealed.enc", variables=ascii_only)
-    assert (ran.code, ran.err) == (1, "")
+    assert (ran.code, ran.complaints) == (1, "")
     assert ran.out.startswith("x sealed.enc: ")
 
 
@@ -48,7 +48,7 @@ def test_a_name_that_is_not_text_is_no_bug(in_process: InProcess, tmp_path: Path
     weights = tmp_path / os.fsdecode(b"odd-\xff.safetensors")
     weights.write_bytes(small_weights_bytes())
     ran = in_process.run(*SCORE, str(weights), "--json")
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert ran.json["models"][0]["weights"] == str(weights)
 
 
@@ -66,7 +66,7 @@ def test_a_page_is_written_with_standard_output_closed(prepared: Path, tmp_path:
     ran = run_command(
         prepared, *SCORE, "plain.safetensors", *flags, stdout=None, inherited=Inherited(closed_descriptor=1)
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
@@ -74,7 +74,7 @@ def test_a_full_standard_output_is_reported(prepared: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         ran = run_command(prepared, *SCORE, "plain.safetensors", "--json", stdout=full)
     assert ran.code == 3
-    assert ran.err == "soma-eval: standard output cannot be written (No space left on device).\n"
+    assert ran.complaints == "soma-eval: standard output cannot be written (No space left on device).\n"
 
 
 def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
     ran = run_command(prepared, *SCORE, "plain.safetensors", stdout=writing)
     os.close(writing)
     assert ran.code == 3
-    assert ran.err == "soma-eval: standard output cannot be written (Broken pipe).\n"
+    assert ran.complaints == "soma-eval: standard output cannot be written (Broken pipe).\n"
 
 
 def test_standard_error_may_be_closed(prepared: Path) -> None:

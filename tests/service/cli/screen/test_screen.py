@@ -37,7 +37,7 @@ def flags(tmp_path: Path, prepared: Path) -> tuple[str, ...]:
 
 def test_a_file_is_one_piece(in_process: InProcess, flags: tuple[str, ...]) -> None:
     ran = in_process.run("screen", *SMALL, *flags, "--data", "text")
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     (line,), last = lines_of(ran)
     assert line["piece"] == "text"
     assert [model["loss"] for model in line["models"]] == [
@@ -192,6 +192,37 @@ def test_a_service_gives_the_same_lines(
             assert found == {**expected, "distance": pytest.approx(expected["distance"], rel=1e-6)}
 
 
+def test_a_service_is_asked_before_all_pieces_are_there(
+    prepared: Path, files: FileServer, service: LiveService, tmp_path: Path
+) -> None:
+    """Standard input stays open, as that of a generator of pieces does."""
+    url = files.publish("screened.enc", (prepared / "sealed.enc").read_bytes())
+    models = write_json(tmp_path / "models.json", [{"url": url, "decryption_key": KEY}])
+    command = [sys.executable, "-m", "service.cli.main", "screen", "--models", models, "--data", "-"]
+    with subprocess.Popen(
+        [*command, "--url", service.http_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(prepared),
+    ) as screening:
+        assert screening.stdin is not None
+        assert screening.stdout is not None
+        for text in "one", "two":
+            screening.stdin.write(b'{"text": "%s"}\n' % text.encode())
+            screening.stdin.flush()
+            assert json.loads(screening.stdout.readline())["models"][0]["loss"] is not None
+        screening.stdin.close()
+        assert json.loads(screening.stdout.readline())["summary"]["pieces"] == 2
+        assert screening.wait(60) == 0
+
+
+def test_weights_of_this_machine_are_nothing_for_a_service(in_process: InProcess, tmp_path: Path) -> None:
+    models = write_json(tmp_path / "models.json", [{"url": "c0.safetensors"}])
+    ran = in_process.run("screen", "--models", models, "--data", "text", "--url", "http://127.0.0.1:9")
+    assert (ran.code, ran.out) == (2, "")
+    assert "cannot read c0.safetensors: give every model an http(s) URL" in ran.err
+
+
 def test_no_service_is_exit_code_3(in_process: InProcess, tmp_path: Path) -> None:
     models = write_json(tmp_path / "models.json", [{"url": "http://127.0.0.1:9/w"}])
     ran = in_process.run(
@@ -208,7 +239,7 @@ def test_pieces_from_stdin_through_real_workers(
         pieces.write(b'{"text": "one"}\n{"text": "two"}')
         pieces.seek(0)
         ran = run_command(prepared, "screen", *SMALL, *flags, "--data", "-", stdin=pieces)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     lines, _ = lines_of(ran)
     assert sorted(line["piece"] for line in lines) == [0, 1]
 
@@ -237,6 +268,6 @@ def test_memory_stays_flat_over_10_000_pieces(prepared: Path, tmp_path: Path) ->
             check=True,
         )
         assert len(ran.stdout.splitlines()) == num_pieces + 1
-        return int(ran.stderr)
+        return int(ran.stderr.splitlines()[-1])
 
     assert peak_kib(10_000) < peak_kib(100) + 16 * 1024

@@ -49,7 +49,7 @@ def test_once_prints_a_line_for_each_best_first_and_computes_nothing_twice(
     assert rows[0]["loss"] < rows[1]["loss"]
     assert rows[0]["loss_spread"] > 0
     assert rows[2]["error"]["code"] == "file-incomplete"
-    assert (ran.code, ran.err) == (3, "")
+    assert (ran.code, ran.complaints) == (3, "")
 
     (folder / "checkpoints" / "half.safetensors").unlink()
     (folder / "checkpoints" / "bad.safetensors").rename(folder / "checkpoints" / "renamed.safetensors")
@@ -84,7 +84,7 @@ def test_a_new_best_is_piped_into_a_command_and_its_name_is_never_part_of_one(
     ran = in_plain.run(*ONCE, *SMALL, "--json", "--on-best", "cat > best.json; echo said; exit 4")
     assert ran.code == 0
     assert json.loads((folder / "best.json").read_text()) == lines(ran.out)[0]
-    assert ran.err == "said\nsoma-eval: --on-best ended with exit code 4\n"
+    assert ran.complaints == "said\nsoma-eval: --on-best ended with exit code 4\n"
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.json",
         "checkpoints",

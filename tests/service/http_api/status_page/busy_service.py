@@ -4,17 +4,19 @@ The pool and the past are made up; all that shows them is real.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from service.config import ExplicitSettings
 from service.errors import Fault
 from service.last_hour import LastHour
+from service.leaderboards import FOLDER_NAME, Board, FailedRow, RankedRow
 from tests.file_server import FileServer
 from tests.golden_requests import GOLDEN_COMPETITION, competition, request_for, weights_that_give_nan
 from tests.in_process_pool import InProcessPool, eval_result
@@ -65,6 +67,7 @@ class BusyPool(InProcessPool):
             load_seconds=0.1,
             eval_seconds=0.4,
             versions={"torch": "2.13.0+cu130", "soma-arrgen": "0.1.0"},
+            cross_entropy_along=make_up_batches(result.loss - 0.0255),
         )
 
     def status(self) -> list[DeviceStatus]:
@@ -141,6 +144,7 @@ def busy_service(folder: Path, files: FileServer, **settings: Any) -> Iterator[I
         _send_jobs(service, pool, files)
         assert service.components is not None
         make_up_an_hour(service.components.metrics.last_hour)
+        write_board(folder, made_up_board())
         yield service
 
 
@@ -191,6 +195,41 @@ def jobs_of(service: InProcessService) -> dict[str, str]:
         "failed": lambda job: job["error"] and job["error"]["code"] == "model-unavailable",
     }
     return {name: f"/jobs/{next(filter(test, jobs))['id']}" for name, test in found.items()}
+
+
+def write_board(data_dir: Path, board: Board) -> None:
+    """As a watch does."""
+    (data_dir / FOLDER_NAME).mkdir(exist_ok=True)
+    (data_dir / FOLDER_NAME / "board.json").write_text(json.dumps(asdict(board)))
+
+
+def made_up_board() -> Board:
+    """Of a training run with one checkpoint that was not written to its end."""
+    dice = random.Random(3)
+    losses = sorted(2.55 + 3.1 * 0.82**step + dice.gauss(0, 0.01) for step in range(1, 15))
+    ranked = [
+        RankedRow(f"step-{4000 * (14 - i):06}.safetensors", loss, 0.0171, loss - 0.0262, 1.31, False)
+        for i, loss in enumerate(losses)
+    ]
+    failed = FailedRow("step-060000.safetensors", "file-incomplete", "A file is incomplete")
+    return Board(
+        folder="run-7",
+        question="262,144 bytes of held-out.txt, seeds 0 to 2; loss = cross-entropy + 0.02 SIGReg, lower is better",
+        changed=time.time() - 47,
+        ranked=tuple(ranked),
+        failed=(failed,),
+        num_ranked=len(ranked),
+        num_failed=1,
+    )
+
+
+def make_up_batches(cross_entropy: float) -> tuple[float, ...]:
+    """Cross-entropies of batches around their mean; the data is easier to predict behind its first third."""
+    dice = random.Random(5)
+    return tuple(
+        cross_entropy + 0.05 * (1.4 if batch < _BATCHES / 3 else -0.7) + dice.gauss(0, 0.02)
+        for batch in range(_BATCHES)
+    )
 
 
 def make_up_an_hour(last_hour: LastHour) -> None:

@@ -9,7 +9,7 @@ import pytest
 from service.http_api.status_page.rendering import age
 from tests.in_process_service import InProcessService, in_process_service
 from tests.service.http_api.api_key import CANARY_API_KEY
-from tests.service.http_api.status_page.busy_service import jobs_of
+from tests.service.http_api.status_page.busy_service import jobs_of, made_up_board, write_board
 from tests.service.http_api.status_page.chromium import IS_HERE, Chromium, chromium
 from tests.service.http_api.status_page.request_headers import AS_JOB
 
@@ -136,6 +136,17 @@ def test_it_fits_the_screen_and_keeps_nobody_out(
         )
         assert (red + green + blue < 3 * 64) is dark
         assert screen.picture().startswith(b"RIFF")
+
+
+def test_a_watch_that_begins_is_seen_without_a_reload(screen: Chromium, tmp_path: Path) -> None:
+    with in_process_service(tmp_path) as service:
+        screen.open(f"{service.http_url}/")
+        screen.wait_for_text("Live", "#connection")
+        assert "Watched checkpoints" not in screen.text("main")
+        write_board(tmp_path, made_up_board())
+        screen.wait_for_text("step-056000.safetensors", "#panel-leaderboards")
+        assert "Watched checkpoints" in screen.text("main")
+        assert screen.text("#connection") == "Live"
 
 
 def test_an_empty_page_keeps_nobody_out(screen: Chromium, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What is on the pages, without a browser."""
 
 import json
+import random
 import re
-from html.parser import HTMLParser
+from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,56 +12,18 @@ import pytest
 
 from service.errors import NoWorker, OutOfResources, ScoringError
 from service.http_api.status_page.job_view import row_of, view_of
-from service.http_api.status_page.rendering import age, bars, duration, page, size
+from service.http_api.status_page.rendering import age, bars, duration, line, page, size
 from service.jobs.job import End, Job
-from service.scoring.results import Progress
+from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
 from tests.golden_requests import request_for
-from tests.in_process_service import InProcessService, in_process_service
+from tests.in_process_service import InProcessService
+from tests.live_service import LiveService
 from tests.service.http_api.status_page.busy_service import jobs_of
+from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
+from tests.service.jobs.scripted_scorer import evaluation
 from tests.sockets import wait_until
-
-BLOCKS = {"dt", "dd", "td", "th", "li", "p", "h1", "h2", "h3", "rect"}
-VOID = {"meta", "link", "input", "rect", "path", "circle"}
-
-
-class Balanced(HTMLParser):
-    """Fails where an element is not closed, or a style or a script is written into the page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = dict(attrs)
-        assert "style" not in names
-        assert not [name for name in names if name.startswith("on")]
-        assert tag != "style"
-        assert tag != "script" or names.get("src")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert "style" not in dict(attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in BLOCKS:
-            self.text += " "
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def text_of(html: str) -> str:
-    """The words of a page, with single spaces."""
-    parser = Balanced()
-    parser.feed(html)
-    parser.close()
-    assert parser.open == []
-    return " ".join(parser.text.split())
 
 
 @pytest.fixture
@@ -95,6 +59,9 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
         "hits",
         "evictions",
         "of 4.19 MB",
+        "Watched checkpoints run-7 last checkpoint",
+        "step-056000.safetensors",
+        "4 more with a higher loss.",
         "Architecture 1",
         "precision float32",
         "timeout 1 h 00 min",
@@ -144,6 +111,8 @@ def test_the_page_of_a_competition_has_numbers_phases_provenance_and_reasons(bus
         "cross-entropy 4.552973",
         "margin 0.023452",
         "load 100 ms eval 400 ms",
+        "Cross-entropy along the data 4.4",
+        "in 41 parts; the line is the mean",
         "seed 77",
         "sequences 648 batches 41",
         "torch 2.13.0+cu130",
@@ -195,41 +164,6 @@ def test_streams_beyond_the_limit_are_told_to_ask(
         assert client.get("/status/panels").status_code == 200
 
 
-# -- the first sentence, when a request would not be served ---------------------------------------------------
-
-
-def test_a_full_queue(tmp_path_factory: pytest.TempPathFactory, plain: dict[str, Any]) -> None:
-    with (
-        in_process_service(tmp_path_factory.mktemp("full"), queue_size=1) as service,
-        service.busy(),
-        service.client() as client,
-    ):
-        assert "Yes. A request sent now is served." in text_of(client.get("/").text)
-        location = client.post("/eval", json=plain, headers=AS_JOB).headers["location"]
-        panels = client.get("/status/panels").json()["panels"]
-        while "Not now" not in panels["serving"]:  # the panels are a tick old at most
-            panels = client.get("/status/panels").json()["panels"]
-        words = text_of(panels["serving"])
-        assert "Not now. The queue is full." in words
-        assert "refused as queue-full" in words
-        assert re.search(r"free in \d+ s, which clients are told as Retry-After", words)
-        assert re.search(r"Retry-After now \d+ s", text_of(panels["queue"]))
-        client.delete(location)
-
-
-def test_no_worker(api: InProcessService) -> None:
-    api.pool.is_ready = False
-    try:
-        with api.client() as client:
-            words = ""
-            while "No worker is ready" not in words:
-                words = text_of(client.get("/").text)
-        assert "No. No worker is ready." in words
-        assert "refused as no-worker" in words
-    finally:
-        api.pool.is_ready = True
-
-
 # -- views and filters ------------------------------------------------------------------------------------------
 
 
@@ -249,6 +183,41 @@ def test_the_bars_of_a_job_that_runs() -> None:
     assert (download.share, download.text) == (0.625, "2.0 MB/s")
     assert (load.share, load.text) == (0.5, "1 of 2")
     assert (batches.share, batches.text) == (0.25, "5 of 10")
+
+
+def test_only_a_file_that_is_not_here_has_an_unfinished_download() -> None:
+    waits_for_a_connection = Progress("queued", model_index=0)
+    waits_once_more = Progress("queued", model_index=0, bytes_done=25, bytes_total=100)
+    waits_for_a_device = Progress("queued", model_index=0, is_here=True)
+    stored_by_an_earlier_version = Progress("loading", model_index=0)
+    downloads = [
+        row_of(job_with(progress)).bars[0]
+        for progress in (
+            waits_for_a_connection,
+            waits_once_more,
+            waits_for_a_device,
+            stored_by_an_earlier_version,
+        )
+    ]
+    assert [(bar.share, bar.text) for bar in downloads] == [
+        (0.0, ""),
+        (0.25, ""),
+        (1.0, "done"),
+        (1.0, "done"),
+    ]
+
+
+def test_a_job_that_waits_for_a_device_has_its_file(api: InProcessService, plain: dict[str, Any]) -> None:
+    with api.busy(), api.client() as client:
+        locations = [
+            client.post("/eval", json={**plain, "seed": seed}, headers=AS_JOB).headers["location"]
+            for seed in (11, 12, 13)  # one at the device, one ahead, one that waits
+        ]
+        wait_until(lambda: api.components is not None and api.components.scheduler.num_waiting == 1)
+        words = text_of(client.get(locations[2], headers=HTML).text)
+        assert "queued downloaddone load batches" in words
+        for location in locations:
+            client.delete(location)
 
 
 def test_an_error_of_one_model_is_shown_with_it() -> None:
@@ -303,6 +272,42 @@ def test_bars_stand_on_each_other() -> None:
     assert bars([5], 10, [5]) == "M0.1 12.00v-12.00h.8v12.00z"
 
 
+def test_a_computed_job_and_one_with_its_kept_result_show_the_same_along_the_data(
+    service: LiveService, plain: dict[str, Any]
+) -> None:
+    data = b64encode(random.Random(4).randbytes(3 * 16 * 1024)).decode()
+    lines = []
+    for headers in (AS_JOB, {"Prefer": "respond-async"}):
+        with service.client() as client:
+            location = client.post("/eval", json={**plain, "data": data}, headers=headers).headers["location"]
+            client.get(f"{location}/events")
+            html = client.get(location, headers=HTML).text
+        words = text_of(html)
+        assert "in 3 parts; the line is the mean" in words
+        lines += re.findall('class="line" d="([^"]+)"', html)
+    assert "Kept from an earlier request" in words
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+
+
+def test_a_line_has_a_step_for_each_value() -> None:
+    assert line([2.0, 3.0, 1.0], 1.0, 3.0) == "M0 12.00H20.00V0.00H40.00V24.00H60.00"
+    assert line([2.0, 2.0], 2.0, 2.0) == "M0 12.00H30.00V12.00H60.00"
+
+
+def test_models_of_one_job_share_the_scale_along_the_data() -> None:
+    job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
+    outcomes = [
+        ModelOutcome(replace(evaluation(), result=replace(evaluation().result, cross_entropy_along=along)))
+        for along in ((2.0, 3.0), (1.5, 2.5), ())
+    ]
+    job.become(End("succeeded", 9, result=CompetitionResult(0, tuple(outcomes[:2]), None, near_tie=False)))
+    assert view_of(job).cross_entropy_range == (1.5, 3.0)
+    assert page("panels/job.html", value=view_of(job), now=0.0).count('class="along"') == 2
+    job.become(End("succeeded", 9, result=CompetitionResult(0, (outcomes[2],) * 2, None, near_tie=False)))
+    assert 'class="along"' not in page("panels/job.html", value=view_of(job), now=0.0)
+
+
 def test_requests_are_counted_once_whatever_they_came_by(
     api: InProcessService, plain: dict[str, Any], files: FileServer
 ) -> None:
@@ -327,7 +332,14 @@ def test_requests_are_counted_once_whatever_they_came_by(
             location = client.post("/eval", json=body, headers=AS_JOB).headers["location"]
             client.get(f"{location}/events")
             assert_adds(before, *change)
+            before = counted()
+            client.post("/eval", json=body, headers={"Idempotency-Key": f"waits for {change}"})
+            client.get("/health")  # by the next answer, what came before it is counted
+            assert_adds(before, *change)
         before = counted()
+        client.post("/eval", json=plain, headers={"Idempotency-Key": f"waits for {(1, 0)}"})  # the same job
+        client.get("/health")
+        assert counted() == before
         assert client.get("/jobs/absent").status_code == 404  # no scoring request
         assert client.post("/eval", json={}).status_code == 422
         assert_adds(before, 0, 1)

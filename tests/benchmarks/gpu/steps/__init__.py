@@ -1,0 +1,1 @@
+"""Steps of a campaign that do one thing each, most of them wrong."""
