@@ -1,6 +1,7 @@
 """Pieces per second of POST /screen against one POST /score for each piece, on one service.
 
-    python -m benchmarks.screen [--pieces 96] [--rounds 5] [--memory 10000] [--layers 24 --width 512] [--full WEIGHTS]
+    python -m benchmarks.screen [--pieces 96] [--rounds 5] [--memory 10000] [--distinct 1000] [--layers 24 --width 512]
+                                [--full WEIGHTS]
 
 The small model: three models, a hundred targets, pieces of 100 bytes and of 1 KiB; blocks of both kinds alternate, so
 that whatever else runs on the machine meets both. `/score` is asked by one client, one piece after the other, each
@@ -74,7 +75,7 @@ class Screened:
 
     def screen(self, size: int, count: int) -> int:
         """One POST /screen for all pieces; returns the lines."""
-        pieces = self._encoded(size, count)
+        pieces = self.encoded(size, count)
         lines = self._post("/screen", {"pieces": pieces, "models": self._keyed(), "targets": self._targets})
         assert json.loads(lines.splitlines()[-1])["summary"]["pieces"] == count
         return lines.count(b"\n")
@@ -84,30 +85,31 @@ class Screened:
         times = [each.cpu_times() for each in (self._process, *self._process.children(recursive=True))]
         return sum(each.user + each.system for each in times)
 
-    def memory_in_one_request(self, count: int) -> "Memory":
-        """Of the service, while it answers one request of so many pieces, with one model."""
-        body = {"pieces": self._encoded(100, count), "models": self._keyed()[:1], "targets": self._targets}
+    def memory_in_one_request(self, pieces: list[dict[str, str]]) -> "Memory":
+        """Of the service, while it answers one request of these pieces, with one model."""
+        body = {"pieces": pieces, "models": self._keyed()[:1], "targets": self._targets}
         self._connection.request("POST", "/screen", json.dumps(body), {"Content-Type": "application/json"})
         with closing(self._connection.getresponse()) as response:
-            return memory_while(response, count, self._process)
+            return memory_while(response, len(pieces), self._process)
 
-    def memory_of_command(self, count: int, folder: Path) -> "Memory":
-        """Of `soma-eval screen`, which is given so many pieces and asks this service."""
+    def memory_of_command(self, pieces: list[dict[str, str]], folder: Path) -> "Memory":
+        """Of `soma-eval screen`, which is given these pieces and asks this service."""
         files = {name: folder / f"{name}.json" for name in ("models", "targets")}
         files["models"].write_text(json.dumps(self._keyed()[:1]))
         files["targets"].write_text(json.dumps(self._targets))
         files["data"] = folder / "pieces.jsonl"
-        files["data"].write_text("".join(json.dumps(each) + "\n" for each in self._encoded(100, count)))
+        files["data"].write_text("".join(json.dumps(each) + "\n" for each in pieces))
         flags = [part for name, path in files.items() for part in (f"--{name}", str(path))]
         command = [sys.executable, "-m", "service.cli.main", "screen", "--url", self._url, *flags]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            return memory_while(process.stdout, count, psutil.Process(process.pid))
+            return memory_while(process.stdout, len(pieces), psutil.Process(process.pid))
 
     def _keyed(self) -> list[dict[str, Any]]:
         return [{**model, "decryption_key": KEY} for model in self._models]
 
-    def _encoded(self, size: int, count: int) -> list[dict[str, str]]:
+    def encoded(self, size: int, count: int) -> list[dict[str, str]]:
+        """Pieces that it has not seen, as requests have them."""
         return [{"data": base64.b64encode(each).decode()} for each in self._new_pieces(size, count)]
 
     def _new_pieces(self, size: int, count: int) -> list[bytes]:
@@ -209,6 +211,9 @@ def main() -> None:
     options.add_argument("--pieces", type=int, default=96)
     options.add_argument("--rounds", type=int, default=5, help="0 measures the memory alone")
     options.add_argument("--memory", type=int, default=10_000, help="pieces; 0 leaves this out")
+    options.add_argument(
+        "--distinct", type=int, default=0, help="of these pieces; the others are the same again; 0: all are"
+    )
     options.add_argument("--layers", type=int, default=24)
     options.add_argument("--width", type=int, default=512, help="0 leaves the larger model out")
     options.add_argument("--full", type=Path, help="weights of full V1, as benchmarks.full_size keeps them")
@@ -227,9 +232,11 @@ def main() -> None:
                 console.print(table)
             if given.memory:
                 screened.screen(100, 100)
-                in_one_request = screened.memory_in_one_request(given.memory)
+                pieces = screened.encoded(100, given.distinct or given.memory)
+                pieces = [pieces[i % len(pieces)] for i in range(given.memory)]
+                in_one_request = screened.memory_in_one_request(pieces)
                 console.print(f"service, {given.memory:,} pieces in one request: {in_one_request}")
-                of_command = screened.memory_of_command(given.memory, path)
+                of_command = screened.memory_of_command(pieces, path)
                 console.print(f"command, {given.memory:,} pieces: {of_command}")
     table = Table("parameters", "pieces of 100 bytes", "least CPU s", "median CPU s", title="the bare runner")
     if given.width:

@@ -10,7 +10,8 @@ process only reads the encrypted file into memory, with as many threads as there
 The matrix rate is that of torch's float32 product alone (with --precision tf32 in TF32), in the model's shapes,
 measured in each process behind its evaluations; operations are counted with the causal half of attention only.
 The precision is ours; soma-models has float32 and TF32, and is given TF32 with --precision tf32. On a GPU the peak of
-memory is that of the card, as torch counts it.
+memory is that of the card, as torch counts it. torch's threads wait as they come, spinning: best for soma-models on an
+idle machine, ruinous on a busy one; ours do not meet (see `benchmarks.threads`).
 """
 
 import argparse
@@ -219,7 +220,7 @@ def measure(peer: str, work: Workload, folder: Path, encrypted: bool, device: st
         "device": device,
         "precision": precision,
     }
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.speed_peer", json.dumps(task)],

@@ -1,6 +1,6 @@
 """The table and the plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,17 @@ HEADER = (
     "event loop busy | GPU s per submission | cost of 1,000 |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
+_NAMES = {
+    "steady": "weights on every node",
+    "first 10": "first 2 h of an epoch, 10 Gbit/s",
+    "first 100": "the same, 100 Gbit/s",
+}
+"""What the plot calls the groups of cases that it shows."""
 _STYLE = """
 text{font:11px system-ui,sans-serif;fill:#667}
 .grid{stroke:#9aa6;fill:none}
 .line{fill:none;stroke-width:2}
 .s0{stroke:#2563eb}.s1{stroke:#dc2626}.s2{stroke:#d97706}.s3{stroke:#6b7280;stroke-dasharray:4 3}
-.key{font-weight:600}
 """
 
 
@@ -44,7 +49,8 @@ def write(price: float, image: Path) -> None:
         print(row(found, price), flush=True)
     for found in find(other_cases()):
         print(row(found, price), flush=True)
-    image.write_text(plot(plotted))
+    rates = {group: [_rate(each) for each in plotted if each.case.group == group] for group in _NAMES}
+    image.write_text(plot(rates))
     print(f"\n{image} is written\n")
     print_saturation()
 
@@ -101,17 +107,11 @@ def print_saturation() -> None:
             print(f"| {slow.label} | {slow.event_loop} | {slow.link} | {fast.link} | {slow.disk} |")
 
 
-def plot(founds: Sequence[Found]) -> str:
-    """Submissions answered each second by number of nodes, as an SVG file."""
+def plot(rates: Mapping[str, Sequence[float]]) -> str:
+    """Submissions answered each second for each of PLOTTED_NODES, by group of cases, as an SVG file."""
     nodes = np.array(PLOTTED_NODES, dtype=np.float64)
-    names = {
-        "steady": "weights on every node",
-        "first 10": "first 2 h of an epoch, 10 Gbit/s",
-        "first 100": "the same, 100 Gbit/s",
-    }
     lines = [
-        Line(name, colour, np.array([_rate(each) for each in founds if each.case.group == group]))
-        for colour, (group, name) in enumerate(names.items())
+        Line(name, colour, np.array(rates[group])) for colour, (group, name) in enumerate(_NAMES.items())
     ]
     computing = 3 * (10 * H100_FLOAT32.per_sequence + H100_FLOAT32.per_batch)
     lines.append(Line("computing alone", 3, np.minimum(1.0, nodes / computing)))

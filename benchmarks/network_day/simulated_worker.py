@@ -60,7 +60,7 @@ class SimulatedWorker:
     ) -> None:
         self.pid = next(_PIDS)
         self.was_ended_here = False
-        self.is_stuck = False
+        self.is_stuck = self.is_stopped = False
         self.busy_seconds = 0.0
         """From the moment that it had a task's files to its last batch, over all tasks; loads included."""
         self.num_sequences = 0
@@ -145,8 +145,16 @@ class SimulatedWorker:
         await asyncio.sleep(self._times.per_task)
         await self._node.bring(job.data_checksum, job.data_size)
         await self._node.bring(job.weights_checksum, job.weights_size)
+        self._weights.pin(job.weights_id)
+        try:
+            await self._compute_task(task)
+        finally:
+            self._weights.unpin(job.weights_id)
+        self._say(Finished(task.task_id))
+
+    async def _compute_task(self, task: Evaluate) -> None:
         self._say(Accepted(task.task_id))
-        loop = asyncio.get_running_loop()
+        job, loop = task.job, asyncio.get_running_loop()
         began = loop.time()
         was_loaded = await self._load(job)
         self._say(Loaded(task.task_id, loop.time() - began if was_loaded else 0.0))
@@ -163,7 +171,6 @@ class SimulatedWorker:
                 )
             )
         self.busy_seconds += loop.time() - began
-        self._say(Finished(task.task_id))
 
     def _steps(self, batches: range) -> list[range]:
         size = -(-len(batches) // self._most_steps)
@@ -171,17 +178,15 @@ class SimulatedWorker:
 
     async def _load(self, job: EvalJob) -> bool:
         """Whether the weights were not here. As in `Runner.load`, a load waits for one ahead of the same weights."""
-        self._weights.release_all()
-        if self._weights.acquire(job.weights_id):
+        if self._weights.find(job.weights_id):
             return False
         if self._loading_ahead and not self._loading_ahead.done():
             if self._loaded_ahead != job.weights_checksum:
                 self._loading_ahead.cancel()
             await asyncio.wait([self._loading_ahead])
-        if not self._weights.acquire(job.weights_id):
+        if not self._weights.find(job.weights_id):
             self._weights.make_room(job.weights_size or 0)
             await self._read_weights(job)
-            self._weights.acquire(job.weights_id)
         self._report_resident()
         return True
 

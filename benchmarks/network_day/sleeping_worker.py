@@ -3,12 +3,11 @@
 All else is the real worker: messages, heartbeats, loading, loading ahead, what stays resident.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -36,11 +35,13 @@ class SleepingModelRunner:
     """In place of `workers.v1.ModelRunner`."""
 
     micro_batch_size = 16
+    resident_bytes = 56_576
+    """As many as the file of the network's small model has."""
 
     def load(self, path: str, decryption_key: bytes | None, check_cancelled: CancelCheck) -> SleepingModel:
         """Takes SECONDS_PER_LOAD."""
         _sleep(SECONDS_PER_LOAD, check_cancelled)
-        return SleepingModel(os.path.getsize(path))
+        return SleepingModel(self.resident_bytes)
 
     def eval_batches(
         self,
@@ -81,25 +82,31 @@ class SleepingRunner(Runner):
         super().__init__(config, _architecture)
 
 
+@dataclass(frozen=True, slots=True)
+class SleepingConfig:
+    """In place of `workers.v1.ArchitectureConfig`."""
+
+    is_small: bool = True
+
+    @classmethod
+    def small(cls) -> "SleepingConfig":
+        """The only one."""
+        return cls()
+
+    def runner(self, *arguments: object) -> SleepingModelRunner:
+        """What loads and evaluates."""
+        return SleepingModelRunner()
+
+
 def _architecture(version: str) -> Architecture:
-    v1: Any = load_architecture(version)
-    return cast(
-        Architecture,
-        SimpleNamespace(
-            **{name: getattr(v1, name) for name in _OF_V1},
-            ArchitectureConfig=_SleepingConfig,
-            SelfTest=lambda *arguments, **options: SimpleNamespace(run=lambda with_large: None),
-        ),
-    )
+    v1 = load_architecture(version)
+    own = {"ArchitectureConfig": SleepingConfig, "SelfTest": _passes}
+    errors = ("EvaluationRefused", "DecryptionFailed", "WeightsInvalid", "EmptyData", "NonFiniteResult")
+    return cast(Architecture, SimpleNamespace(**own, **{name: getattr(v1, name) for name in errors}))
 
 
-_OF_V1 = (
-    "EvaluationRefused",
-    "DecryptionFailed",
-    "WeightsInvalid",
-    "EmptyData",
-    "NonFiniteResult",
-)
+def _passes(*arguments: object, **options: object) -> SimpleNamespace:
+    return SimpleNamespace(run=lambda with_large: None)
 
 
 def _sleep(seconds: float, check_cancelled: CancelCheck) -> None:

@@ -24,7 +24,7 @@ NARROW = {"embedding_dim": 16, "pwff_hidden_dim": 32, "num_heads": 4}
 
 
 def weights_of(architecture: Mapping[str, int]) -> dict[str, Any]:
-    config = {**NARROW, "vocab_size": 264, "num_layers": architecture["num_layers"]}
+    config = {**NARROW, **architecture, "vocab_size": 264}
     return dict(make_weights(config, {"scheme": "scaled", "seed": 7}))
 
 
@@ -49,7 +49,7 @@ def assert_right(answer: Mapping[str, Any], architecture: Mapping[str, int], dat
         data,
         SEED,
         num_layers=architecture["num_layers"],
-        num_heads=NARROW["num_heads"],
+        num_heads=architecture.get("num_heads", NARROW["num_heads"]),
         max_seq_len=architecture["max_seq_len"],
         batch_size=architecture["batch_size"],
         slices=architecture["sig_reg_slices"],
@@ -124,10 +124,10 @@ def test_a_result_is_kept_for_its_own_architecture(folder: Path, short_url: str)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)  # float64 takes minutes for sequences of that length
+@pytest.mark.timeout(600)  # float64 takes long for sequences of that length
 def test_all_older_parameters_and_progress_within_their_one_batch(folder: Path, files: FileServer) -> None:
-    older = {"num_layers": 32, "max_seq_len": 8192, "batch_size": 32, "sig_reg_slices": 1024}
-    data = make_data({"pattern": "hash", "size": 8192 + 700, "seed": 3})
+    older = {"num_layers": 32, "max_seq_len": 8192, "batch_size": 32, "sig_reg_slices": 1024, "num_heads": 1}
+    data = make_data({"pattern": "hash", "size": 5000, "seed": 3})
     sealed = encrypt(safetensors_bytes(weights_of(older)))
     url = files.publish("older.enc", sealed)
     with serve(folder / "older", older) as running, Client(running.http_url) as client:

@@ -1,5 +1,6 @@
 """Which fraction of a batch is done, while it is computed."""
 
+import threading
 from collections.abc import Callable
 
 from .config import ModelConfig
@@ -33,6 +34,7 @@ class BatchProgress:
         self._rest = (1.0 - share) / num_micro_batches
         self._on_fraction = on_fraction
         self._done = 0.0
+        self._lock = threading.Lock()
 
     def layer_done(self) -> None:
         """One layer of one micro-batch."""
@@ -43,8 +45,9 @@ class BatchProgress:
         self._advance(self._rest * part)
 
     def _advance(self, part: float) -> None:
-        self._done = min(1.0, self._done + part)
-        self._on_fraction(self._done)
+        with self._lock:  # by any thread of a team
+            self._done = min(1.0, self._done + part)
+            self._on_fraction(self._done)
 
 
 def _layer_cost(config: ModelConfig, num_tokens: int) -> float:

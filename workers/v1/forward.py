@@ -14,20 +14,24 @@ by operation, the order of the sums in a layer norm included.
 
 What that does not cover: weights that float32 itself cannot carry (embeddings with a common offset of 1e4 and
 more), where the order of the sums within a product decides too.
+
+On a CPU rows, heads and blocks of scores are done a tile at a time, by whichever thread of the team has time. Tiles
+follow from the shapes alone, so no bit depends on how many threads there are.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .batch_progress import BatchProgress
-from .cancellation import CancelCheck
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
 from .runner_order import mean_of_rows
 from .split_matmul import add_split_product, is_stacked
+from .team import Team
 
 MAX_SAFE_SCORE = 9_800.0
 """-1e4 + 104 = -9,896 is where masked keys begin to win weight; the rest is a margin for rounding, of the bound
@@ -39,110 +43,170 @@ MAX_SAFE_OFFSET = 100.0
 ROWS_PER_TILE = 1024
 """Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small."""
 
+CPU_TILE_ELEMENTS = 1 << 19
+MIN_CPU_TILE_ROWS = 256
+"""What a thread takes at once of [N, D]: enough rows to make its products fast, and several tiles of a long sequence
+of a wide model."""
+
 SCORES_PER_BLOCK = 1 << 22
 """Scores the reference path holds at once: 16 MiB of float32."""
 
 
-class ForwardPass:
-    """One pass over one micro-batch. After `representations` the numbers that a guard looks at hold."""
+class Guard(NamedTuple):
+    """What one pass says of itself. On the device."""
 
-    def __init__(
-        self, model: Model, *, reference: bool, check_cancelled: CancelCheck, progress: BatchProgress
-    ) -> None:
+    longest: Tensor
+    """Of each layer and head the lengths of the longest query and of the longest key: [L, 2, H]."""
+    offset: Tensor
+    """Fast path: no row had a larger |mean| / deviation before a norm. A scalar."""
+    attends_to_future: Tensor
+    """Reference path: 1 if a masked key got a softmax weight above 0. A scalar."""
+
+
+class ForwardPass:
+    """One pass over some sequences, whose parts a team shares. After `representations`, `guard` holds."""
+
+    def __init__(self, model: Model, team: Team, *, reference: bool, progress: BatchProgress) -> None:
         self.model = model
         self.progress = progress
+        self.team = team
         self.reference = reference
-        self.check_cancelled = check_cancelled
-        device = model.embedding.weight.device
-        self.score_bound = torch.zeros((), device=device)
-        """Fast path: no score of this pass is larger in magnitude. A scalar on the device."""
-        self.offset = torch.zeros((), device=device)
-        """Fast path: no row had a larger |mean| / deviation before a norm. A scalar on the device."""
-        self.attends_to_future = torch.zeros((), dtype=torch.bool, device=device)
-        """Reference path: a masked key got a softmax weight above 0. A scalar on the device."""
+        self._longest: list[Tensor] = []
+        self._offsets: list[Tensor] = []
+        self._leaks: list[Tensor] = []
 
-    def guard(self) -> Tensor:
-        """`score_bound`, `offset` and `attends_to_future`: [3] on the device."""
-        return torch.stack([self.score_bound, self.offset, self.attends_to_future])
+    def guard(self) -> Guard:
+        """The numbers of the guard, so far."""
+        longest = torch.stack(self._longest)
+        offset, leaks = (
+            torch.stack(found).amax().float() if found else longest.new_zeros(())
+            for found in (self._offsets, self._leaks)
+        )
+        return Guard(longest, offset, leaks)
 
     def representations(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """r, the final norm's output: token ids and positions, both int64 [B, T] -> float32 [B, T, D]."""
         model = self.model
-        B, T = token_ids.shape
-        cos, sin = rotary_angles(positions, model.config)  # (B, T, K/2)
-        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (B, T, 1, K/2)
+        cos, sin = rotary_angles(positions.flatten(), model.config)  # (N, K/2)
+        self.cos, self.sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (N, 1, K/2)
         x = F.embedding(token_ids.flatten(), model.embedding.weight)  # (N, D)
         # Every layer writes into the same memory: new pages cost more than what they are filled with.
         self.normed, self.queries, self.keys, self.values = (torch.empty_like(x) for _ in range(4))
-        self.hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), model.config.pwff_hidden_dim)  # (R, F)
         for layer in cast(list[Layer], model.encoder.layers):
-            self.check_cancelled()
-            self._add_attention(x, self._norm(x, layer.norm_1), layer.attention, (B, T), cos, sin)
-            self.check_cancelled()
-            add_feed_forward(x, self._norm(x, layer.norm_2), layer.pwff, self.hidden)
+            self._run_layer(x, layer, token_ids.shape)
             self.progress.layer_done()
-        return self._norm(x, model.final_norm).view(B, T, -1)
+        self.team.share(lambda rows: self._norm(x, rows, model.final_norm), row_tiles(x))
+        return self.normed.view(*token_ids.shape, -1)
 
-    def _norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
-        """[N, D]. Two passes on both paths: torch's one kernel takes away what rounding leaves of a large
-        common offset, which upstream does not, and at an offset of 1e3 the embedding would differ by 7e-5."""
+    def _run_layer(self, x: Tensor, layer: Layer, shape: torch.Size) -> None:
+        """x += attention(LN(x)); x += pwff(LN(x)). Attention alone needs other rows, and so splits it in three."""
+        longest = self.team.share(lambda rows: self._project(x, rows, layer), row_tiles(x))
+        self._longest.append(torch.stack(longest).amax(dim=0))
+        self._mix(layer.attention, shape)
+        self.team.share(lambda rows: self._add(x, rows, layer), row_tiles(x))
+
+    def _norm(self, x: Tensor, rows: slice, norm: LayerNorm) -> Tensor:
+        """[N, D] -> [R, D], a part of `normed`. Two passes on both paths: torch's one kernel takes away what rounding
+        leaves of a large common offset, which upstream does not, and at an offset of 1e3 the embedding would differ
+        by 7e-5."""
         if self.reference:
-            return reference_layer_norm(x, norm, out=self.normed)
-        normed, offset = layer_norm(x, norm, out=self.normed)
-        self.offset = torch.maximum(self.offset, offset)
+            return reference_layer_norm(x[rows], norm, out=self.normed[rows])
+        normed, offset = layer_norm(x[rows], norm, out=self.normed[rows])
+        self._offsets.append(offset)
         return normed
 
-    def _add_attention(
-        self,
-        x: Tensor,
-        normed: Tensor,
-        attention: Attention,
-        batch: tuple[int, int],
-        cos: Tensor,
-        sin: Tensor,
-    ) -> None:
-        """x += attention(normed), in place."""
-        shape = (*batch, attention.num_heads, attention.head_dim)
-        q = linear(normed, attention.query, out=self.queries).view(shape)  # (B, T, H, K)
-        k = linear(normed, attention.key, out=self.keys).view(shape)
-        v = linear(normed, attention.value, out=self.values).view(shape)
-        if not self.reference:
-            # Rotation keeps lengths, so the bound may be taken before it.
-            self.score_bound = torch.maximum(self.score_bound, largest_score(q, k))
-        rotate_in_place(q, cos, sin, scratch=normed)
-        rotate_in_place(k, cos, sin, scratch=normed)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H, T, K)
-        if self.reference:
-            mixed = self._filled_attention(q, k, v)
-        else:
-            mixed = causal_attention(q, k, v, product_dtype(attention.output, x.shape[-1]))
-        add_linear(x, mixed.transpose(1, 2).reshape(x.shape), attention.output, scratch=normed)
+    def _project(self, x: Tensor, rows: slice, layer: Layer) -> Tensor:
+        """Rows of LN(x) become rows of `queries`, `keys` and `values`, rotated. The lengths of the longest: [2, H]."""
+        attention, normed = layer.attention, self._norm(x, rows, layer.norm_1)
+        shape = (normed.shape[0], attention.num_heads, attention.head_dim)
+        q = linear(normed, attention.query, out=self.queries[rows]).view(shape)  # (R, H, K)
+        k = linear(normed, attention.key, out=self.keys[rows]).view(shape)
+        linear(normed, attention.value, out=self.values[rows])
+        # Rotation keeps lengths, so they may be taken before it.
+        longest = torch.stack([longest_of_heads(q), longest_of_heads(k)])
+        rotate_in_place(q, self.cos[rows], self.sin[rows], scratch=normed)
+        rotate_in_place(k, self.cos[rows], self.sin[rows], scratch=normed)
+        return longest
 
-    def _filled_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention with future scores filled with -1e4, a block of query rows at a time: [B, H, T, K]."""
+    def _mix(self, attention: Attention, shape: torch.Size) -> None:
+        """`normed` becomes the values of each head, mixed by its attention."""
+        heads = (*shape, attention.num_heads, attention.head_dim)
+        q, k, v, mixed = (
+            part.view(heads).transpose(1, 2)  # (B, H, T, K)
+            for part in (self.queries, self.keys, self.values, self.normed)
+        )
+        if self.reference:
+            self._mix_filled(q, k, v, mixed)
+            return
+        dtype = product_dtype(attention.output, self.normed.shape[-1])
+
+        def mix(heads: slice) -> None:
+            mixed[:, heads] = causal_attention(q[:, heads], k[:, heads], v[:, heads], dtype)
+
+        self.team.share(mix, head_tiles(q))
+
+    def _mix_filled(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
+        """The same, future scores filled with -1e4, a block of query rows at a time: all [B, H, T, K]."""
         B, H, T, K = q.shape
         rows_per_block = max(1, SCORES_PER_BLOCK // (H * T))
-        mixed = torch.empty_like(q)
         keys = torch.arange(T, device=q.device)
-        for b in range(B):
-            for start in range(0, T, rows_per_block):
-                rows = slice(start, min(start + rows_per_block, T))
-                future = keys > keys[rows, None]  # (R, T)
-                scores = (q[b, :, rows] @ k[b].transpose(-2, -1)) / K**0.5  # (H, R, T)
-                scores.masked_fill_(future, V1_MASKED_SCORE)
-                weights = torch.softmax(scores, dim=-1)
-                self.attends_to_future |= ((weights > 0) & future).any()
-                mixed[b, :, rows] = weights @ v[b]
-            self.check_cancelled()
-        return mixed
+
+        def mix(block: tuple[int, int]) -> None:
+            b, start = block
+            rows = slice(start, min(start + rows_per_block, T))
+            future = keys > keys[rows, None]  # (R, T)
+            scores = (q[b, :, rows] @ k[b].transpose(-2, -1)) / K**0.5  # (H, R, T)
+            scores.masked_fill_(future, V1_MASKED_SCORE)
+            weights = torch.softmax(scores, dim=-1)
+            self._leaks.append(((weights > 0) & future).any())
+            mixed[b, :, rows] = weights @ v[b]
+
+        self.team.share(mix, [(b, start) for b in range(B) for start in range(0, T, rows_per_block)])
+
+    def _add(self, x: Tensor, rows: slice, layer: Layer) -> None:
+        """x += the mixed values' output; x += pwff(LN(x))."""
+        add_linear(x[rows], self.normed[rows], layer.attention.output, scratch=self.queries[rows])
+        normed = self._norm(x, rows, layer.norm_2)
+        add_feed_forward(x[rows], normed, layer.pwff)
 
 
-def largest_score(q: Tensor, k: Tensor) -> Tensor:
-    """A bound on every |q . k| / sqrt(K): q, k [B, T, H, K] -> scalar, NaN if anything is."""
-    longest_q = torch.linalg.vector_norm(q, dim=-1).amax(dim=(0, 1))  # (H)
-    longest_k = torch.linalg.vector_norm(k, dim=-1).amax(dim=(0, 1))
-    bound: Tensor = (longest_q * longest_k).amax() / q.shape[-1] ** 0.5
+def row_tiles(x: Tensor) -> list[slice]:
+    """Rows of [N, D] that one thread does at once; all of them on a GPU."""
+    N, D = x.shape
+    return tiles(N, max(MIN_CPU_TILE_ROWS, CPU_TILE_ELEMENTS // D) if x.device.type == "cpu" else N)
+
+
+def head_tiles(q: Tensor) -> list[slice]:
+    """Heads of [B, H, T, K] that one thread does at once; all of them on a GPU."""
+    return tiles(q.shape[1], 1 if q.device.type == "cpu" else q.shape[1])
+
+
+def tiles(count: int, size: int) -> list[slice]:
+    """0 .. count in parts of that size; the last may be smaller."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def longest_of_heads(q: Tensor) -> Tensor:
+    """The length of the longest vector of each head: [R, H, K] -> [H], NaN where anything is."""
+    longest: Tensor = torch.linalg.vector_norm(q, dim=-1).amax(dim=0)
+    return longest
+
+
+def largest_score(longest: Tensor, head_dim: int) -> Tensor:
+    """A bound on every |q . k| / sqrt(K), by the longest q and k of each head: [..., 2, H] -> scalar."""
+    longest_q, longest_k = longest.unbind(-2)
+    bound: Tensor = (longest_q * longest_k).amax() / head_dim**0.5
     return bound
+
+
+def joined_guard(guards: Sequence[Guard], num_together: int, head_dim: int) -> Tensor:
+    """The bound on scores, the largest offset, and 1 if any pass attends to the future: float32 [3] on the device.
+
+    The longest queries and keys are those of `num_together` passes: the bound is that of one pass over all of these.
+    """
+    longest, offsets, leaks = map(torch.stack, zip(*guards, strict=True))  # (P, L, 2, H), (P), (P)
+    bounds = [largest_score(some.amax(dim=0), head_dim) for some in torch.split(longest, num_together)]
+    return torch.stack([torch.stack(bounds).amax(), offsets.amax(), leaks.amax()])
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
@@ -156,8 +220,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Ten
 
 
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, *, scratch: Tensor) -> None:
-    """Rotary positions, half-split: x [B, T, H, K], cos and sin [B, T, 1, K / 2], scratch as large as x."""
-    a, b = x.chunk(2, dim=-1)  # (B, T, H, K/2), views
+    """Rotary positions, half-split: x [R, H, K], cos and sin [R, 1, K / 2], scratch as large as x."""
+    a, b = x.chunk(2, dim=-1)  # (R, H, K/2), views
     a_sin, b_sin = scratch.view(2, *a.shape)
     torch.mul(a, sin, out=a_sin)
     torch.mul(b, sin, out=b_sin)
@@ -207,11 +271,9 @@ def add_linear(x: Tensor, y: Tensor, layer: Linear, *, scratch: Tensor) -> None:
     x.add_(linear(y, layer, out=scratch))
 
 
-def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward, hidden: Tensor) -> None:
-    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]; hidden [R, F] is scratch.
-
-    normed is used up.
-    """
+def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward) -> None:
+    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]. normed is used up."""
+    hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), pwff.linear_inner.bias.shape[0])  # (R, F)
     for start in range(0, x.shape[0], ROWS_PER_TILE):
         rows = slice(start, start + ROWS_PER_TILE)
         tile = hidden[: x[rows].shape[0]]

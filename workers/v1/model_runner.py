@@ -19,13 +19,23 @@ from .cancellation import CancelCheck, never_cancelled
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_COEFFICIENT, ModelConfig, SIGRegConfig
 from .environment import warn_of_changed_numbers
 from .errors import EmptyData
-from .forward import MAX_SAFE_OFFSET, MAX_SAFE_SCORE, ForwardPass, linear
+from .forward import (
+    CPU_TILE_ELEMENTS,
+    MAX_SAFE_OFFSET,
+    MAX_SAFE_SCORE,
+    ForwardPass,
+    Guard,
+    joined_guard,
+    linear,
+    tiles,
+)
 from .loss import token_cross_entropy
 from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
 from .split_matmul import stack_parts
+from .team import Team, compute
 from .tokenizer import TokenizedBatch, joined
 from .weights import load_tensors
 from .weights_source import Weights, check_key
@@ -38,9 +48,15 @@ CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
 """Activations of one micro-batch: enough rows to keep the device busy, and no more."""
 
-CPU_PASS_BYTES = 16 << 20
-"""The same of pieces that share a pass on a CPU: where one sequence takes as much (76 million parameters), several
-together were 3 % slower than one after the other."""
+CPU_PIECES_BYTES = 16 << 20
+"""The same of pieces that are evaluated together on a CPU, if these are enough for its threads: the scores of all come
+at once, and so not too late."""
+
+CPU_PASS_SEQUENCES = 1
+"""Sequences that go through the layers together on a CPU, where threads share passes."""
+
+CPU_LOSS_ROWS = 256
+"""Tokens whose loss and SIGReg a thread computes at once."""
 
 CPU_SIG_REG_ROWS = 64
 CUDA_SIG_REG_ROWS = 16_384
@@ -80,7 +96,8 @@ class ModelRunner:
     `eval` is the whole of it for one caller. `load`, `num_batches` and `eval_batches` are its parts, for a
     worker that keeps weights resident and shares an evaluation with others; `running_mean` folds the scores.
 
-    The numbers depend on weights, data, seed, device kind, precision and `micro_batch_size` alone.
+    The numbers depend on weights, data, seed, device kind and precision alone, on a GPU on `micro_batch_size` too.
+    On a CPU as many threads share an evaluation as torch has in the calling thread (see `team`).
     Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
     not follow it: see `forward.causal_attention`.
 
@@ -101,7 +118,8 @@ class ModelRunner:
 
         `micro_batch_size` is how many sequences are on the device at once; give a smaller one, such as
         half of `runner.micro_batch_size`, after running out of memory. By default it follows from the
-        config and the kind of device alone. `sig_reg` is the network's by default, and its coefficient always.
+        config and the kind of device alone, and a CPU takes more at once where it would have idle cores else.
+        `sig_reg` is the network's by default, and its coefficient always.
 
         Raises ValueError for a precision the device does not have, sizes below 1, or another coefficient.
         """
@@ -122,6 +140,7 @@ class ModelRunner:
         self.precision: Precision = precision
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
+        self._is_micro_batch_given = micro_batch_size is not None
         self.micro_batch_size = min(micro_batch_size or self._default_micro_batch_size(), batch_size)
         self._sig_reg = SIGReg(sig_reg).to(self.device)
         self._last_loaded: tuple[tuple[object, ...], LoadedModel] | None = None
@@ -196,7 +215,8 @@ class ModelRunner:
     ) -> Iterator[BatchScore]:
         """Score these batches, one after the other; closing the iterator stops between two.
 
-        `check_cancelled` is called several times per layer and micro-batch, and may raise to stop.
+        `check_cancelled` is called from this thread each time the work has advanced, several times per layer of a large
+        model, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
         adds the cross-entropy of every token. `on_fraction` is told how far the batch is that is computed.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
@@ -216,18 +236,18 @@ class ModelRunner:
         seed: int,
         check_cancelled: CancelCheck = never_cancelled,
     ) -> Iterator[BatchScore]:
-        """Score several small data sets, as many in one forward pass as make it faster.
+        """Score several small data sets, as many together as make it faster.
 
         Yields one score for each, in order; its `index` is that of the piece. A piece is data of its own, of at
         most one batch: its noise, that of batch 0, is the same for all, and every mean is taken over its own
-        sequences. Up to rounding, for products of another shape add in another order, a score is that of
-        `eval_batches` on this piece alone; where a piece fills its pass by itself, it is so to the bit.
+        sequences. A score is that of `eval_batches` on this piece alone: on a CPU to the bit, on a GPU up to rounding,
+        for products of another shape add in another order.
         Raises EmptyData for a piece without bytes, ValueError for one of several batches or a seed out of range.
         """
         _check_seed(seed)
         sizes = [self._num_sequences_of_piece(piece) for piece in pieces]
         directions = self._directions(seed, 0)
-        for which in _passes(sizes, self._pieces_per_pass()):
+        for which in _passes(sizes, self._pieces_at_once()):
             scores = self._score_pieces(
                 model.model,
                 [tokenizer.tokenize_range(pieces[i], range(sizes[i]), self.max_seq_len) for i in which],
@@ -299,22 +319,35 @@ class ModelRunner:
     ) -> tuple[list[BatchScore], bool]:
         """By one path the score of each piece, and whether the guard proves them (always so on the reference path).
 
-        What the means are taken of stays on the device until all micro-batches are through: one transfer.
+        What the means are taken of stays on the device until all passes are through: one transfer.
         """
         batch = joined(pieces)
         num_sequences, T = batch.token_ids.shape
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        guard = torch.zeros(3, device=self.device)
-        num_micro_batches = -(-num_sequences // self.micro_batch_size)
-        progress = BatchProgress(self.config, T, self._sig_reg.config.slices, num_micro_batches, on_fraction)
-        for start in range(0, num_sequences, self.micro_batch_size):
-            forward = ForwardPass(
-                model, reference=reference, check_cancelled=check_cancelled, progress=progress
-            )
-            sequences = batch.part(slice(start, start + self.micro_batch_size))
-            parts.append(self._score_sequences(forward, sequences, directions))
-            guard = torch.maximum(guard, forward.guard())
-        numbers = torch.cat([*(part.flatten() for kind in zip(*parts, strict=True) for part in kind), guard])
+        is_cpu = self.device.type == "cpu"
+        size = min(CPU_PASS_SEQUENCES, self.micro_batch_size) if is_cpu else self.micro_batch_size
+        num_threads = torch.get_num_threads() if is_cpu else 1
+        done: list[float] = []
+        num_passes = -(-num_sequences // size)
+        progress = BatchProgress(self.config, T, self._sig_reg.config.slices, num_passes, done.append)
+
+        def on_progress() -> None:
+            if done:
+                on_fraction(done[-1])  # from this thread, whichever has computed it
+            check_cancelled()
+
+        def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
+            def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
+                forward = ForwardPass(model, team, reference=reference, progress=progress)
+                sequences = batch.part(slice(start, start + size))
+                return *self._score_sequences(forward, sequences, directions), forward.guard()
+
+            starts = range(0, num_sequences, size)
+            return team.share(score_pass, starts, self._passes_at_once(size, num_threads))
+
+        *parts, guards = zip(*compute(score, num_threads, on_progress), strict=True)
+        on_fraction(done[-1])
+        guard = joined_guard(guards, self.micro_batch_size // size, self.config.head_dim)
+        numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
         cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
             numbers.cpu().numpy(),
             np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
@@ -350,11 +383,18 @@ class ModelRunner:
         )
         r = forward.representations(token_ids, positions)  # (B, T, D)
         rows = r.flatten(0, 1)  # (N, D)
-        logits = linear(rows, forward.model.predictor)  # (N, V)
-        cross_entropy = token_cross_entropy(logits, targets.flatten())  # (N)
-        sig_reg = self._token_sig_reg(rows, directions(), forward.check_cancelled, forward.progress)  # (N)
-        embeddings = runner_order.mean_over_tokens(r)
-        return cross_entropy.view(targets.shape), sig_reg.view(targets.shape), embeddings
+
+        def score_tile(tile: slice) -> tuple[Tensor, Tensor]:
+            logits = linear(rows[tile], forward.model.predictor)  # (R, V)
+            cross_entropy = token_cross_entropy(logits, targets.flatten()[tile])  # (R)
+            sig_reg = self._token_sig_reg(rows[tile], directions())
+            forward.progress.sig_reg_advanced((tile.stop - tile.start) / len(rows))
+            return cross_entropy, sig_reg
+
+        num_rows = CPU_LOSS_ROWS if rows.device.type == "cpu" else len(rows)
+        scored = forward.team.share(score_tile, tiles(len(rows), num_rows))
+        cross_entropy, sig_reg = (torch.cat(part).view(targets.shape) for part in zip(*scored, strict=True))
+        return cross_entropy, sig_reg, runner_order.mean_over_tokens(r)
 
     def _directions(self, seed: int, index: int) -> Callable[[], Tensor]:
         """What the representations of batch `index` are projected on: [D, S], made once.
@@ -388,18 +428,11 @@ class ModelRunner:
             raise ValueError(f"a piece is one batch at most, and this one has {num_sequences} sequences")
         return num_sequences
 
-    def _token_sig_reg(
-        self, rows: Tensor, directions: Tensor, check_cancelled: CancelCheck, progress: BatchProgress
-    ) -> Tensor:
+    def _token_sig_reg(self, rows: Tensor, directions: Tensor) -> Tensor:
         """SIGReg of every token, without its coefficient: [N, D], [D, S] -> [N]."""
         rows_per_tile = CUDA_SIG_REG_ROWS if rows.is_cuda else CPU_SIG_REG_ROWS
         z = rows @ directions  # (N, S)
-        per_tile = []
-        for tile in torch.split(z, rows_per_tile):
-            check_cancelled()  # the longest step of a small model
-            per_tile.append(self._sig_reg.per_token(tile))
-            progress.sig_reg_advanced(len(tile) / len(rows))
-        return torch.cat(per_tile)  # (N)
+        return torch.cat([self._sig_reg.per_token(tile) for tile in torch.split(z, rows_per_tile)])  # (N)
 
     def _resident(self, weights: Weights, decryption_key: bytes | None) -> LoadedModel:
         """The weights of the last call if these are the same, else loaded in their place."""
@@ -424,11 +457,23 @@ class ModelRunner:
         share = CUDA_MICRO_BATCH_BYTES if self.device.type == "cuda" else CPU_MICRO_BATCH_BYTES
         return max(1, share // self._sequence_bytes())
 
-    def _pieces_per_pass(self) -> int:
+    def _passes_at_once(self, size: int, num_threads: int) -> int:
+        """Of `size` sequences each: as many as there is memory for, or by default as keep every thread busy.
+
+        Each thread computes at most one pass of its own, and several share one in tiles where it has so many.
+        """
+        num_at_once = self.micro_batch_size // size
+        if self._is_micro_batch_given:
+            return num_at_once
+        num_tiles = max(1, self.max_seq_len * self.config.embedding_dim // CPU_TILE_ELEMENTS)
+        return max(num_at_once, -(-num_threads // num_tiles))
+
+    def _pieces_at_once(self) -> int:
         """Sequences, of several pieces, that are faster together than one after the other."""
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             return self.micro_batch_size
-        return min(self.micro_batch_size, max(1, CPU_PASS_BYTES // self._sequence_bytes()))
+        fitting = min(self.micro_batch_size, CPU_PIECES_BYTES // self._sequence_bytes())
+        return max(1, fitting, self._passes_at_once(CPU_PASS_SEQUENCES, torch.get_num_threads()))
 
     def _sequence_bytes(self) -> int:
         """Activations of one sequence: about eight of [T, D] in float32."""

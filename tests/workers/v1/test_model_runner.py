@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,51 @@ def test_device_auto() -> None:
     assert ModelRunner(ModelConfig.small(), "auto").device.type == expected
 
 
-def test_smaller_micro_batches_agree(runner: ModelRunner) -> None:
+def test_fewer_sequences_at_once_are_the_same_to_the_bit(runner: ModelRunner) -> None:
     smaller = ModelRunner(ModelConfig.small(), micro_batch_size=3)
     assert smaller.micro_batch_size == 3
-    assert smaller.eval(DATA, WEIGHTS, 1).loss == pytest.approx(runner.eval(DATA, WEIGHTS, 1).loss, rel=1e-6)
+    model = runner.load(WEIGHTS)
+    found, expected = (
+        [bits(score) for score in each.eval_batches(model, DATA, 1, range(3))] for each in (smaller, runner)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+@pytest.mark.parametrize("max_seq_len", [7, 300, 1024])
+def test_any_number_of_threads_has_the_same_bits(
+    path: str, max_seq_len: int, monkeypatch: pytest.MonkeyPatch, set_num_threads: Callable[[int], None]
+) -> None:
+    """Also where a thread does some rows of a sequence, which else only wide models are large enough for."""
+    monkeypatch.setattr(v1_forward, "MIN_CPU_TILE_ROWS", 64)
+    monkeypatch.setattr(v1_forward, "CPU_TILE_ELEMENTS", 0)
+    monkeypatch.setattr(v1_forward, "SCORES_PER_BLOCK", 1 << 17)
+    if path == "reference":
+        monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+    runner = ModelRunner(ModelConfig.small(), max_seq_len=max_seq_len, batch_size=4)
+    model = runner.load(with_score_offset(140.0))
+    data = DATA[: 5 * max_seq_len - 3]
+    found = set()
+    for num_threads in (1, 2, 5):
+        set_num_threads(num_threads)
+        found.add(tuple(map(bits, runner.eval_batches(model, data, 1, range(2)))))
+    assert len(found) == 1
+
+
+def test_threads_stop_where_a_cancel_check_raises(
+    runner: ModelRunner, set_num_threads: Callable[[int], None]
+) -> None:
+    set_num_threads(3)
+    model = runner.load(WEIGHTS)
+    whole = [bits(score) for score in runner.eval_batches(model, DATA, 0, range(3))]
+
+    def stop() -> None:
+        raise Stop
+
+    for _ in range(3):
+        with pytest.raises(Stop):
+            list(runner.eval_batches(model, DATA, 0, range(3), stop))
+    assert [bits(score) for score in runner.eval_batches(model, DATA, 0, range(3))] == whole
 
 
 def test_full_size_takes_few_sequences_at_once_on_a_cpu() -> None:
@@ -284,13 +326,19 @@ def test_max_safe_score_leaves_masked_keys_no_weight() -> None:
     assert torch.softmax(at_bound, dim=0)[1] == 0
 
 
+def bound_of(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Of queries and keys [B, T, H, K]."""
+    longest = torch.stack([v1_forward.longest_of_heads(part.flatten(0, 1)) for part in (q, k)])
+    return v1_forward.largest_score(longest, q.shape[-1])
+
+
 def test_the_bound_holds_for_every_score() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 50, 3, 8, generator=generator) for _ in range(2))
     scores = torch.einsum("bihk,bjhk->bhij", q, k) / 8**0.5
-    assert scores.abs().max() <= v1_forward.largest_score(q, k)
+    assert scores.abs().max() <= bound_of(q, k)
     q[0, 0, 0, 0] = math.nan
-    assert v1_forward.largest_score(q, k).isnan()
+    assert bound_of(q, k).isnan()
 
 
 def test_nan_weights_have_no_result(runner: ModelRunner) -> None:

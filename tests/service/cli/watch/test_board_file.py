@@ -39,7 +39,7 @@ def test_a_service_on_the_same_data_folder_finds_the_board(
     once = ("watch", "checkpoints", "--data", str(folder / "data"), "--once", "--data-dir", str(data_dir))
     for _ in range(2):  # the second run writes the same file
         ran = in_plain.run(*once, *SMALL, "--seeds", "2")
-        assert (ran.code, ran.err) == (3, "")
+        assert (ran.code, ran.complaints) == (3, "")
     (board,) = boards(data_dir)
     assert [row.name for row in board.ranked] == [
         r"run\x1b[2J/step\udcff-2.safetensors",

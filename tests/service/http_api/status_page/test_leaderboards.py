@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -90,10 +91,10 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(folder: Path, monkeypatch:
         works.wait()
         return listed(path)
 
-    monkeypatch.setattr(leaderboards.os, "listdir", hang)
+    monkeypatch.setattr(os, "listdir", hang)
     monkeypatch.setattr(leaderboards, "_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(leaderboards, "LOOK_AGAIN_SECONDS", 0.0)
-    monkeypatch.setattr(leaderboards.time, "time", lambda: NOW)
+    monkeypatch.setattr(time, "time", lambda: NOW)
     write(folder / "whole.json")
     boards = LeaderboardList(folder.parent)
     assert await boards.read() == ()
