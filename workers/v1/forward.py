@@ -30,7 +30,7 @@ from .batch_progress import BatchProgress
 from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
 from .runner_order import mean_of_rows
-from .split_matmul import add_split_product, is_stacked
+from .split_matmul import add_split_product, is_in_parts, joined, split
 from .team import Team
 
 MAX_SAFE_SCORE = 9_800.0
@@ -40,8 +40,10 @@ and of scores, whose error near 1e4 stays below 1."""
 MAX_SAFE_OFFSET = 100.0
 """A mean is off by about 6e-8 of its size: at this offset by 6e-6 of a deviation."""
 
-ROWS_PER_TILE = 1024
-"""Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small."""
+CPU_HIDDEN_ROWS = 1024
+CUDA_HIDDEN_ROWS = 4096
+"""Rows of the feed-forward layer done at once, so that its hidden [rows, F] stays small. A GPU wants fewer, larger
+operations; how large is unmeasured."""
 
 CPU_TILE_ELEMENTS = 1 << 19
 MIN_CPU_TILE_ROWS = 256
@@ -119,9 +121,10 @@ class ForwardPass:
         """Rows of LN(x) become rows of `queries`, `keys` and `values`, rotated. The lengths of the longest: [2, H]."""
         attention, normed = layer.attention, self._norm(x, rows, layer.norm_1)
         shape = (normed.shape[0], attention.num_heads, attention.head_dim)
-        q = linear(normed, attention.query, out=self.queries[rows]).view(shape)  # (R, H, K)
-        k = linear(normed, attention.key, out=self.keys[rows]).view(shape)
-        linear(normed, attention.value, out=self.values[rows])
+        of_q, of_k, of_v = self._operands(normed, attention.query, attention.key, attention.value)
+        q = linear(of_q, attention.query, out=self.queries[rows]).view(shape)  # (R, H, K)
+        k = linear(of_k, attention.key, out=self.keys[rows]).view(shape)
+        linear(of_v, attention.value, out=self.values[rows])
         # Rotation keeps lengths, so they may be taken before it.
         longest = torch.stack([longest_of_heads(q), longest_of_heads(k)])
         rotate_in_place(q, self.cos[rows], self.sin[rows], scratch=normed)
@@ -138,7 +141,7 @@ class ForwardPass:
         if self.reference:
             self._mix_filled(q, k, v, mixed)
             return
-        dtype = product_dtype(attention.output, self.normed.shape[-1])
+        dtype = product_dtype(attention.output)
 
         def mix(heads: slice) -> None:
             mixed[:, heads] = causal_attention(q[:, heads], k[:, heads], v[:, heads], dtype)
@@ -165,9 +168,39 @@ class ForwardPass:
 
     def _add(self, x: Tensor, rows: slice, layer: Layer) -> None:
         """x += the mixed values' output; x += pwff(LN(x))."""
-        add_linear(x[rows], self.normed[rows], layer.attention.output, scratch=self.queries[rows])
-        normed = self._norm(x, rows, layer.norm_2)
-        add_feed_forward(x[rows], normed, layer.pwff)
+        output = layer.attention.output
+        add_linear(x[rows], self.operand(self.normed[rows], output), output, scratch=self.queries[rows])
+        self._add_feed_forward(x[rows], self._norm(x, rows, layer.norm_2), layer.pwff)
+
+    def _add_feed_forward(self, x: Tensor, normed: Tensor, pwff: FeedForward) -> None:
+        """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]. normed is used up."""
+        inner, outer = pwff.linear_inner, pwff.linear_outer
+        num_rows = CPU_HIDDEN_ROWS if x.device.type == "cpu" else CUDA_HIDDEN_ROWS
+        hidden = x.new_empty(min(x.shape[0], num_rows), inner.bias.shape[0])  # (R, F)
+        for start in range(0, x.shape[0], num_rows):
+            rows = slice(start, start + num_rows)
+            tile = hidden[: x[rows].shape[0]]
+            linear(self.operand(normed[rows], inner), inner, out=tile)  # (R, F)
+            torch.ops.aten.gelu_(tile)
+            add_linear(x[rows], self.operand(tile, outer), outer, scratch=normed[rows])
+
+    def operand(self, x: Tensor, layer: Linear) -> Tensor:
+        """Rows as `linear` takes them for this layer: float32 [N, in] -> in its weight's dtype, and in as many parts.
+
+        On the reference path they stay in float32, and so are its products, in every precision.
+        """
+        if self.reference:
+            return x
+        dtype = layer.weight.dtype
+        return split(x, dtype) if is_in_parts(layer) else x.to(dtype)
+
+    def _operands(self, x: Tensor, *layers: Linear) -> list[Tensor]:
+        """The same rows for several layers, made once for all that take them alike."""
+        made = {
+            dtype: self.operand(x, layer)
+            for dtype, layer in {layer.weight.dtype: layer for layer in layers}.items()
+        }
+        return [made[layer.weight.dtype] for layer in layers]
 
 
 def row_tiles(x: Tensor) -> list[slice]:
@@ -246,37 +279,34 @@ def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> tuple[Tensor, Tens
     return normed, mean.abs_().div_(deviation).amax()
 
 
-def product_dtype(layer: Linear, num_in: int) -> torch.dtype:
-    """What products of this layer are accurate to: bf16 if it is held in bf16, but float32 if in three parts."""
-    return torch.float32 if is_stacked(layer.weight, num_in) else layer.weight.dtype
+def product_dtype(layer: Linear) -> torch.dtype:
+    """What products of this layer are accurate to: bf16 if it is held in bf16, but float32 if in parts."""
+    return torch.float32 if is_in_parts(layer) else layer.weight.dtype
 
 
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
-    """x @ W + b: [N, in] -> float32 [N, out]; the product in the precision W is held in."""
-    if layer.weight.dtype == x.dtype:
-        return torch.addmm(layer.bias, x, layer.weight, out=out)
-    if is_stacked(layer.weight, x.shape[-1]):
-        out = x.new_empty(x.shape[0], layer.bias.shape[0]) if out is None else out
-        return add_split_product(out.copy_(layer.bias), x, layer.weight)
-    y = torch.addmm(layer.bias, x.to(layer.weight.dtype), layer.weight)
+    """x @ W + b, the product in the precision of x: rows as `ForwardPass.operand` makes them -> float32 [N, out]."""
+    if x.dtype == torch.float32:
+        return torch.addmm(layer.bias.float(), x, float32_weight(layer), out=out)
+    if is_in_parts(layer):
+        if out is None:
+            out = torch.empty(x.shape[0], layer.bias.shape[0], device=x.device)
+        return add_split_product(out.copy_(layer.bias), x, layer)
+    y = torch.addmm(layer.bias, x, layer.weight)
     return y.float() if out is None else out.copy_(y)
 
 
+def float32_weight(layer: Linear) -> Tensor:
+    """[in, out], whatever it is held in."""
+    if is_in_parts(layer):
+        return joined(layer.weight, layer.num_in, layer.weight_scale)
+    return layer.weight.float()
+
+
 def add_linear(x: Tensor, y: Tensor, layer: Linear, *, scratch: Tensor) -> None:
-    """x += y @ W + b, in place: x and scratch [N, out], y [N, in].
+    """x += y @ W + b, in place: x and scratch float32 [N, out], y as `linear` takes it.
 
     The product and b come first: added to x one after the other, a b that the product cancels would take
     x's last digits with it.
     """
     x.add_(linear(y, layer, out=scratch))
-
-
-def add_feed_forward(x: Tensor, normed: Tensor, pwff: FeedForward) -> None:
-    """x += gelu(normed Wi + bi) Wo + bo, in place, a tile of rows at a time: [N, D]. normed is used up."""
-    hidden = x.new_empty(min(x.shape[0], ROWS_PER_TILE), pwff.linear_inner.bias.shape[0])  # (R, F)
-    for start in range(0, x.shape[0], ROWS_PER_TILE):
-        rows = slice(start, start + ROWS_PER_TILE)
-        tile = hidden[: x[rows].shape[0]]
-        linear(normed[rows], pwff.linear_inner, out=tile)  # (R, F)
-        torch.ops.aten.gelu_(tile)
-        add_linear(x[rows], tile, pwff.linear_outer, scratch=normed[rows])

@@ -34,15 +34,15 @@ from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
-from .split_matmul import stack_parts
+from .split_matmul import hold_in_bf16_parts, hold_in_float16_parts
 from .team import Team, compute
 from .tokenizer import TokenizedBatch, joined
 from .weights import load_tensors
 from .weights_source import Weights, check_key
 
-Precision = Literal["float32", "tf32", "bf16", "float32-split"]
-"""float32-split: products of bf16 parts on tensor cores, see `split_matmul`. Its accuracy and speed on a GPU are
-unmeasured so far, as are those of all others."""
+Precision = Literal["float32", "tf32", "bf16", "float32-split", "float32-split16"]
+"""float32-split: products of three bf16 parts on tensor cores; float32-split16: of two float16 parts (`split_matmul`).
+Their accuracy and speed on a GPU are unmeasured so far, as are those of all others."""
 
 CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
@@ -385,7 +385,8 @@ class ModelRunner:
         rows = r.flatten(0, 1)  # (N, D)
 
         def score_tile(tile: slice) -> tuple[Tensor, Tensor]:
-            logits = linear(rows[tile], forward.model.predictor)  # (R, V)
+            predictor = forward.model.predictor
+            logits = linear(forward.operand(rows[tile], predictor), predictor)  # (R, V)
             cross_entropy = token_cross_entropy(logits, targets.flatten()[tile])  # (R)
             sig_reg = self._token_sig_reg(rows[tile], directions())
             forward.progress.sig_reg_advanced((tile.stop - tile.start) / len(rows))
@@ -447,10 +448,9 @@ class ModelRunner:
             return Model(self.config)
 
     def _hold_in_precision(self, model: Model) -> None:
-        if self.precision == "bf16":
-            hold_linear_weights_in_bf16(model)
-        if self.precision == "float32-split":
-            hold_linear_weights_in_parts(model)
+        hold = HOLD.get(self.precision)
+        if hold:
+            hold_linear_weights(model, hold)
 
     def _default_micro_batch_size(self) -> int:
         """As many sequences as keep their activations within the device's share."""
@@ -498,18 +498,24 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def hold_linear_weights_in_bf16(model: Model) -> None:
+def hold_in_bf16(layer: Linear) -> None:
     """Products and attention then run in bfloat16; norms, residuals, softmax of the loss and SIGReg in float32."""
-    for part in model.modules():
-        if isinstance(part, Linear):
-            part.to(torch.bfloat16)
+    layer.to(torch.bfloat16)
 
 
-def hold_linear_weights_in_parts(model: Model) -> None:
-    """Products then run on bf16 tensor cores with float32 results; attention and all else stay in float32."""
+HOLD: dict[Precision, Callable[[Linear], None]] = {
+    "bf16": hold_in_bf16,
+    "float32-split": hold_in_bf16_parts,
+    "float32-split16": hold_in_float16_parts,
+}
+"""How the weights of products are held, where not as they are in the file."""
+
+
+def hold_linear_weights(model: Model, hold: Callable[[Linear], None]) -> None:
+    """Every one of them as `hold` does it."""
     for part in model.modules():
         if isinstance(part, Linear):
-            part.weight = torch.nn.Parameter(stack_parts(part.weight), requires_grad=False)
+            hold(part)
 
 
 def _passes(sizes: Sequence[int], most: int) -> Iterator[range]:

@@ -66,7 +66,7 @@ def _float16_parts(x: Tensor) -> Tensor:
     high, low = parts.split(K, dim=-1)
     largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)  # (N, 1)
     is_too_small = (largest < LEAST_ROW) & (largest > 0)
-    torch.mul(x, torch.where(is_too_small, math.nan, 1.0), out=high)
+    torch.mul(x, torch.ones_like(largest).masked_fill_(is_too_small, math.nan), out=high)
     torch.mul(x - high, LOW_SCALE, out=low)
     return parts
 
@@ -122,9 +122,7 @@ def joined(stacked: Tensor, num_in: int, scale: float) -> Tensor:
     return (weight + first) * scale
 
 
-def products(
-    parts: Tensor, layer: Linear, piece: int = PIECE_OF_K
-) -> Iterator[tuple[Tensor, Tensor, float]]:
+def products(parts: Tensor, layer: Linear, piece: int = PIECE_OF_K) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Whose sum is x @ W, the smallest first: columns of x's parts, rows of W's, and what to multiply them by."""
     stacked, K = layer.weight, layer.num_in
     num_parts = parts.shape[-1] // K

@@ -1,8 +1,11 @@
-"""The products of float32-split beside those of float32, against float64: on any input, and on exact ones.
+"""The products of float32-split and float32-split16 beside those of float32, against float64, in pieces of K of several
+lengths: on any input, and on exact ones.
 
 Exact inputs are bf16 numbers: they have one part each, so nothing is lost but what the card loses where it adds up.
-A CPU adds up in float32: there this is the emulation that the tests hold.
+A CPU adds up in float32; `benchmarks.emulated_precision` cuts off as a card may.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,11 +14,22 @@ from benchmarks.gpu.clock import median_seconds
 from benchmarks.gpu.error import Error, error_of
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.testbed import Testbed
-from workers.v1.forward import linear
 from workers.v1.model import Linear
-from workers.v1.split_matmul import stack_parts
+from workers.v1.split_matmul import (
+    PIECE_OF_K,
+    add_product,
+    hold_in_bf16_parts,
+    hold_in_float16_parts,
+    products,
+    split,
+)
 
 KINDS = ("any inputs", "exact inputs")
+HOLD: dict[str, Callable[[Linear], None]] = {
+    "float32-split": hold_in_bf16_parts,
+    "float32-split16": hold_in_float16_parts,
+}
+PIECES = (256, 512, 1024, 8192)
 
 
 @torch.inference_mode()
@@ -37,33 +51,48 @@ def run(testbed: Testbed, findings: Findings) -> None:
 
 def _compare(testbed: Testbed, findings: Findings, name: str, x: Tensor, weight: Tensor) -> None:
     exact = x[:512].double() @ weight.double()
-    errors: list[Error] = []
-    seconds: list[float] = []
-    for in_parts in (False, True):
-        layer = _layer(weight, in_parts)
-        errors.append(error_of(linear(x, layer)[:512], exact))
-        seconds.append(median_seconds(testbed.device, lambda layer=layer: linear(x, layer), 3))  # type: ignore[misc]
-    plain, split = errors
-    findings.add(
-        f"float32-split product, {name}",
-        f"rms {split.rms:.1e}, shrink {split.shrink:+.1e}; float32 {plain.rms:.1e}",
-        holds=split.rms <= plain.rms,
-        note=f"{seconds[0] / seconds[1]:.2f} times as fast as float32",
-        split_rms=split.rms,
-        split_max=split.max,
-        split_shrink=split.shrink,
-        float32_rms=plain.rms,
-        float32_max=plain.max,
-        split_seconds=seconds[1],
-        float32_seconds=seconds[0],
-    )
+    plain, plain_seconds = _measure(testbed, lambda: x @ weight, exact)
+    for precision, hold in HOLD.items():
+        layer = _layer(weight, hold)
+        for piece in PIECES:
+            product = _in_pieces(x, layer, piece)
+            error, seconds = _measure(testbed, product, exact)
+            is_served = piece == PIECE_OF_K
+            findings.add(
+                f"{precision} product, {name}" + ("" if is_served else f", pieces of {piece}"),
+                f"rms {error.rms:.1e}, shrink {error.shrink:+.1e}; float32 {plain.rms:.1e}",
+                holds=error.rms <= plain.rms if is_served else None,
+                note=f"{plain_seconds / seconds:.2f} times as fast as float32",
+                split_rms=error.rms,
+                split_max=error.max,
+                split_shrink=error.shrink,
+                float32_rms=plain.rms,
+                float32_max=plain.max,
+                split_seconds=seconds,
+                float32_seconds=plain_seconds,
+            )
 
 
-def _layer(weight: Tensor, in_parts: bool) -> Linear:
-    """A linear layer without bias, held as the precision holds it."""
+def _measure(testbed: Testbed, product: Callable[[], Tensor], exact: Tensor) -> tuple[Error, float]:
+    return error_of(product()[:512], exact), median_seconds(testbed.device, product, 3)
+
+
+def _in_pieces(x: Tensor, layer: Linear, piece: int) -> Callable[[], Tensor]:
+    """The product as an evaluation makes it, its splitting included, in pieces of K of this length."""
+
+    def product() -> Tensor:
+        out = x.new_zeros(x.shape[0], layer.bias.shape[0])
+        for columns, rows, scale in products(split(x, layer.weight.dtype), layer, piece):
+            add_product(out, columns, rows, scale)
+        return out
+
+    return product
+
+
+def _layer(weight: Tensor, hold: Callable[[Linear], None]) -> Linear:
+    """A linear layer of this weight, held in parts."""
     with torch.device("meta"):
         layer = Linear(*weight.shape)
-    held = stack_parts(weight) if in_parts else weight
-    layer.weight = torch.nn.Parameter(held, requires_grad=False)
-    layer.bias = torch.nn.Parameter(weight.new_zeros(weight.shape[1]), requires_grad=False)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    hold(layer)
     return layer

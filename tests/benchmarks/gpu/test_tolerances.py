@@ -11,7 +11,7 @@ from tests.recipe import golden_cases, make_data, make_weights, safetensors_byte
 from workers.types import Precision
 from workers.v1 import MeanScore, ModelConfig, ModelRunner, forward, model_runner, running_mean
 from workers.v1.model import Linear
-from workers.v1.model_runner import hold_linear_weights_in_bf16
+from workers.v1.model_runner import hold_in_bf16, hold_linear_weights
 
 CASES = ["tiny-three-batches", "small-1-byte", "small-1025", "leak-mixed"]
 
@@ -21,7 +21,7 @@ def evaluate(name: str, *, in_bf16: bool = False) -> MeanScore:
     runner = ModelRunner(ModelConfig(**case.config), max_seq_len=case.max_seq_len, batch_size=case.batch_size)
     model = runner.load(safetensors_bytes(make_weights(case.config, case.weights)))
     if in_bf16:
-        hold_linear_weights_in_bf16(model.model)
+        hold_linear_weights(model.model, hold_in_bf16)
     data = make_data(case.data)
     return running_mean(runner.eval_batches(model, data, case.seed, range(runner.num_batches(len(data)))))
 

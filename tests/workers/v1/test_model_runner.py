@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ from workers.v1 import (
 )
 from workers.v1 import forward as v1_forward
 from workers.v1 import model_runner as v1_model_runner
-from workers.v1.model_runner import Precision, hold_linear_weights_in_bf16
+from workers.v1.model_runner import Precision, hold_in_bf16, hold_linear_weights
 from workers.v1.noise import batch_noise
 
 WEIGHTS = small_weights_bytes()
@@ -199,7 +199,7 @@ def test_resident_bytes(runner: ModelRunner) -> None:
 
 
 @pytest.mark.parametrize("file", ["baseline", "all-f16", "all-bf16", "all-f64"])
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "float32-split"])
+@pytest.mark.parametrize("precision", get_args(Precision))
 def test_what_weights_will_take_is_known_before_they_are_loaded(
     runner: ModelRunner, file: str, precision: Precision
 ) -> None:
@@ -365,7 +365,7 @@ def test_no_data_is_refused_before_the_weights_are_looked_at(runner: ModelRunner
         runner.eval(b"", b"", 0)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "float32-split"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "float32-split", "float32-split16"])
 def test_lower_precision_needs_cuda(precision: Any) -> None:
     with pytest.raises(ValueError, match="needs a CUDA device"):
         ModelRunner(ModelConfig.small(), precision=precision)
@@ -375,7 +375,7 @@ def test_bf16_is_near_float32(runner: ModelRunner) -> None:
     """On a CPU, for want of a GPU: the same code runs there."""
     model = runner.load(WEIGHTS)
     expected = running_mean(runner.eval_batches(model, SHORT, 0, range(1)))
-    hold_linear_weights_in_bf16(model.model)
+    hold_linear_weights(model.model, hold_in_bf16)
     found = running_mean(runner.eval_batches(model, SHORT, 0, range(1)))
     assert 0 < abs(found.loss - expected.loss) < 0.01 * expected.loss
 
@@ -442,7 +442,7 @@ def test_noise_is_drawn_behind_the_queued_forward_pass(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["tiny-three-batches", "small-70000", "medium-3000", "leak-mixed"])
-@pytest.mark.parametrize("precision", ["float32", "float32-split"])
+@pytest.mark.parametrize("precision", ["float32", "float32-split", "float32-split16"])
 def test_cuda_equals_the_rust_runner(name: str, precision: Any) -> None:
     case = golden_cases()[name]
     runner = ModelRunner(

@@ -1,46 +1,150 @@
-"""float32 by three bf16 parts: as accurate as float32, shown on a CPU, where the products have the same numbers."""
+"""float32 products by parts of 16 bits: as accurate as float32, shown on a CPU, where the products have the same numbers."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.recipe import golden_cases, make_data, make_weights, safetensors_bytes
-from workers.v1 import ModelConfig, ModelRunner, running_mean
-from workers.v1.model_runner import hold_linear_weights_in_parts
-from workers.v1.split_matmul import add_split_product, product, split, stack_parts
+from tests.recipe import GoldenCase, golden_cases, make_data, make_weights, safetensors_bytes
+from workers.v1 import MeanScore, ModelConfig, ModelRunner, running_mean
+from workers.v1.forward import ForwardPass
+from workers.v1.model import Linear
+from workers.v1.model_runner import hold_linear_weights
+from workers.v1.split_matmul import (
+    LEAST_ROW,
+    PIECE_OF_K,
+    add_split_product,
+    hold_in_bf16_parts,
+    hold_in_float16_parts,
+    is_in_parts,
+    joined,
+    products,
+    split,
+)
+
+HOLD = pytest.mark.parametrize("hold", [hold_in_bf16_parts, hold_in_float16_parts])
+Hold = Callable[[Linear], None]
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_the_parts_are_the_number() -> None:
+def layer_of(weight: torch.Tensor, hold: Hold) -> Linear:
+    layer = Linear(*weight.shape)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    hold(layer)
+    return layer
+
+
+def split_product(x: torch.Tensor, layer: Linear) -> torch.Tensor:
+    out = torch.zeros(x.shape[0], layer.bias.shape[0])
+    return add_split_product(out, split(x, layer.weight.dtype), layer)
+
+
+def largest_error(y: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((y - exact).abs().max() / exact.abs().max())
+
+
+def test_three_bf16_parts_are_the_number() -> None:
     x = random(1000) * torch.logspace(-25, 30, 1000)
-    first, second, third = (part.float() for part in split(x))
+    first, second, third = split(x[None], torch.bfloat16).float().view(3, -1)
     assert torch.equal(third + second + first, x)
 
 
+def test_two_float16_parts_are_the_number_to_23_bits() -> None:
+    x = random(1000) * torch.logspace(-3, 4, 1000)
+    high, low = split(x[None], torch.float16).double().view(2, -1)
+    assert float(((high + low / 2048 - x) / x).abs().max()) <= 2**-22
+    assert float(((high + low / 2048 - x) / x).abs().median()) <= 2**-24
+
+
+@HOLD
+def test_a_weight_is_what_its_parts_make(hold: Hold) -> None:
+    weight = random(40, 24)
+    layer = layer_of(weight, hold)
+    assert is_in_parts(layer)
+    found = joined(layer.weight, layer.num_in, layer.weight_scale)
+    assert largest_error(found, weight) <= (0 if hold is hold_in_bf16_parts else 2**-23)
+
+
+@HOLD
 @pytest.mark.parametrize("K", [16, 256, 2048, 8192])
-def test_as_near_to_float64_as_a_float32_product(K: int) -> None:
+def test_as_near_to_float64_as_a_float32_product(K: int, hold: Hold) -> None:
     x, weight = random(64, K), random(K, 128)
     exact = x.double() @ weight.double()
+    found = split_product(x, layer_of(weight, hold))
+    assert largest_error(found, exact) <= max(2e-7, largest_error(x @ weight, exact))
 
-    def error(y: torch.Tensor) -> float:
-        return float((y - exact).abs().max() / exact.abs().max())
 
-    assert error(add_split_product(torch.zeros(64, 128), x, stack_parts(weight))) <= max(
-        2e-7, error(x @ weight)
+@pytest.mark.parametrize("K", [1, 512, 513, 1536])
+def test_pieces_are_all_of_k_once(K: int) -> None:
+    layer = layer_of(torch.ones(K, 1), hold_in_bf16_parts)
+    *smaller, last = [
+        columns.shape[1] for columns, _, _ in products(split(torch.ones(1, K), torch.bfloat16), layer)
+    ]
+    large = [*smaller[2:], last]
+    assert smaller[:2] == [3 * K, 2 * K]
+    assert sum(large) == K
+    assert max(large) <= PIECE_OF_K
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.tensor([[1.0, 1e-12], [1.0, 1e-12]]),  # a column far below the others
+        torch.tensor([[1.0, 1.0], [1e-12, 1e-12]]),  # a row
+        torch.tensor([[1.0, torch.inf]]),
+        torch.tensor([[1.0, torch.nan]]),
+        torch.zeros(2, 2),
+        torch.full((2, 2), 1e-42),
+    ],
+)
+def test_a_weight_that_float16_does_not_carry_stays_in_float32(weight: torch.Tensor) -> None:
+    assert layer_of(weight, hold_in_float16_parts).weight is not None
+    assert layer_of(weight, hold_in_float16_parts).weight.dtype == torch.float32
+    assert not is_in_parts(layer_of(weight, hold_in_float16_parts))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e30])
+def test_a_weight_of_any_size_is_carried(scale: float) -> None:
+    x, weight = random(8, 64), random(64, 16) * scale
+    layer = layer_of(weight, hold_in_float16_parts)
+    assert is_in_parts(layer)
+    assert largest_error(split_product(x, layer), x.double() @ weight.double()) <= 3e-7
+
+
+@pytest.mark.parametrize("size", [LEAST_ROW / 2, 1e-30, 7e4, torch.inf, torch.nan])
+def test_a_row_that_float16_does_not_carry_is_nan_and_no_other(size: float) -> None:
+    x = random(3, 64)
+    x[1] *= size / x[1].abs().amax()
+    found = split_product(x, layer_of(random(64, 16), hold_in_float16_parts))
+    assert found[1].isnan().all() or not found[1].isfinite().any()
+    assert found[[0, 2]].isfinite().all()
+
+
+def test_a_row_of_zeros_is_carried() -> None:
+    assert torch.equal(
+        split_product(torch.zeros(1, 8), layer_of(random(8, 4), hold_in_float16_parts)), torch.zeros(1, 4)
     )
 
 
-@pytest.mark.parametrize("name", ["small-1025", "medium-3000", "wide-head-256", "leak-mixed"])
-def test_equals_the_rust_runner(name: str) -> None:
-    case = golden_cases()[name]
+def evaluate(case: GoldenCase, hold: Hold, weights: dict[str, Any] | None = None) -> MeanScore:
     runner = ModelRunner(ModelConfig(**case.config), max_seq_len=case.max_seq_len, batch_size=case.batch_size)
-    model = runner.load(safetensors_bytes(make_weights(case.config, case.weights)))
-    hold_linear_weights_in_parts(model.model)
+    arrays = weights or make_weights(case.config, case.weights)
+    model = runner.load(safetensors_bytes(arrays))
+    hold_linear_weights(model.model, hold)
     data = make_data(case.data)
-    mean = running_mean(runner.eval_batches(model, data, case.seed, range(runner.num_batches(len(data)))))
+    return running_mean(runner.eval_batches(model, data, case.seed, range(runner.num_batches(len(data)))))
+
+
+@HOLD
+@pytest.mark.parametrize("name", ["small-1025", "medium-3000", "wide-head-256", "leak-mixed"])
+def test_equals_the_rust_runner(name: str, hold: Hold) -> None:
+    case = golden_cases()[name]
+    mean = evaluate(case, hold)
     assert mean.loss == pytest.approx(case.loss, rel=1e-5)
     assert mean.attends_to_future is case.attends_to_future
     tolerance = 1e-4 if case.attends_to_future else 2e-5
@@ -49,10 +153,26 @@ def test_equals_the_rust_runner(name: str) -> None:
     )
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_adds_up_in_float32() -> None:
-    x, weight = random(64, 2048).bfloat16(), random(2048, 128).bfloat16()
-    torch.testing.assert_close(
-        product(x.cuda(), weight.cuda()).cpu(), product(x, weight), rtol=1e-5, atol=1e-4
-    )
+def test_activations_that_float16_does_not_carry_are_evaluated_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values of 1e6 and outputs of 1e-6 of it: the same function as without the factors, but beyond float16's range."""
+    case = golden_cases()["small-1025"]
+    weights = dict(make_weights(case.config, case.weights))
+    for name in weights:
+        if "attention.value" in name:
+            weights[name] = weights[name] * np.float32(2**20)
+        if "attention.output.weight" in name:
+            weights[name] = weights[name] * np.float32(2**-20)
+    paths = []
+    made = ForwardPass.__init__
+
+    def noted(self: ForwardPass, *args: Any, reference: bool) -> None:
+        paths.append(reference)
+        made(self, *args, reference=reference)
+
+    monkeypatch.setattr(ForwardPass, "__init__", noted)
+    mean = evaluate(case, hold_in_float16_parts, weights)
+    assert set(paths) == {False, True}
+    assert mean.loss == pytest.approx(case.loss, rel=1e-5)
+    assert float(np.abs(mean.embedding - case.embedding).max()) <= 2e-5 * max(1, np.abs(case.embedding).max())
