@@ -3,10 +3,10 @@
     python -m benchmarks.emulated_precision
 
 The model of a tensor core: products of factors of 16 bits, or of TF32, are exact; 16 of them (8 in TF32) are added
-exactly, the sum to the accumulator exactly, and what lies beyond 24 bits is cut off, not rounded. Cards differ: some cut
-each product too, and some keep a few bits more. Float32 rounds after each product, one after the other, as a GPU's
-multiply-add does; adding a result to one in memory is one rounding in float32. All inputs are normal, those of the weight
-of deviation K^-1/2.
+exactly, the sum to the accumulator exactly, and what lies beyond 24 bits is cut off, not rounded. Cards differ: some
+cut each product too, and some keep a few bits more. Float32 rounds after each product, one after the other, as a GPU's
+multiply-add does; adding a result to one in memory is one rounding in float32. All inputs are normal, those of the
+weight of deviation K^-1/2.
 """
 
 from collections.abc import Callable

@@ -189,9 +189,9 @@ class ForwardPass:
 
         On the reference path they stay in float32, and so are its products, in every precision.
         """
-        if self.reference:
-            return x
         dtype = layer.weight.dtype
+        if self.reference or dtype == x.dtype:
+            return x
         return split(x, dtype) if is_in_parts(layer) else x.to(dtype)
 
     def _operands(self, x: Tensor, *layers: Linear) -> list[Tensor]:
@@ -287,6 +287,8 @@ def product_dtype(layer: Linear) -> torch.dtype:
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
     """x @ W + b, the product in the precision of x: rows as `ForwardPass.operand` makes them -> float32 [N, out]."""
     if x.dtype == torch.float32:
+        if layer.weight.dtype == torch.float32:
+            return torch.addmm(layer.bias, x, layer.weight, out=out)
         return torch.addmm(layer.bias.float(), x, float32_weight(layer), out=out)
     if is_in_parts(layer):
         if out is None:

@@ -73,12 +73,12 @@ def _float16_parts(x: Tensor) -> Tensor:
 
 def hold_in_bf16_parts(layer: Linear) -> None:
     """W becomes W3, W2, W1 one below the other: float32 [in, out] -> bf16 [3 in, out]."""
-    _hold(layer, _stacked(layer.weight, torch.bfloat16), 1.0)
+    _hold(layer, _stacked(layer.weight.detach(), torch.bfloat16), 1.0)
 
 
 def hold_in_float16_parts(layer: Linear) -> None:
     """W becomes W2, W1 one below the other, float16 [2 in, out], if that is as good as float32; else it stays."""
-    weight = layer.weight
+    weight = layer.weight.detach()
     if weight.is_meta:  # it takes the same bytes either way
         return
     largest = float(weight.abs().amax())

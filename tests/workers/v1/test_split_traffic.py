@@ -1,4 +1,4 @@
-"""What float32-split costs beside its products, counted on torch's meta device at full size: kernels, and bytes moved."""
+"""What products in parts cost beside the products, counted on torch's meta device at full size: kernels and bytes."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.v1 import ModelConfig
+from workers.v1.batch_progress import BatchProgress, ignore_fraction
 from workers.v1.forward import ForwardPass
 from workers.v1.model import Linear, Model
 from workers.v1.split_matmul import hold_in_bf16_parts
@@ -78,15 +79,19 @@ def traffic(precision: str, num_layers: int) -> Traffic:
             hold_on_meta(part, precision)
     count = Count()
     with torch.inference_mode(), count:
-        ForwardPass(model, OneThread(lambda: None), reference=False).representations(tokens, tokens)
+        progress = BatchProgress(model.config, T, 0, 1, ignore_fraction)
+        forward = ForwardPass(model, OneThread(lambda: None), reference=False, progress=progress)
+        forward.representations(tokens, tokens)
     return Traffic(count.kernels, count.bytes)
 
 
 @pytest.mark.parametrize(
     ("precision", "kernels", "gigabytes"),
-    [("float32", 0, 0), ("float32-split", 0, 0), ("float32-split16", 0, 0)],
+    [("float32", 73, 9.33), ("float32-split", 233, 34.10), ("float32-split16", 271, 30.74)],
 )
 def test_a_layer(precision: str, kernels: int, gigabytes: float) -> None:
+    """Of 16 sequences. float32-split took 625 kernels and 41.95 GB when each product split its rows and was added by
+    an operator of its own."""
     one, two = traffic(precision, 1), traffic(precision, 2)
     assert two.kernels - one.kernels == kernels
-    assert (two.bytes - one.bytes) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+    assert (two.bytes - one.bytes) / 1e9 == pytest.approx(gigabytes, abs=0.01)
