@@ -177,3 +177,17 @@ def test_activations_that_float16_does_not_carry_are_evaluated_in_float32(
     assert set(paths) == {False, True}
     assert mean.loss == pytest.approx(case.loss, rel=1e-5)
     assert float(np.abs(mean.embedding - case.embedding).max()) <= 2e-5 * max(1, np.abs(case.embedding).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@HOLD
+@pytest.mark.parametrize("K", [2048, 8192])
+def test_cuda_is_as_near_to_float64_as_the_emulation(K: int, hold: Hold) -> None:
+    """Which cuts sums off where a card may round them: 8e-7 at worst, `benchmarks.emulated_precision`."""
+    x, weight = random(64, K), random(K, 128)
+    layer = layer_of(weight, hold).to("cuda")
+    out = torch.zeros(64, 128, device="cuda")
+    found = add_split_product(out, split(x.cuda(), layer.weight.dtype), layer).cpu()
+    exact = x.double() @ weight.double()
+    assert float((found - exact).norm() / exact.norm()) <= 1.2e-6
