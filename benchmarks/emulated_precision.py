@@ -33,8 +33,9 @@ def cut_off(x: Tensor) -> Tensor:
 
 def tensor_core(x: Tensor, weight: Tensor, chunk: int = CHUNK) -> Tensor:
     """[N, K], [K, out] -> float32 [N, out]; K is a multiple of `chunk`."""
-    chunks_of_x = x.double().unflatten(1, (-1, chunk)).transpose(0, 1)  # (K/chunk, N, chunk)
-    sums = chunks_of_x @ weight.double().unflatten(0, (-1, chunk))  # (K/chunk, N, out)
+    (N, K), num_out = x.shape, weight.shape[1]
+    chunks_of_x = x.double().view(N, K // chunk, chunk).transpose(0, 1)
+    sums = chunks_of_x @ weight.double().view(K // chunk, chunk, num_out)  # (K/chunk, N, out)
     total = torch.zeros_like(sums[0])
     for each in sums:
         total = cut_off(total + each)

@@ -51,7 +51,7 @@ def split(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _bf16_parts(x: Tensor) -> Tensor:
     K = x.shape[-1]
     parts = x.new_empty(x.shape[0], 3 * K, dtype=torch.bfloat16)
-    first, second, third = parts.split(K, dim=-1)
+    first, second, third = torch.split(parts, K, dim=-1)
     first.copy_(x)
     rest = x - first
     second.copy_(rest)
@@ -63,7 +63,7 @@ def _float16_parts(x: Tensor) -> Tensor:
     """A row that is too small becomes NaN; one that is too large is infinite, and its lower part NaN."""
     K = x.shape[-1]
     parts = x.new_empty(x.shape[0], 2 * K, dtype=torch.float16)
-    high, low = parts.split(K, dim=-1)
+    high, low = torch.split(parts, K, dim=-1)
     largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)  # (N, 1)
     is_too_small = (largest < LEAST_ROW) & (largest > 0)
     torch.mul(x, torch.ones_like(largest).masked_fill_(is_too_small, math.nan), out=high)
@@ -114,12 +114,12 @@ def is_in_parts(layer: Linear) -> bool:
 
 def joined(stacked: Tensor, num_in: int, scale: float) -> Tensor:
     """W from its stacked parts, times `scale`: [parts in, out] -> float32 [in, out]."""
-    *smaller, first = stacked.split(num_in)
+    *smaller, first = torch.split(stacked, num_in)
     step = LOW_SCALE if stacked.dtype == torch.float16 else 1.0
     weight = torch.zeros_like(first, dtype=torch.float32)
     for part in smaller:
-        weight = weight + part.float() / step
-    return (weight + first) * scale
+        weight += part.float() / step
+    return weight.add_(first).mul_(scale)
 
 
 def products(parts: Tensor, layer: Linear, piece: int = PIECE_OF_K) -> Iterator[tuple[Tensor, Tensor, float]]:
