@@ -215,7 +215,8 @@ async def measure(
     """
     left = CoresLeft(cluster)
     files = Files(folder)
-    new_weights, known_weights = [], []
+    new_weights: list[EvalResult] = []
+    known_weights: list[EvalResult] = []
     for number in range(4):  # always on new data
         for results, data in ((new_weights, 2 * number), (known_weights, 2 * number + 1)):
             submission = Submission(data, 0.0, kind.most_data_bytes, ())

@@ -29,7 +29,7 @@ from benchmarks.network_day.simulated_worker import Compute, SimulatedWorker
 from benchmarks.network_day.workload import Submission, Workload, submissions, weights_name
 from service.scoring.scheduler import Scheduler
 from workers.cluster.file_sender import MAX_BLOCKS
-from workers.processes import process_pool
+from workers.processes import dispatch, process_pool
 from workers.processes.process_pool import ProcessPool
 from workers.processes.supervisor import Place, Supervisor
 from workers.processes.timeouts import Timeouts
@@ -266,7 +266,7 @@ def _measured_dispatch() -> Iterator[list[float]]:
         return choose_and_count
 
     with (
-        patch.object(process_pool, "next_assignment", measured(process_pool.next_assignment)),
-        patch.object(process_pool, "next_to_load_ahead", measured(process_pool.next_to_load_ahead)),
+        patch.object(process_pool, "next_assignment", measured(vars(process_pool)["next_assignment"])),
+        patch.object(process_pool, "next_to_load_ahead", measured(dispatch.next_to_load_ahead)),
     ):
         yield seconds

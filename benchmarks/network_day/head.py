@@ -14,7 +14,7 @@ from benchmarks.network_day.shared_resource import SharedResource
 from benchmarks.network_day.workload import Submission
 from service.errors import ScoringError
 from service.scoring.scheduler import Scheduler, Ticket
-from service.scoring.scorer import first_of_ours
+from service.scoring.task_errors import first_of_ours
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
 from workers.types import EvalJob
