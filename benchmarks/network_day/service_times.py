@@ -44,7 +44,7 @@ def _h100(name: str, flop_per_second: float) -> DeviceTimes:
         name=name,
         per_sequence=FLOP_PER_SEQUENCE / flop_per_second,
         per_batch=0.005,  # assumed: launches of 24 layers, noise, one copy to the host
-        per_task=0.02,  # measured with Ray on one machine: `python -m benchmarks.network_day check`
+        per_task=0.02,  # assumed; `check` found 8 to 46 ms on one busy machine
         load_bytes_per_second=2.0 * GB,  # assumed: page cache, one core of AES, and PCIe
         start=60.0,  # assumed: import of torch, CUDA, the large self-test
         self_test=0.05,  # assumed
@@ -73,7 +73,7 @@ class HeadCosts:
 HEAD_COSTS = HeadCosts(per_submission=0.0082, per_evaluation=0.0032, per_batch=0.00017)
 """Measured with Python 3.11 on a Xeon of two cores that were busy with other work, so rather too much."""
 HASH_BYTES_PER_SECOND = 0.9 * GB
-"""Blake2b of one file, on one core, at the head and at a node. Measured on two cores of a Xeon: 0.9 GB/s."""
+"""Blake2b of one file, on one core, at the head and at a node. Assumed."""
 PUBLISHER_BYTES_PER_SECOND = 0.25 * GB
 """Assumed: what one publisher's bucket sends over four connections."""
 DISK_BYTES_PER_SECOND = 2.0 * GB
