@@ -35,7 +35,7 @@ class Ran:
 
     @property
     def complaints(self) -> str:
-        """What was written to standard error, without what `serve` says when it begins to start."""
+        """What was written to standard error, without what is said when workers are started."""
         lines = self.err.splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("soma-eval: starting a worker"))
 

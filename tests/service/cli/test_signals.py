@@ -18,6 +18,7 @@ from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, make_data, write_weights
 from tests.service.cli.command import ROOT, SMALL, start_command
 
 SECONDS = 60.0
+STARTING = b"soma-eval: starting a worker for cpu, which tests itself first.\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -31,7 +32,7 @@ def test_sigterm_leaves_no_piped_data_and_no_worker(tmp_path: Path, ctrl_c_is_ig
         command.send_signal(signal.SIGTERM)
         assert command.wait(SECONDS) == 128 + signal.SIGTERM
         assert command.stderr is not None
-        assert command.stderr.read() == b"soma-eval: terminated; nothing is left running.\n"
+        assert command.stderr.read() == STARTING + b"soma-eval: terminated; nothing is left running.\n"
         assert not any(temporary.iterdir())
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
@@ -94,6 +95,6 @@ def test_ctrl_c_ends_a_command_and_its_workers(tmp_path: Path) -> None:
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=SECONDS)
         assert command.returncode == 130
-        assert (out, err) == (b"", b"soma-eval: interrupted; nothing is left running.\n")
+        assert (out, err) == (b"", STARTING + b"soma-eval: interrupted; nothing is left running.\n")
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive

@@ -65,6 +65,7 @@ def test_the_whole_answer(client: httpx.Client, sealed: dict[str, Any]) -> None:
         "architecture_version": "1",
         "numerics_version": NUMERICS_VERSION,
         "computed_at": answer["provenance"]["computed_at"],
+        "architecture": "small",
         "precision": "float32",
         "device": "cpu",
         "was_cut_smaller": False,
@@ -115,7 +116,7 @@ def test_a_command_uses_what_a_running_service_has_computed(
     flags = ("--small-model", "--device", "cpu", "--data-dir", str(service.data_dir))
     ran = run_command(tmp_path, *command, *flags)
     (model,) = ran.json["models"]
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.complaints) == (0, "")
     assert (model["result_cached"], model["loss"]) == (True, answer["loss"])
     (run,) = model["runs"]
     assert datetime.fromisoformat(run["computed_at"]) == datetime.fromisoformat(
