@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.gpu.error import Error, error_of
 from workers.v1.model import Linear
-from workers.v1.split_matmul import hold_in_bf16_parts, hold_in_float16_parts, products, split
+from workers.v1.split_matmul import hold_in_parts, products, split
 
 WIDTHS = (256, 2048, 8192)
 NUM_ROWS, NUM_OUT = 32, 64
@@ -51,14 +51,14 @@ def float32(x: Tensor, weight: Tensor) -> Tensor:
     return total.float()
 
 
-def in_parts(x: Tensor, weight: Tensor, hold: Callable[[Linear], None], piece: int) -> Tensor:
+def in_parts(x: Tensor, weight: Tensor, piece: int) -> Tensor:
     """The products that an evaluation makes of parts, each by the tensor core, added in float32."""
     with torch.device("meta"):
         layer = Linear(*weight.shape)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    hold(layer)
+    hold_in_parts(layer)
     out = x.new_zeros(x.shape[0], weight.shape[1])
-    for columns, rows, scale in products(split(x, layer.weight.dtype), layer, piece):
+    for columns, rows, scale in products(split(x), layer, piece):
         out += scale * tensor_core(columns, rows)
     return out
 
@@ -68,15 +68,10 @@ def tf32(x: Tensor) -> Tensor:
     return ((x.view(torch.int32) + (1 << 12)) & -(1 << 13)).view(torch.float32)
 
 
-WAYS = {"three bf16 parts": hold_in_bf16_parts, "two float16 parts": hold_in_float16_parts}
 PIECES = (max(WIDTHS), 1024, 512, 256)
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "float32": float32,
-    **{
-        f"{way}, pieces of {piece}": partial(in_parts, hold=hold, piece=piece)
-        for way, hold in WAYS.items()
-        for piece in PIECES
-    },
+    **{f"float32-split, pieces of {piece}": partial(in_parts, piece=piece) for piece in PIECES},
     "tf32": lambda x, weight: tensor_core(tf32(x), tf32(weight), TF32_CHUNK),
     "bf16": lambda x, weight: tensor_core(x.bfloat16(), weight.bfloat16()),
 }

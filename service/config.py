@@ -123,8 +123,8 @@ class Settings(BaseSettings):
         InstanceOf[ArchitectureFile] | None, BeforeValidator(_read_architecture), NoDecode
     ] = None
     """JSON file of another architecture than the network's: num_layers, max_seq_len, batch_size, sig_reg_slices ..."""
-    precision: Literal["float32", "tf32", "bf16", "float32-split", "float32-split16"] = "float32"
-    """float32, as the network computes; on a GPU also tf32, bf16, float32-split, float32-split16, unmeasured there."""
+    precision: Literal["float32", "tf32", "bf16", "float32-split"] = "float32"
+    """float32, as the network computes; on a GPU also tf32, bf16 and float32-split: see docs/gpu.md."""
     device_memory_bytes: Annotated[int, _within(MIB, 16 * TIB)] | None = None
     """Bytes on each device for weights that stay loaded, shared by its workers; by default 60 % of a GPU's memory that
     is free at the start, or half of the machine's for the CPU."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from workers.architectures import CURRENT_VERSION
 
-Precision = Literal["float32", "tf32", "bf16", "float32-split", "float32-split16"]
+Precision = Literal["float32", "tf32", "bf16", "float32-split"]
 CancelCheck = Callable[[], None]
 """Called each time the work advances, from the thread that works; it may raise to stop the work."""
 OnFraction = Callable[[float], None]

@@ -76,7 +76,6 @@ def _batch(precision: Precision) -> Step:
     goals = {
         "float32": Goal("share of the float32 rate, float32", "at least 0.9 of cuBLAS's rate", False),
         "float32-split": Goal("float32-split beside float32", "at least 2 times as fast", False),
-        "float32-split16": Goal("float32-split16 beside float32", "at least 2 times as fast", False),
         "tf32": Goal("share of the tf32 rate, tf32", "at least 0.7 of the measured TF32 rate", False),
     }
     return Step(
@@ -100,10 +99,7 @@ def _steps() -> Iterator[Step]:
         "float64",
         "benchmarks.gpu.numbers.float64",
         90,
-        goals=tuple(
-            Goal(f"error against float64, {precision}", "rms not larger than float32's", False)
-            for precision in ("float32-split", "float32-split16")
-        ),
+        goals=(Goal("error against float64, float32-split", "rms not larger than float32's", False),),
     )
     yield from map(_batch, precisions)
     yield Step(
@@ -131,8 +127,7 @@ def _steps() -> Iterator[Step]:
         "benchmarks.gpu.numbers.split_product",
         60,
         goals=tuple(
-            Goal(f"{precision} product, {shape}, {kind}", "rms not larger than float32's", False)
-            for precision in ("float32-split", "float32-split16")
+            Goal(f"float32-split product, {shape}, {kind}", "rms not larger than float32's", False)
             for shape in ("D to D", "F to D")
             for kind in ("any inputs", "exact inputs")
         ),

@@ -185,14 +185,14 @@ class ForwardPass:
             add_linear(x[rows], self.operand(tile, outer), outer, scratch=normed[rows])
 
     def operand(self, x: Tensor, layer: Linear) -> Tensor:
-        """Rows as `linear` takes them for this layer: float32 [N, in] -> in its weight's dtype, and in as many parts.
+        """Rows as `linear` takes them for this layer: float32 [N, in] -> in its weight's dtype, in parts if it is.
 
         On the reference path they stay in float32, and so are its products, in every precision.
         """
         dtype = layer.weight.dtype
         if self.reference or dtype == x.dtype:
             return x
-        return split(x, dtype) if is_in_parts(layer) else x.to(dtype)
+        return split(x) if is_in_parts(layer) else x.to(dtype)
 
     def _operands(self, x: Tensor, *layers: Linear) -> list[Tensor]:
         """The same rows for several layers, made once for all that take them alike."""
@@ -301,7 +301,7 @@ def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:
 def float32_weight(layer: Linear) -> Tensor:
     """[in, out], whatever it is held in."""
     if is_in_parts(layer):
-        return joined(layer.weight, layer.num_in, layer.weight_scale)
+        return joined(layer.weight, layer.weight_scale)
     return layer.weight.float()
 
 

@@ -34,15 +34,14 @@ from .model import Linear, Model
 from .noise import batch_noise
 from .running_mean import BatchScore, running_mean
 from .sig_reg import SIGReg, unit_columns
-from .split_matmul import hold_in_bf16_parts, hold_in_float16_parts
+from .split_matmul import hold_in_parts
 from .team import Team, compute
 from .tokenizer import TokenizedBatch, joined
 from .weights import load_tensors
 from .weights_source import Weights, check_key
 
-Precision = Literal["float32", "tf32", "bf16", "float32-split", "float32-split16"]
-"""float32-split: products of three bf16 parts on tensor cores; float32-split16: of two float16 parts (`split_matmul`).
-Their accuracy and speed on a GPU are unmeasured so far, as are those of all others."""
+Precision = Literal["float32", "tf32", "bf16", "float32-split"]
+"""float32-split: products of two float16 parts on tensor cores (`split_matmul`). What each is worth: docs/gpu.md."""
 
 CPU_MICRO_BATCH_BYTES = 64 << 20
 CUDA_MICRO_BATCH_BYTES = 4 << 30
@@ -505,8 +504,7 @@ def hold_in_bf16(layer: Linear) -> None:
 
 HOLD: dict[Precision, Callable[[Linear], None]] = {
     "bf16": hold_in_bf16,
-    "float32-split": hold_in_bf16_parts,
-    "float32-split16": hold_in_float16_parts,
+    "float32-split": hold_in_parts,
 }
 """How the weights of products are held, where not as they are in the file."""
 

@@ -1,7 +1,7 @@
-"""The products of float32-split and float32-split16 beside those of float32, against float64, in pieces of K of several
-lengths: on any input, and on exact ones.
+"""The products of float32-split beside those of float32, against float64, in pieces of K of several lengths: on any
+input, and on exact ones.
 
-Exact inputs are bf16 numbers: they have one part each, so nothing is lost but what the card loses where it adds up.
+Exact inputs are bf16 numbers: their lower parts are 0, so nothing is lost but what the card loses where it adds up.
 A CPU adds up in float32; `benchmarks.emulated_precision` cuts off as a card may.
 """
 
@@ -15,20 +15,9 @@ from benchmarks.gpu.error import Error, error_of
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.testbed import Testbed
 from workers.v1.model import Linear
-from workers.v1.split_matmul import (
-    PIECE_OF_K,
-    add_product,
-    hold_in_bf16_parts,
-    hold_in_float16_parts,
-    products,
-    split,
-)
+from workers.v1.split_matmul import PIECE_OF_K, add_product, hold_in_parts, products, split
 
 KINDS = ("any inputs", "exact inputs")
-HOLD: dict[str, Callable[[Linear], None]] = {
-    "float32-split": hold_in_bf16_parts,
-    "float32-split16": hold_in_float16_parts,
-}
 PIECES = (256, 512, 1024, 8192)
 
 
@@ -52,25 +41,23 @@ def run(testbed: Testbed, findings: Findings) -> None:
 def _compare(testbed: Testbed, findings: Findings, name: str, x: Tensor, weight: Tensor) -> None:
     exact = x[:512].double() @ weight.double()
     plain, plain_seconds = _measure(testbed, lambda: x @ weight, exact)
-    for precision, hold in HOLD.items():
-        layer = _layer(weight, hold)
-        for piece in PIECES:
-            product = _in_pieces(x, layer, piece)
-            error, seconds = _measure(testbed, product, exact)
-            is_served = piece == PIECE_OF_K
-            findings.add(
-                f"{precision} product, {name}" + ("" if is_served else f", pieces of {piece}"),
-                f"rms {error.rms:.1e}, shrink {error.shrink:+.1e}; float32 {plain.rms:.1e}",
-                holds=error.rms <= plain.rms if is_served else None,
-                note=f"{plain_seconds / seconds:.2f} times as fast as float32",
-                split_rms=error.rms,
-                split_max=error.max,
-                split_shrink=error.shrink,
-                float32_rms=plain.rms,
-                float32_max=plain.max,
-                split_seconds=seconds,
-                float32_seconds=plain_seconds,
-            )
+    layer = _layer(weight)
+    for piece in PIECES:
+        error, seconds = _measure(testbed, _in_pieces(x, layer, piece), exact)
+        is_served = piece == PIECE_OF_K
+        findings.add(
+            f"float32-split product, {name}" + ("" if is_served else f", pieces of {piece}"),
+            f"rms {error.rms:.1e}, shrink {error.shrink:+.1e}; float32 {plain.rms:.1e}",
+            holds=error.rms <= plain.rms if is_served else None,
+            note=f"{plain_seconds / seconds:.2f} times as fast as float32",
+            split_rms=error.rms,
+            split_max=error.max,
+            split_shrink=error.shrink,
+            float32_rms=plain.rms,
+            float32_max=plain.max,
+            split_seconds=seconds,
+            float32_seconds=plain_seconds,
+        )
 
 
 def _measure(testbed: Testbed, product: Callable[[], Tensor], exact: Tensor) -> tuple[Error, float]:
@@ -82,17 +69,17 @@ def _in_pieces(x: Tensor, layer: Linear, piece: int) -> Callable[[], Tensor]:
 
     def product() -> Tensor:
         out = x.new_zeros(x.shape[0], layer.bias.shape[0])
-        for columns, rows, scale in products(split(x, layer.weight.dtype), layer, piece):
+        for columns, rows, scale in products(split(x), layer, piece):
             add_product(out, columns, rows, scale)
         return out
 
     return product
 
 
-def _layer(weight: Tensor, hold: Callable[[Linear], None]) -> Linear:
+def _layer(weight: Tensor) -> Linear:
     """A linear layer of this weight, held in parts."""
     with torch.device("meta"):
         layer = Linear(*weight.shape)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    hold(layer)
+    hold_in_parts(layer)
     return layer

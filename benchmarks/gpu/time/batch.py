@@ -14,7 +14,6 @@ LEAST_SPLIT_RATIO = 2.0
 KINDS: dict[Precision, list[Kind]] = {
     "float32": ["float32"],
     "float32-split": ["float32"],
-    "float32-split16": ["float32"],
     "tf32": ["tf32 NN", "tf32 NT"],
     "bf16": ["bf16"],
 }
@@ -71,7 +70,7 @@ def _seconds_beside_float32(testbed: Testbed, data: bytes, findings: Findings) -
     findings.add(
         f"{testbed.precision} beside float32",
         f"{ratio:.2f} times as fast",
-        ratio >= LEAST_SPLIT_RATIO if testbed.precision.startswith("float32-split") else None,
+        ratio >= LEAST_SPLIT_RATIO if testbed.precision == "float32-split" else None,
         ratio=ratio,
     )
     return statistics.median(ours)

@@ -96,7 +96,7 @@ def test_a_flag_that_changes_nothing_is_accepted_and_not_shown(in_process: InPro
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("score --precision ", ["float32", "tf32", "bf16", "float32-split", "float32-split16"]),
+        ("score --precision ", ["float32", "tf32", "bf16", "float32-split"]),
         ("score --device cuda", ["cuda", "cuda:0", "cuda:1"]),
         ("serve --log-format ", ["console", "json"]),
         ("serve --grpc-port ", ["off"]),
