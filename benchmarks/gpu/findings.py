@@ -44,7 +44,8 @@ class Findings:
     def error(self, error: BaseException) -> None:
         """Why the step ends before its time."""
         lines = str(error).strip().splitlines()
-        self._write({"error": f"{type(error).__name__}: {lines[0][:200] if lines else ''}"})
+        text = " ... ".join(dict.fromkeys((lines[0][:200], lines[-1][:300]))) if lines else ""
+        self._write({"error": f"{type(error).__name__}: {text}"})
 
     def _write(self, entry: dict[str, object]) -> None:
         with self._path.open("a") as file:

@@ -26,7 +26,6 @@ from .weights_header import expected_shapes, read_header
 from .weights_memory import DeviceMemory, HostMemory
 from .weights_source import (
     AES_BLOCK_BYTES,
-    PIECE_BYTES,
     FileSource,
     Source,
     Weights,
@@ -36,9 +35,9 @@ from .weights_source import (
     read_clear_into,
 )
 
-NUM_THREADS = min(
-    8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-)
+MOST_CPU_THREADS = 8
+MOST_GPU_THREADS = 16
+"""That load. To a GPU they fill pinned memory, which more of them do faster: see `weights_memory.STAGE_BYTES`."""
 
 _TORCH_DTYPES = {
     "F64": torch.float64,
@@ -143,9 +142,9 @@ def _read_tensors(
     shapes = {name: info.shape for name, info in ready.items()}
     memory = HostMemory(shapes) if device.type == "cpu" else DeviceMemory(shapes, device)
     pieces = [
-        Piece(name, start, min(start + PIECE_BYTES, info.end - info.begin))
+        Piece(name, start, min(start + memory.piece_bytes, info.end - info.begin))
         for name, info in ready.items()
-        for start in range(0, info.end - info.begin, PIECE_BYTES)
+        for start in range(0, info.end - info.begin, memory.piece_bytes)
     ]
 
     def bring(piece: Piece) -> None:
@@ -172,16 +171,22 @@ def _read_tensors(
 @contextmanager
 def _threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that load; an error ends what they have not begun."""
-    begin = None
+    begin, most = None, MOST_CPU_THREADS
     if (
         device.type == "cuda"
     ):  # else a thread is on the first GPU, and its pinned memory opens a context there
-        begin = partial(torch.cuda.set_device, _own_index(device))
-    threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="load-weights", initializer=begin)
+        begin, most = partial(torch.cuda.set_device, _own_index(device)), MOST_GPU_THREADS
+    threads = ThreadPoolExecutor(
+        min(most, _num_cores()), thread_name_prefix="load-weights", initializer=begin
+    )
     try:
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _own_index(device: torch.device) -> int:

@@ -17,9 +17,16 @@ SPARE_BYTES = 16
 ALIGNMENT = 64
 """Of a tensor on a CPU: a line of its cache."""
 
+STAGE_BYTES = 16 << 20
+"""What a thread brings to a GPU at once. With an H200 and 16 cores 4.84 GB took 0.17 s so, by 16 threads; in pieces of
+2 MiB, by 8 threads, 0.55 s."""
+
 
 class HostMemory:
     """float32 tensors side by side in one block. numpy asks for huge pages, which torch does not by itself."""
+
+    piece_bytes = PIECE_BYTES
+    """The most that one buffer is for."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._shapes = dict(shapes)
@@ -55,6 +62,10 @@ class DeviceMemory:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
         self._device = device
         self._tensors = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        self.piece_bytes = min(
+            STAGE_BYTES, max((tensor.nbytes for tensor in self._tensors.values()), default=0)
+        )
+        """The most that one buffer is for."""
         self._of_thread = threading.local()
         self._stages: list[_Stage] = []
 
@@ -81,7 +92,7 @@ class DeviceMemory:
 
     def _stage(self) -> "_Stage":
         if not hasattr(self._of_thread, "stage"):
-            self._of_thread.stage = _Stage(self._device)
+            self._of_thread.stage = _Stage(self._device, self.piece_bytes)
             self._stages.append(self._of_thread.stage)
         stage: _Stage = self._of_thread.stage
         return stage
@@ -90,10 +101,10 @@ class DeviceMemory:
 class _Stage:
     """Two pinned buffers, used alternately, and a stream of copies. Off a GPU the copies are plain ones."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, piece_bytes: int) -> None:
         is_cuda = device.type == "cuda"
         self._buffers = [
-            torch.empty(PIECE_BYTES + SPARE_BYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
+            torch.empty(piece_bytes + SPARE_BYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
         ]
         self._next = 0
         self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]

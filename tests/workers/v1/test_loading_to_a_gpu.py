@@ -45,8 +45,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     card = Card()
 
     class Stage(weights_memory._Stage):
-        def __init__(self, device: torch.device) -> None:
-            super().__init__(device)
+        def __init__(self, device: torch.device, piece_bytes: int) -> None:
+            super().__init__(device, piece_bytes)
             self._number = len(card.buffers)
             card.buffers += self._buffers
             if (name := threading.current_thread().name) not in card.of_thread:
