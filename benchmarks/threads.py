@@ -188,13 +188,13 @@ def evaluate(task: Mapping[str, object]) -> None:
 
 def let_torch_share() -> None:
     """As this package did it before: a batch goes through every operation as a whole."""
-    from workers.v1 import forward, model_runner, team
+    from workers.v1 import batch_scorer, forward, team
 
     def compute(work: Callable[[team.Team], object], _: int, check_cancelled: Callable[[], None]) -> object:
         return work(team.OneThread(check_cancelled))
 
-    setattr(model_runner, "compute", compute)  # noqa: B010  it is no name of that module's own
-    model_runner.CPU_PASS_SEQUENCES = model_runner.CPU_LOSS_ROWS = sys.maxsize
+    setattr(batch_scorer, "compute", compute)  # noqa: B010  it is no name of that module's own
+    batch_scorer.CPU_PASS_SEQUENCES = batch_scorer.CPU_LOSS_ROWS = sys.maxsize
     forward.CPU_TILE_ELEMENTS = sys.maxsize
     forward.head_tiles = lambda q: [slice(0, q.shape[1])]
 

@@ -10,7 +10,8 @@ from . import tokenizer
 from .config import V1_BATCH_SIZE, V1_MAX_SEQ_LEN, V1_SIG_REG_SLICES, ModelConfig, SIGRegConfig
 
 if TYPE_CHECKING:
-    from .model_runner import ModelRunner, Precision
+    from .model_runner import ModelRunner
+    from .precisions import Precision
 
 LIMITS: dict[str, tuple[int, int] | tuple[float, float]] = {
     "embedding_dim": (1, 1 << 14),

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from .config import V1_MAX_SEQ_LEN, ModelConfig
-from .model_runner import ModelRunner, Precision
+from .model_runner import ModelRunner
+from .precisions import Precision
 from .weights_header import expected_shapes
 
 DATA = b"the quick brown fox jumps over a lazy dog while seven wizards mix black quartz potions. the quick brown "[

@@ -9,9 +9,9 @@ import torch
 from benchmarks.gpu.tolerances import TOLERANCES, deviation
 from tests.recipe import golden_cases, make_data, make_weights, safetensors_bytes
 from workers.types import Precision
-from workers.v1 import MeanScore, ModelConfig, ModelRunner, forward, model_runner, running_mean
+from workers.v1 import MeanScore, ModelConfig, ModelRunner, batch_scorer, forward, running_mean
 from workers.v1.model import Linear
-from workers.v1.model_runner import hold_in_bf16, hold_linear_weights
+from workers.v1.precisions import hold_in_bf16, hold_linear_weights
 
 CASES = ["tiny-three-batches", "small-1-byte", "small-1025", "leak-mixed"]
 
@@ -44,7 +44,7 @@ def test_tf32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def linear(x: torch.Tensor, layer: Linear, *, out: torch.Tensor | None = None) -> torch.Tensor:
         return torch.addmm(layer.bias, tf32(x), tf32(layer.weight), out=out)
 
-    for module in (forward, model_runner):
+    for module in (forward, batch_scorer):
         monkeypatch.setattr(module, "linear", linear)
     found = deviation(golden_cases()[name], evaluate(name), "tf32")
     assert found.is_allowed

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, TEST_KEY, make_data, write_weights
 from workers.v1 import ModelConfig, ModelRunner, weights_source
-from workers.v1.model_runner import CPU_LOSS_ROWS, CPU_SIG_REG_ROWS, LoadedModel
+from workers.v1.batch_scorer import CPU_LOSS_ROWS, CPU_SIG_REG_ROWS
+from workers.v1.model_runner import LoadedModel
 
 SEQUENCES = 2
 DATA = make_data({"pattern": "text", "size": SEQUENCES * 1024})

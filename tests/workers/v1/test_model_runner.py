@@ -30,13 +30,13 @@ from workers.v1 import (
     ModelRunner,
     NonFiniteResult,
     SIGRegConfig,
+    batch_scorer,
     running_mean,
     tokenizer,
 )
 from workers.v1 import forward as v1_forward
-from workers.v1 import model_runner as v1_model_runner
-from workers.v1.model_runner import Precision, hold_in_bf16, hold_linear_weights
 from workers.v1.noise import batch_noise
+from workers.v1.precisions import Precision, hold_in_bf16, hold_linear_weights
 
 WEIGHTS = small_weights_bytes()
 DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
@@ -141,7 +141,7 @@ def test_any_number_of_threads_has_the_same_bits(
     monkeypatch.setattr(v1_forward, "CPU_TILE_ELEMENTS", 0)
     monkeypatch.setattr(v1_forward, "SCORES_PER_BLOCK", 1 << 17)
     if path == "reference":
-        monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+        monkeypatch.setattr("workers.v1.batch_scorer.MAX_SAFE_SCORE", -1.0)
     runner = ModelRunner(ModelConfig.small(), max_seq_len=max_seq_len, batch_size=4)
     model = runner.load(with_score_offset(140.0))
     data = DATA[: 5 * max_seq_len - 3]
@@ -288,7 +288,7 @@ def test_both_paths_agree_on_ordinary_weights(name: str, monkeypatch: pytest.Mon
     runner = ModelRunner(ModelConfig(**case.config))
     weights, data = safetensors_bytes(make_weights(case.config, case.weights)), make_data(case.data)
     fast = runner.eval(data, weights, case.seed)
-    monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+    monkeypatch.setattr("workers.v1.batch_scorer.MAX_SAFE_SCORE", -1.0)
     reference = runner.eval(data, weights, case.seed)
     assert reference.loss == pytest.approx(fast.loss, rel=2e-6)
     assert reference.attends_to_future is False
@@ -313,7 +313,7 @@ def test_the_guard_lets_no_leak_through(offset: float, monkeypatch: pytest.Monke
     """Around the border where masked keys begin to win, the guarded result is that of the reference path."""
     runner, weights = ModelRunner(ModelConfig.small(), max_seq_len=128), with_score_offset(offset)
     guarded = runner.eval(SHORT, weights, 3)
-    monkeypatch.setattr("workers.v1.model_runner.MAX_SAFE_SCORE", -1.0)
+    monkeypatch.setattr("workers.v1.batch_scorer.MAX_SAFE_SCORE", -1.0)
     reference = runner.eval(SHORT, weights, 3)
     assert guarded.attends_to_future == reference.attends_to_future
     assert guarded.loss == pytest.approx(reference.loss, rel=1e-5)
@@ -400,7 +400,7 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
         model = Model(runner.config)
         directions = torch.empty(runner.config.embedding_dim, SIGRegConfig().slices)
     with pytest.raises(NotImplementedError, match="no data") as refusal:
-        runner._run(
+        runner._scorer._run(
             model,
             [tokenizer.tokenize_range(DATA, range(16))],
             lambda: directions,
@@ -428,7 +428,7 @@ def test_noise_is_drawn_behind_the_queued_forward_pass(
 
         return noted
 
-    monkeypatch.setattr(v1_model_runner, "batch_noise", noting("noise", batch_noise))
+    monkeypatch.setattr(batch_scorer, "batch_noise", noting("noise", batch_noise))
     representations = noting("forward", v1_forward.ForwardPass.representations)
     monkeypatch.setattr(v1_forward.ForwardPass, "representations", representations)
     runner = ModelRunner(ModelConfig.small(), device)

@@ -70,12 +70,12 @@ def test_larger_models_take_as_many_at_once_as_keep_the_threads_busy(
     set_num_threads: Callable[[int], None],
 ) -> None:
     set_num_threads(1)
-    assert ModelRunner(ModelConfig.small())._pieces_at_once() == 16
-    assert ModelRunner(ModelConfig(512, 2048, 24))._pieces_at_once() == 4
-    assert ModelRunner()._pieces_at_once() == 1
+    assert ModelRunner(ModelConfig.small())._scorer.pieces_at_once() == 16
+    assert ModelRunner(ModelConfig(512, 2048, 24))._scorer.pieces_at_once() == 4
+    assert ModelRunner()._scorer.pieces_at_once() == 1
     set_num_threads(9)
-    assert ModelRunner()._pieces_at_once() == 3
-    assert ModelRunner(micro_batch_size=1)._pieces_at_once() == 1
+    assert ModelRunner()._scorer.pieces_at_once() == 3
+    assert ModelRunner(micro_batch_size=1)._scorer.pieces_at_once() == 1
 
 
 def test_refuses_what_is_no_piece(runner: ModelRunner) -> None:

@@ -10,7 +10,7 @@ from tests.recipe import GoldenCase, golden_cases, make_data, make_weights, safe
 from workers.v1 import MeanScore, ModelConfig, ModelRunner, running_mean
 from workers.v1.forward import ForwardPass
 from workers.v1.model import Linear
-from workers.v1.model_runner import hold_linear_weights
+from workers.v1.precisions import hold_linear_weights
 from workers.v1.split_matmul import (
     LEAST_ROW,
     PIECE_OF_K,
