@@ -1,7 +1,7 @@
 """Architecture version 1 of the SOMA network: a pure package that knows nothing of the service around it.
 
-`ModelRunner` is the mirror of the network's Rust runner: start reading at `model_runner.py`, then
-`batch_scorer.py`, `forward.py` and `weights.py`. The rest of the exports are the training surface of the published reference.
+`ModelRunner` is the mirror of the network's Rust runner: start reading at `model_runner.py`, then `batch_scorer.py`,
+`forward.py` and `weights.py`. The rest of the exports are the training surface of the published reference.
 
 Names are imported when they are first used, so that importing this package is cheap and takes no torch:
 `config`, `errors`, `tokenizer`, `running_mean` and `weights_header` never need it.

@@ -1,5 +1,7 @@
 """The fraction of a batch that is done: it rises to 1, and nobody's numbers depend on who asks."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.recipe import make_data, small_weights_bytes
@@ -7,7 +9,11 @@ from workers.v1 import ModelConfig, ModelRunner
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
-def test_it_rises_to_1_and_changes_no_bit(micro_batch_size: int | None) -> None:
+def test_it_rises_to_1_and_changes_no_bit(
+    micro_batch_size: int | None, set_num_threads: Callable[[int], None]
+) -> None:
+    """One thread tells of each step itself; several tell the one that waits, which may look up only at the end."""
+    set_num_threads(1)
     runner = ModelRunner(
         ModelConfig.small(), max_seq_len=128, batch_size=4, micro_batch_size=micro_batch_size
     )
