@@ -5,7 +5,6 @@ import base64
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,12 @@ from tests.golden_requests import (
 )
 from tests.golden_requests import post_eval as post
 from tests.in_process_pool import Answer, eval_result
-from tests.in_process_service import InProcessService, in_process_service
+from tests.in_process_service import InProcessService
 from tests.network_client import connect, score
 from tests.problems import assert_problem
 from tests.recipe import make_data, small_weights_bytes
+from tests.service.scoring.keeping_service import NO_CACHE, keeping_service
 from workers.errors import DecryptionFailed
-
-NO_CACHE = {"Cache-Control": "no-cache"}
-
-
-@contextmanager
-def keeping_service(
-    folder: Path, answers: dict[str, Answer] | None = None, **settings: Any
-) -> Iterator[InProcessService]:
-    with in_process_service(folder, answers, **{"max_kept_results": 100, **settings}) as service:
-        yield service
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,13 @@ import pytest
 from tests.file_server import FileServer
 from tests.golden_requests import manifest
 from tests.golden_requests import post_eval as post
-from tests.in_process_pool import Answer, eval_result
-from tests.in_process_service import InProcessService, in_process_service
+from tests.in_process_pool import eval_result
+from tests.in_process_service import InProcessService
+from tests.service.scoring.keeping_service import NO_CACHE, keeping_service
 from workers.errors import DecryptionFailed, NonFiniteResult, WeightsInvalid
 
-NO_CACHE = {"Cache-Control": "no-cache"}
 SMALL, LARGE = b"a piece", b"of several batches" * 1000
 """The first shares passes with others, the second fills them by itself."""
-
-
-@contextmanager
-def keeping_service(
-    folder: Path, answers: dict[str, Answer] | None = None, **settings: Any
-) -> Iterator[InProcessService]:
-    with in_process_service(folder, answers, **{"max_kept_results": 1000, **settings}) as service:
-        yield service
 
 
 @pytest.fixture
