@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -167,7 +168,7 @@ def ask(process: "subprocess.Popen[str]") -> float:
     return float(process.stdout.readline())
 
 
-def evaluate(task: Mapping[str, object]) -> None:
+def evaluate(task: Mapping[str, Any]) -> None:
     """The life of one such process."""
     import torch
 
@@ -176,9 +177,9 @@ def evaluate(task: Mapping[str, object]) -> None:
     if task["is_shared_by_torch"]:
         let_torch_share()
     if task["num_threads"]:
-        torch.set_num_threads(int(str(task["num_threads"])))
-    runner = ModelRunner(ModelConfig(**dict(task["config"])))  # type: ignore[call-overload]
-    model = runner.load(str(task["weights"]))
+        torch.set_num_threads(task["num_threads"])
+    runner = ModelRunner(ModelConfig(**task["config"]))
+    model = runner.load(task["weights"])
     data = make_data({"pattern": "text", "size": task["num_bytes"]})
     for _ in sys.stdin:
         start = time.perf_counter()

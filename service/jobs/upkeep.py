@@ -58,9 +58,8 @@ class Upkeep:
                 await self._renew()
                 await self._take_over()
                 await self._forget_at_times()
-            except (
-                ServiceTrouble
-            ):  # the database has logged it; to write in the next round shows whether it has passed
+            except ServiceTrouble:
+                # The database has logged it; to write in the next round shows whether it has passed.
                 self._next_forgetting = 0.0
             except Exception as error:
                 log_bug(error)

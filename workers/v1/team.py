@@ -117,9 +117,8 @@ class _ThreadTeam:
                 self._progress.get()
                 if self._failure is None:
                     check_cancelled()
-            except (
-                BaseException
-            ) as error:  # KeyboardInterrupt too: no thread may work on behind the caller's back
+            except BaseException as error:
+                # KeyboardInterrupt too: no thread may work on behind the caller's back.
                 self._fail(error)
         _idle.extend(threads)
         if self._failure is None:
@@ -128,9 +127,8 @@ class _ThreadTeam:
         try:
             raise failure
         finally:
-            del (
-                failure
-            )  # it holds this frame, which must not hold it: else its tensors stay until a collection
+            # It holds this frame, which must not hold it: else its tensors stay until a collection.
+            del failure
 
     def work(self) -> None:
         """The whole of it, for each of the threads that compute."""

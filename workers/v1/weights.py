@@ -172,9 +172,8 @@ def _read_tensors(
 def _threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads that load; an error ends what they have not begun."""
     begin, most = None, MOST_CPU_THREADS
-    if (
-        device.type == "cuda"
-    ):  # else a thread is on the first GPU, and its pinned memory opens a context there
+    if device.type == "cuda":
+        # Else a thread is on the first GPU, and its pinned memory opens a context there.
         begin, most = partial(torch.cuda.set_device, _own_index(device)), MOST_GPU_THREADS
     threads = ThreadPoolExecutor(
         min(most, _num_cores()), thread_name_prefix="load-weights", initializer=begin

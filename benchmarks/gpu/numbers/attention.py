@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
     }
     for name, way in ways.items():
         error = error_of(way(q, k, v)[0], exact)
-        seconds = median_seconds(testbed.device, lambda way=way: way(q, k, v), 3)  # type: ignore[misc]
+        seconds = median_seconds(testbed.device, partial(way, q, k, v), 3)
         _add(findings, f"attention, {name}", error, seconds)
     if testbed.is_gpu:
         error = error_of(causal_attention(q, k, v, torch.bfloat16)[0], exact)
