@@ -36,9 +36,10 @@ _HEX = rb"[0-9a-fA-F]"
 _ESCAPE = rb"\\(?:[\"\\/bfnrt]|u(?:[0-9a-cA-Ce-fE-F]H{3}|[dD][0-7]H{2}|[dD][89abAB]H{2}\\u[dD][c-fC-F]H{2}))".replace(
     b"H", _HEX
 )
-_ESCAPES = re.compile(rb"(?:%s)++" % _ESCAPE)
-_PART_OF_STRING = re.compile(rb'(?:[^"\\\x00-\x1f]{1,65536}+|%s){0,64}+' % _ESCAPE)
-_NUMBER = re.compile(rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+")
+# Possessive repeats of single characters alone: before Python 3.11.5 those of groups match too much (gh-106052).
+_ESCAPES = re.compile(rb"(?:%s){1,1000}" % _ESCAPE)
+_PART_OF_STRING = re.compile(rb'(?:[^"\\\x00-\x1f]{1,65536}+|%s){0,64}' % _ESCAPE)
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _AFTER_WHICH_TO_CUT = b',:[]{}" \t\r\n'
 
 
