@@ -91,15 +91,18 @@ def _real_text() -> bytes:
 
 async def _make_candidates(folder: Path, seconds: float, text: bytes) -> int:
     """Train in a process that is not left behind, and in which nothing of the current folder is imported (-P)."""
-    training = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-P", "-m", "workers.demo_candidates", str(folder), str(seconds)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-    )
+    file = folder / "training-text"
+    file.write_bytes(text)
+    with file.open("rb") as stdin:  # no pipe, whose end would be reported after Ctrl-C
+        training = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-P", "-m", "workers.demo_candidates", str(folder), str(seconds)),
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+        )
     try:
-        output, _ = await training.communicate(text)
+        output, _ = await training.communicate()
     finally:
         if training.returncode is None:
             training.kill()
