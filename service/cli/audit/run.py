@@ -14,7 +14,7 @@ from service.cli.exit_codes import ExitCode
 from service.cli.printable import printable
 from service.cli.progress_bars import item_bar
 from service.cli.standard_streams import write_out
-from service.cli.starting import say_what_is_started
+from service.cli.starting import say_what_is_awaited
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ScoringError
@@ -34,8 +34,7 @@ def run_audit(
     def show(verdict: Verdict) -> None:
         write_out(f"{json_format.dumps(verdict.to_json(), allow_nan=False)}\n" if json else _text(verdict))
 
-    if url is None:
-        say_what_is_started(settings)
+    say_what_is_awaited(settings, url)
     with item_bar("auditing", len(claims)) as on_done:
         verdicts = asyncio.run(_judge_all(claims, answers, show, on_done))
     if not json and len(verdicts) > 1:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from service.cli.exit_codes import ExitCode
 from service.cli.output_file import refuse_unsafe_output, write_whole
@@ -21,7 +21,7 @@ from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
 from service.cli.screen.question import Question, read_question
 from service.cli.screen.report import is_report, render_report
 from service.cli.standard_streams import complain, write_out, write_past_buffer
-from service.cli.starting import say_what_is_started
+from service.cli.starting import say_what_is_awaited
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
@@ -49,9 +49,8 @@ def run_screen(
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
-    if url is None:
-        say_what_is_started(settings)
-    with progress_bars(TextColumn("{task.fields[found]}"), TimeRemainingColumn()) as bars:
+    say_what_is_awaited(settings, url)
+    with progress_bars(TextColumn("{task.fields[found]}")) as bars:
         output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
 
         async def run() -> ScreenSummary:
