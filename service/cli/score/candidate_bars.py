@@ -15,7 +15,8 @@ _NAME_WIDTH = 24
 
 @contextmanager
 def candidate_bars(question: Question, first: str) -> Iterator[OnProgress]:
-    """A bar for each candidate on stderr, while inside, `first` in its first phase; nothing where stderr is no terminal."""
+    """A bar for each candidate on stderr, while inside, whose first phase is `first`; where stderr is no terminal,
+    nothing."""
     with progress_bars(TextColumn("{task.fields[phase]}")) as bars:
         if bars is None:
             yield lambda _: None
