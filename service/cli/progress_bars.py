@@ -29,7 +29,7 @@ class _TimeLeft(ProgressColumn):
     max_refresh = 0.5
 
     def render(self, task: Task) -> Text:
-        seconds = task.time_remaining
+        seconds = None if task.finished else task.time_remaining
         return Text(
             "" if seconds is None else f"{timedelta(seconds=int(seconds))} left", style="progress.remaining"
         )

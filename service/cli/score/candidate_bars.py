@@ -21,9 +21,16 @@ def candidate_bars(question: Question, first: str) -> Iterator[OnProgress]:
         if bars is None:
             yield lambda _: None
             return
-        names = distinct_names([candidate.name for candidate in question.candidates], _NAME_WIDTH)
+        names = distinct_names(_without_folders(question), _NAME_WIDTH)
         tasks = [bars.add_task(name, total=None, phase=first) for name in names]
         yield lambda progress: _show(bars, tasks[progress.index], progress)
+
+
+def _without_folders(question: Question) -> list[str]:
+    """The names, without the folders unless these are what tells two of them apart."""
+    names = [candidate.name for candidate in question.candidates]
+    short = [name.rpartition("/")[2] or name for name in names]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def _show(bars: Progress, task: TaskID, progress: CandidateProgress) -> None:
