@@ -43,7 +43,11 @@ def progress_bars(*last: ProgressColumn) -> Iterator[Progress | None]:
         return
     name, bar = TextColumn("{task.description}", markup=False), BarColumn(_BAR_WIDTH)
     columns = (name, bar, *last, TimeElapsedColumn(), _TimeLeft())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    # What is printed meanwhile stands above the bars where it goes to the terminal too; rich must not touch what goes
+    # to a file or a pipe.
+    is_shown = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=is_shown) as bars:
         yield bars
 
 

@@ -8,9 +8,9 @@ from service.cli.urls import without_secrets
 from service.config import Settings
 
 
-def say_what_is_awaited(settings: Settings, url: str | None) -> None:
+def say_what_is_awaited(settings: Settings, url: str | None, *, has_bar: bool = True) -> None:
     """A line on stderr, unless that is a terminal, where a bar shows it at once."""
-    if not sys.stderr.isatty():
+    if not has_bar or not sys.stderr.isatty():
         complain(f"{what_is_awaited(settings, url)}.")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ def run_screen(
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
-    say_what_is_awaited(settings, url)
-    with progress_bars(TextColumn("{task.fields[found]}")) as bars:
-        output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
+    is_shown = sys.stdout.isatty()  # the lines themselves are progress then, and leave no place for a bar
+    say_what_is_awaited(settings, url, has_bar=not is_shown)
+    with nullcontext() if is_shown else progress_bars(TextColumn("{task.fields[found]}")) as bars:
+        command = None if on_hit is None else HitCommand(on_hit)
+        output = _Output(question, source, command, bars, "waiting" if url else "starting a worker")
 
         async def run() -> ScreenSummary:
             async with aclosing(read_pieces(source, settings.max_data_bytes, output.on_read)) as pieces:
@@ -75,8 +77,14 @@ class _Output:
     """Where lines go: standard output, the counts, the bar, and the command for hits."""
 
     def __init__(
-        self, question: Question, source: PieceSource, command: HitCommand | None, bars: Progress | None
+        self,
+        question: Question,
+        source: PieceSource,
+        command: HitCommand | None,
+        bars: Progress | None,
+        waits_for: str,
     ) -> None:
+        """`waits_for` is shown until the first line."""
         self.summary = ScreenSummary()
         self.nearness = Nearness({target.id: target.distance_threshold for target in question.targets})
         self.num_good = 0
@@ -85,7 +93,7 @@ class _Output:
         self._bars = bars
         self._task = TaskID(0)
         if bars is not None:
-            self._task = bars.add_task("screening", total=source.total_bytes, found="")
+            self._task = bars.add_task("screening", total=source.total_bytes, found=waits_for)
 
     def on_read(self, num_bytes: int) -> None:
         """So much more of the data was read."""
