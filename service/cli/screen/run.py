@@ -89,6 +89,8 @@ class _Output:
         self.nearness = Nearness({target.id: target.distance_threshold for target in question.targets})
         self.num_good = 0
         """Pieces that have a loss."""
+        self._num_read = 0
+        self._read_bytes = 0
         self._command = command
         self._bars = bars
         self._task = TaskID(0)
@@ -96,9 +98,11 @@ class _Output:
             self._task = bars.add_task("screening", total=source.total_bytes, found=waits_for)
 
     def on_read(self, num_bytes: int) -> None:
-        """So much more of the data was read."""
-        if self._bars is not None:
-            self._bars.update(self._task, advance=num_bytes)
+        """One more piece was read, of so many bytes."""
+        self._num_read += 1
+        self._read_bytes += num_bytes
+        if self._bars is not None and self._num_read == 1:
+            self._bars.update(self._task, found="evaluating")
 
     async def write(self, line: dict[str, Any]) -> None:
         """One line; waits for a reader that is slow, and for the command."""
@@ -112,10 +116,15 @@ class _Output:
         self.summary.pieces_with_hits += hits > 0
         self.nearness.add(line)
         if self._bars is not None:
-            found = f"{self.summary.pieces:,} pieces, {self.summary.hits:,} hits"
-            self._bars.update(self._task, found=found)
+            found = f"{_counted(self.summary.pieces, 'piece')}, {_counted(self.summary.hits, 'hit')}"
+            done = self._read_bytes * self.summary.pieces / self._num_read
+            self._bars.update(self._task, completed=done, found=found)
         if hits and self._command is not None:
             await self._command.run(text)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 async def _screen(
