@@ -63,11 +63,14 @@ def byte_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 @contextmanager
-def item_bar(name: str, total: int) -> Iterator[Callable[[float], None]]:
-    """A bar of items done, in whole or in part, on stderr, while inside; nothing where stderr is no terminal."""
-    with progress_bars(MofNCompleteColumn()) as bars:
+def item_bar(name: str, total: int, waits_for: str) -> Iterator[Callable[[float], None]]:
+    """A bar of items done, in whole or in part, on stderr, while inside; nothing where stderr is no terminal.
+
+    `waits_for` is shown until the first is done in part.
+    """
+    with progress_bars(MofNCompleteColumn(), TextColumn("{task.fields[waits_for]}")) as bars:
         if bars is None:
             yield lambda _done: None
             return
-        task = bars.add_task(name, total=total)
-        yield lambda done: bars.update(task, completed=done)
+        task = bars.add_task(name, total=total, waits_for=waits_for)
+        yield lambda done: bars.update(task, completed=done, waits_for="")

@@ -50,13 +50,14 @@ def test_what_goes_to_a_file_is_not_shown_on_the_terminal(
     monkeypatch.setattr(sys, "stderr", terminal[0])
     with (tmp_path / "out").open("w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        with item_bar("auditing", 3) as on_done:
+        with item_bar("auditing", 3, "starting a worker") as on_done:
+            shown = shown_on(terminal)
             on_done(1)
             write_out("a line\n")
     assert (tmp_path / "out").read_text() == "a line\n"
-    shown = shown_on(terminal)
-    assert "a line" not in shown
     assert "auditing" in shown
+    assert "starting a worker" in shown
+    assert "a line" not in shown_on(terminal)
 
 
 def test_a_line_on_the_same_terminal_stands_above_the_bar(
@@ -64,7 +65,7 @@ def test_a_line_on_the_same_terminal_stands_above_the_bar(
 ) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, terminal[0])
-    with item_bar("auditing", 3):
+    with item_bar("auditing", 3, "starting a worker"):
         write_out("a line\n")
     line = shown_on(terminal).partition("a line")
     assert line[0].endswith("\r\x1b[2K")
