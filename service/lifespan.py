@@ -89,7 +89,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     model = served_model(settings)
     async with AsyncExitStack() as stack:
         if settings.traces:
-            await stack.enter_async_context(tracing(version("soma-eval")))
+            from service.otel_tracer import OtelTracer
+
+            await stack.enter_async_context(tracing(OtelTracer(version("soma-eval"))))
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(
             _running(pool) if pool is not None else _open_served_pool(settings)
