@@ -271,9 +271,8 @@ class _NoDraws(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (Tensor.uniform_, torch.nn.init.normal_):
-            return (
-                args[0] if args else None
-            )  # only the method is given its tensor so, and has its result used
+            # Only the method is given its tensor by position, and has its result used.
+            return args[0] if args else None
         return func(*args, **(kwargs or {}))
 
 
