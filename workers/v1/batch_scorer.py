@@ -26,7 +26,7 @@ from .forward import (
 from .loss import token_cross_entropy
 from .model import Model
 from .noise import batch_noise
-from .precisions import Precision, set_matmul_precision
+from .precisions import ATTENTION_DTYPES, Precision, set_matmul_precision
 from .running_mean import BatchScore
 from .sig_reg import SIGReg, unit_columns
 from .team import Team, compute
@@ -136,7 +136,13 @@ class BatchScorer:
 
         def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
             def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
-                forward = ForwardPass(model, team, reference=reference, progress=progress)
+                forward = ForwardPass(
+                    model,
+                    team,
+                    reference=reference,
+                    progress=progress,
+                    attention_dtype=ATTENTION_DTYPES.get(self.precision, torch.float32),
+                )
                 sequences = batch.part(slice(start, start + size))
                 return *self._score_sequences(forward, sequences, directions), forward.guard()
 

@@ -68,8 +68,18 @@ class Guard(NamedTuple):
 class ForwardPass:
     """One pass over some sequences, whose parts a team shares. After `representations`, `guard` holds."""
 
-    def __init__(self, model: Model, team: Team, *, reference: bool, progress: BatchProgress) -> None:
+    def __init__(
+        self,
+        model: Model,
+        team: Team,
+        *,
+        reference: bool,
+        progress: BatchProgress,
+        attention_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`attention_dtype` is that of the fused kernel, see `causal_attention`."""
         self.model = model
+        self.attention_dtype = attention_dtype
         self.progress = progress
         self.team = team
         self.reference = reference
@@ -141,10 +151,9 @@ class ForwardPass:
         if self.reference:
             self._mix_filled(q, k, v, mixed)
             return
-        dtype = product_dtype(attention.output)
 
         def mix(heads: slice) -> None:
-            mixed[:, heads] = causal_attention(q[:, heads], k[:, heads], v[:, heads], dtype)
+            mixed[:, heads] = causal_attention(q[:, heads], k[:, heads], v[:, heads], self.attention_dtype)
 
         self.team.share(mix, head_tiles(q))
 
@@ -247,7 +256,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Ten
 
     On a GPU torch takes its memory-efficient kernel for float32 and K = 256, which multiplies as three products in TF32
     whatever the matmul precision is; docs/gpu.md says how near to float64 that is.
+    In float16 a query or key above 65,504 makes the result not finite, so that the batch is evaluated again.
     """
+    if dtype == torch.float16:
+        largest = v.abs().amax(dim=(0, 2, 3), keepdim=True)  # (1, H, 1, 1)
+        scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+        mixed = F.scaled_dot_product_attention(
+            q.to(dtype), k.to(dtype), (v / scale).to(dtype), is_causal=True
+        )
+        return mixed.float() * scale
     q, k, v = (part.to(dtype) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).float()
 
@@ -277,11 +294,6 @@ def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> tuple[Tensor, Tens
     deviation = variance.add_(V1_LAYER_NORM_EPS).sqrt_()
     normed = torch.addcmul(norm.beta, d.div_(deviation), norm.gamma, out=out)
     return normed, mean.abs_().div_(deviation).amax()
-
-
-def product_dtype(layer: Linear) -> torch.dtype:
-    """What products of this layer are accurate to: bf16 if it is held in bf16, but float32 if in parts."""
-    return torch.float32 if is_in_parts(layer) else layer.weight.dtype
 
 
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:

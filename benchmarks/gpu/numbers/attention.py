@@ -15,6 +15,7 @@ from benchmarks.gpu.error import Error, error_of
 from benchmarks.gpu.findings import NEEDS_GPU, Findings
 from benchmarks.gpu.testbed import Testbed
 from workers.v1.forward import causal_attention
+from workers.v1.precisions import ATTENTION_DTYPES
 
 ROWS_PER_BLOCK = 256
 
@@ -41,12 +42,14 @@ def run(testbed: Testbed, findings: Findings) -> None:
         error = error_of(way(q, k, v)[0], exact)
         seconds = median_seconds(testbed.device, partial(way, q, k, v), 3)
         _add(findings, f"attention, {name}", error, seconds)
-    if testbed.is_gpu:
-        error = error_of(causal_attention(q, k, v, torch.bfloat16)[0], exact)
-        seconds = median_seconds(testbed.device, lambda: causal_attention(q, k, v, torch.bfloat16), 3)
-        _add(findings, "attention, bf16", error, seconds)
-    else:
-        findings.missing("attention, bf16", NEEDS_GPU)
+    for precision, dtype in ATTENTION_DTYPES.items():
+        name = f"attention, {precision}"
+        if not testbed.is_gpu:
+            findings.missing(name, NEEDS_GPU)
+            continue
+        way = partial(causal_attention, dtype=dtype)
+        error = error_of(way(q, k, v)[0], exact)
+        _add(findings, name, error, median_seconds(testbed.device, partial(way, q, k, v), 3))
 
 
 def _add(findings: Findings, name: str, error: Error, seconds: float) -> None:
