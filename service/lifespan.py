@@ -258,9 +258,8 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
     """A worker process per device of this machine, tested. Raises a WorkerError when none can start."""
-    pool = await run_in_daemon_thread(
-        lambda: _create_pool(settings)
-    )  # a driver, asked for its devices, may hang
+    # In a thread that is not waited for at the end: a driver that is asked for its devices may hang.
+    pool = await run_in_daemon_thread(lambda: _create_pool(settings))
     async with _running(pool):
         yield pool
 

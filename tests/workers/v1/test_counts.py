@@ -159,9 +159,8 @@ def test_of_a_plain_file_the_header_alone_is_read(files: Path, monkeypatch: pyte
         model = ModelRunner(ModelConfig.small()).load(files / "plain")
     assert sum(sizes) == header_bytes(files / "plain")
     places = [parameter.data_ptr() for parameter in model.model.parameters()]
-    assert (
-        max(places) - min(places) < (files / "plain").stat().st_size
-    )  # every weight is a view of one mapping
+    # Every weight is a view of one mapping.
+    assert max(places) - min(places) < (files / "plain").stat().st_size
 
 
 def test_an_encrypted_file_is_read_once_into_one_block(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
