@@ -189,7 +189,10 @@ def evaluate(task: Mapping[str, Any]) -> None:
 
 def let_torch_share() -> None:
     """As this package did it before: a batch goes through every operation as a whole."""
+    from torch import Tensor
+
     from workers.v1 import batch_scorer, forward, team
+    from workers.v1.attention import fused_attention
 
     def compute(work: Callable[[team.Team], object], _: int, check_cancelled: Callable[[], None]) -> object:
         return work(team.OneThread(check_cancelled))
@@ -197,7 +200,11 @@ def let_torch_share() -> None:
     setattr(batch_scorer, "compute", compute)  # noqa: B010  it is no name of that module's own
     batch_scorer.CPU_PASS_SEQUENCES = batch_scorer.CPU_LOSS_ROWS = sys.maxsize
     forward.CPU_TILE_ELEMENTS = sys.maxsize
-    forward.head_tiles = lambda q: [slice(0, q.shape[1])]
+
+    def mix(self: forward.ForwardPass, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
+        mixed.copy_(fused_attention(q, k, v, self.attention_dtype))
+
+    setattr(forward.ForwardPass, "_mix_in_blocks", mix)  # noqa: B010
 
 
 def table(results: Mapping[tuple[str, int], Measured]) -> Table:

@@ -61,7 +61,7 @@ class ModelRunner:
     The numbers depend on weights, data, seed, device kind and precision alone, on a GPU on `micro_batch_size` too.
     On a CPU as many threads share an evaluation as torch has in the calling thread (see `team`).
     Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
-    not follow it: see `forward.causal_attention`.
+    not follow it: see `attention.fused_attention`.
 
     Not safe for use by several threads at once.
     """

@@ -21,7 +21,7 @@ def set_matmul_precision(precision: Precision) -> None:
 
 ATTENTION_DTYPES: dict[Precision, torch.dtype] = {"tf32": torch.float16, "bf16": torch.bfloat16}
 """What attention computes in, where that is not float32. float16 has the 11 significant bits of TF32, for which a GPU
-has no fused kernel of its own: that of float32 multiplies three times (see `forward.causal_attention`)."""
+has no fused kernel of its own: that of float32 multiplies three times (see `attention.fused_attention`)."""
 
 
 def hold_in_bf16(layer: Linear) -> None:
