@@ -1,8 +1,9 @@
 """Attention with a causal mask, in three ways; B batch, H heads, T tokens, K head width.
 
 - `fused_attention`: the fused kernel of a GPU.
-- `causal_attention`: on a CPU, a block of queries at a time. torch's fused kernel there takes a rougher exponential,
-  and was up to 15 times as far from the runner's numbers, at the same speed.
+- `causal_attention`: on a CPU, a block of queries at a time. Like upstream's runner it divides the weights by their
+  sum before it adds up the values. A fused kernel divides last: so weights near 1 are added to one another, and where
+  values are alike, as those of padding are, all queries make the same rounding errors, which no mean takes away.
 - `filled_attention`: as upstream does it, future scores filled with -1e4, which some weights attend to.
 
 Why the first two, which never look at the future, may stand for the third: see `forward`.
