@@ -9,6 +9,8 @@
 Why the first two, which never look at the future, may stand for the third: see `forward`.
 """
 
+import itertools
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,49 +30,52 @@ FILLED_SCORES_PER_BLOCK = 1 << 22
 
 
 class Block(NamedTuple):
-    """Some queries of some heads of one sequence, of q [B, H, T, K]."""
+    """Some queries of some heads of one sequence."""
 
-    sequence: int
-    heads: slice
-    rows: slice
+    q: Tensor
+    """[H', T, K], like `k` and `v`: of these heads those of all tokens."""
+    k: Tensor
+    v: Tensor
+    mixed: Tensor
+    """[H', T, K], where the result goes."""
+    start: int
+    """The first query."""
+    num_rows: int
 
 
-def causal_blocks(q: Tensor) -> list[Block]:
-    """All of q, in blocks for `causal_attention`. They follow from the shape alone."""
-    B, H, T, _K = q.shape
+def causal_blocks(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> list[Block]:
+    """All of [B, H, T, K], in blocks for `causal_attention`. They follow from the shape alone."""
+    T = q.shape[2]
     num_rows = min(CAUSAL_ROWS, T)
-    num_heads = max(1, SCORES_PER_BLOCK // (num_rows * T))
-    return _blocks(B, H, T, num_heads, num_rows)
+    return _blocks(q, k, v, mixed, max(1, SCORES_PER_BLOCK // (num_rows * T)), num_rows)
 
 
-def filled_blocks(q: Tensor) -> list[Block]:
-    """All of q, in blocks for `filled_attention`."""
-    B, H, T, _K = q.shape
-    return _blocks(B, H, T, H, max(1, FILLED_SCORES_PER_BLOCK // (H * T)))
+def filled_blocks(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> list[Block]:
+    """All of [B, H, T, K], in blocks for `filled_attention`."""
+    H, T = q.shape[1:3]
+    return _blocks(q, k, v, mixed, H, max(1, FILLED_SCORES_PER_BLOCK // (H * T)))
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
-    """Of the block's queries, over the keys that they may see: float32 [B, H, T, K] -> [H', R, K]."""
-    sequence, heads, rows = block
-    num_rows, width = rows.stop - rows.start, q.shape[-1]
-    keys, values = (part[sequence, heads, : rows.stop] for part in (k, v))  # (H', S, K)
-    scores = (q[sequence, heads, rows] @ keys.mT).mul_(width**-0.5)  # (H', R, S)
-    future = torch.ones(num_rows, num_rows, dtype=torch.bool).triu_(1)
-    scores[..., rows].masked_fill_(future, float("-inf"))
-    return torch.softmax(scores, dim=-1) @ values
+def causal_attention(block: Block) -> None:
+    """Mix the values of the keys that the block's queries may see."""
+    q, k, v, mixed, start, num_rows = block
+    keys, values = (part.narrow(1, 0, start + num_rows) for part in (k, v))  # (H', S, K)
+    scores = (q.narrow(1, start, num_rows) @ keys.mT).mul_(q.shape[-1] ** -0.5)  # (H', R, S)
+    scores.narrow(2, start, num_rows).masked_fill_(_future(num_rows), float("-inf"))
+    mixed.narrow(1, start, num_rows).copy_(torch.softmax(scores, dim=-1) @ values)
 
 
-def filled_attention(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """Of the block's queries, over all keys: float32 [B, H, T, K] -> [H', R, K], and whether a key of the future
-    has won any weight, a scalar on the device."""
-    sequence, heads, rows = block
-    T, K = q.shape[-2:]
+def filled_attention(block: Block) -> Tensor:
+    """Mix the values of all keys. Returns whether a key of the future has won any weight, a scalar on the device."""
+    q, k, v, mixed, start, num_rows = block
+    T, K = q.shape[1:]
     places = torch.arange(T, device=q.device)
-    future = places > places[rows, None]  # (R, T)
-    scores = (q[sequence, heads, rows] @ k[sequence, heads].mT) / K**0.5  # (H', R, T)
+    future = places > places[start : start + num_rows, None]  # (R, T)
+    scores = (q.narrow(1, start, num_rows) @ k.mT) / K**0.5  # (H', R, T)
     scores.masked_fill_(future, V1_MASKED_SCORE)
     weights = torch.softmax(scores, dim=-1)
-    return weights @ v[sequence, heads], ((weights > 0) & future).any()
+    mixed.narrow(1, start, num_rows).copy_(weights @ v)
+    return ((weights > 0) & future).any()
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
@@ -91,10 +96,18 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tens
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).float()
 
 
-def _blocks(num_sequences: int, num_heads: int, num_rows: int, heads: int, rows: int) -> list[Block]:
-    return [
-        Block(sequence, slice(head, min(head + heads, num_heads)), slice(row, min(row + rows, num_rows)))
-        for sequence in range(num_sequences)
-        for head in range(0, num_heads, heads)
-        for row in range(0, num_rows, rows)
-    ]
+@cache
+def _future(num_rows: int) -> Tensor:
+    """Of a block's queries and their own keys, those that are not to be seen: bool [R, R]."""
+    with torch.inference_mode(False):
+        return torch.ones(num_rows, num_rows, dtype=torch.bool).triu_(1)
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, num_heads: int, num_rows: int) -> list[Block]:
+    B, H, T, _K = q.shape
+    blocks = []
+    for sequence, head in itertools.product(range(B), range(0, H, num_heads)):
+        where = sequence, slice(head, head + num_heads)
+        of_heads = q[where], k[where], v[where], mixed[where]
+        blocks += [Block(*of_heads, start, min(num_rows, T - start)) for start in range(0, T, num_rows)]
+    return blocks

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import (
-    Block,
     causal_attention,
     causal_blocks,
     filled_attention,
@@ -154,24 +153,11 @@ class ForwardPass:
             for part in (self.queries, self.keys, self.values, self.normed)
         )
         if self.reference:
-            self._mix_filled(q, k, v, mixed)
+            self._leaks += self.team.share(filled_attention, filled_blocks(q, k, v, mixed))
         elif q.device.type == "cpu" and self.attention_dtype == torch.float32:
-            self._mix_in_blocks(q, k, v, mixed)
+            self.team.share(causal_attention, causal_blocks(q, k, v, mixed))
         else:
             mixed.copy_(fused_attention(q, k, v, self.attention_dtype))
-
-    def _mix_in_blocks(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
-        def mix(block: Block) -> None:
-            mixed[block] = causal_attention(q, k, v, block)
-
-        self.team.share(mix, causal_blocks(q))
-
-    def _mix_filled(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
-        def mix(block: Block) -> None:
-            mixed[block], leaks = filled_attention(q, k, v, block)
-            self._leaks.append(leaks)
-
-        self.team.share(mix, filled_blocks(q))
 
     def _add(self, x: Tensor, rows: slice, layer: Layer) -> None:
         """x += the mixed values' output; x += pwff(LN(x))."""
