@@ -134,11 +134,11 @@ class _RunningScreen:
             inputs = await all_at_once(self._input(piece, pins) for piece in group)
             good = [each for each in inputs if isinstance(each, PieceInput)]
             columns = await all_at_once(model.evaluate(good) for model in self._models)
-        computed = [results for column in columns if (results := _computed(column))]
+        computed = list(filter(None, map(_computed, columns)))
         self._group_size.learn(
             sum(map(self._num_sequences, group)),
-            eval_seconds=sum(max(result.eval_seconds for result in results) for results in computed),
-            load_seconds=sum(max(result.load_seconds for result in results) for results in computed),
+            eval_seconds=sum(max(each.eval_seconds for each in of_model) for of_model in computed),
+            load_seconds=sum(max(each.load_seconds for each in of_model) for of_model in computed),
         )
         rows = iter(zip(*columns, strict=True))
         for piece, each in zip(group, inputs, strict=True):
