@@ -32,8 +32,6 @@ async def screen_remotely(
     question: Question, pieces: AsyncIterable[Piece], url: str, api_key: str | None, on_line: OnLine
 ) -> ScreenSummary:
     """Cancelling closes the connection, which stops the service's work. Raises BadUsage, CommandFailed."""
-    if not is_url(url):
-        raise BadUsage("--url is not an http(s) URL")
     for model in question.models:
         if not is_url(model.url):
             raise BadUsage(f"the service at --url cannot read {model.url}: give every model an http(s) URL")

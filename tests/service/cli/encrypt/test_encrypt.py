@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -191,10 +192,9 @@ class Chain:
 
 
 def printed_code(text: str) -> str:
-    """The lines of Python in the steps."""
-    lines = text.partition("Commit it with")[2].splitlines()[1:]
-    prose = ("   revealed then", "   too late")
-    return "\n".join(line for line in lines if line.startswith("   ") and not line.startswith(prose))
+    """The lines of Python in the steps: what follows the words of each, which end with a colon."""
+    steps = re.split(r"^\d\. ", text[text.index("Commit it with") :], flags=re.MULTILINE)
+    return "\n".join(step.partition(":\n")[2].rstrip("\n") for step in steps)
 
 
 def run_printed_code(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Chain:
