@@ -402,7 +402,8 @@ def _prepare_device(config: WorkerConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     _choose_device(config.device)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As use_deterministic_algorithms(True, warn_only=True), which imports torch's compiler too: a second of every start.
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
