@@ -402,7 +402,7 @@ def _prepare_device(config: WorkerConfig) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     _choose_device(config.device)
-    # As use_deterministic_algorithms(True, warn_only=True), which imports torch's compiler too: a second of every start.
+    # As use_deterministic_algorithms(True, warn_only=True), which imports the compiler too: half of a start.
     torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
