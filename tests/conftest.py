@@ -1,6 +1,7 @@
 """Fixtures for every folder of tests: one live service and one file server for each process of the run."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from tests.file_server import FileServer
 from tests.golden_requests import KEY, request_for
 from tests.live_service import LiveService, live_service
 from tests.recipe import encrypt, small_weights_bytes
+
+# Read when torch is first imported. Threads of torch that wait for one another should sleep: spinning ones starve the
+# other processes of tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
