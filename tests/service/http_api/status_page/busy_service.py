@@ -54,6 +54,8 @@ class BusyPool(InProcessPool):
         """Like the in-process pool's, unless the weights are stuck."""
         report = on_progress or (lambda progress: None)
         if job.weights_checksum in self.stuck:
+            if turn:
+                turn.begin()
             batch = self.stuck[job.weights_checksum]
             phase = "evaluating" if batch else "loading"
             report(EvalProgress(phase, batch, _BATCHES))  # type: ignore[arg-type]
