@@ -80,9 +80,7 @@ class ComponentMetrics:
         scheduler = self.scheduler
         yield _gauge("queue_size", "Requests that may run or wait at once.", scheduler.queue_size)
         yield _gauge("requests_admitted", "Requests that are worked on or wait.", scheduler.num_admitted)
-        yield _gauge(
-            "evaluations_waiting", "Evaluations that wait for an execution slot.", scheduler.num_waiting
-        )
+        yield _gauge("evaluations_waiting", "Evaluations that wait for a worker.", scheduler.num_waiting)
         yield _gauge(
             "weights_waiting", "Models that wait for a weights slot.", scheduler.num_waiting_for_room
         )

@@ -80,7 +80,7 @@ def test_what_was_computed_in_smaller_pieces_says_so_and_is_not_kept(
     assert [answer["timings"]["result_cached"] for answer in answers] == [False, False]
 
 
-def test_neither_worker_nor_slot_is_needed(
+def test_no_worker_is_needed(
     service: InProcessService, client: httpx.Client, request_body: dict[str, Any]
 ) -> None:
     post(client, request_body)

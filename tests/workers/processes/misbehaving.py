@@ -224,6 +224,10 @@ def _load_slowly(job: EvalJob) -> None:
     time.sleep(0.5)
 
 
+def _load_very_slowly(job: EvalJob) -> None:
+    time.sleep(2.0)
+
+
 def _refuse(job: EvalJob) -> None:
     raise WeightsInvalid("tensor embedding.weight is missing")
 
@@ -233,6 +237,9 @@ _BEFORE_LOAD = {
     "dies-loading-once": _kill_itself_once,
     "hangs-loading": _hang,
     "loads-slowly": _load_slowly,
+    "loads-very-slowly-a": _load_very_slowly,
+    "loads-very-slowly-b": _load_very_slowly,
+    "loads-very-slowly-c": _load_very_slowly,
     "refused": _refuse,
 }
 _BEFORE_PREFETCH = {
