@@ -228,7 +228,7 @@ def compare(screened: Screened, size: int, count: int, num_scored: int, rounds: 
     per_alone = [statistics.median(each) / num_scored for each in zip(*alone, strict=True)]
     per_together = [statistics.median(each) / count for each in zip(*together, strict=True)]
     for name, (wall, cpu) in (("/score each", per_alone), ("/screen", per_together)):
-        table.add_row(f"{size:,} bytes", name, f"{1 / wall:.1f}", f"{1000 * wall:.1f}", f"{1000 * cpu:.1f}")
+        table.add_row(f"{size:,} bytes", name, f"{1 / wall:.3g}", f"{1000 * wall:.1f}", f"{1000 * cpu:.1f}")
     wall, cpu = (a / b for a, b in zip(per_alone, per_together, strict=True))
     table.add_row("", "times", f"{wall:.2f}", "", f"{cpu:.2f}", end_section=True)
 

@@ -169,7 +169,7 @@ def _commit(sealed: Sealed) -> str:
     )
     url = "URL" if sealed.url is None else repr(sealed.url)
     return f"""\
-Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)` returned, once per model:
+Commit it with soma-sdk 0.1.15. MODEL_ID is what `client.create_model` returned, once per model:
    import json; from pathlib import Path; from soma_sdk import SomaClient
    key = {key}
    encrypted = {encrypted}

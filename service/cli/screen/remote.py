@@ -41,7 +41,7 @@ async def screen_remotely(
     try:
         async with (
             httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client,
-            aclosing(in_groups(pieces, _share, _MAX_BYTES)) as groups,
+            aclosing(in_groups(pieces, _share, lambda: _MAX_BYTES)) as groups,
         ):
             service = _Service(client, question, on_line)
             async for group in groups:
