@@ -12,7 +12,7 @@ from markupsafe import Markup
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _FAULTS = {
     "client": "the client",
-    "data_submitter": "who submitted the data",
+    "data_submitter": "the data's submitter",
     "model_owner": "the model's owner",
     "service": "this service",
 }

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from service.errors import NoWorker, OutOfResources, ScoringError
+from service.errors import BlobUnavailable, NoWorker, OutOfResources, ScoringError
 from service.http_api.status_page.job_view import row_of, view_of
 from service.http_api.status_page.rendering import age, bars, duration, line, page, size
 from service.jobs.job import End, Job
 from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
-from tests.golden_requests import request_for
+from tests.golden_requests import GOLDEN_COMPETITION, absent, competition, request_for
 from tests.in_process_service import InProcessService
 from tests.live_service import LiveService
 from tests.service.http_api.status_page.busy_service import jobs_of
@@ -180,7 +180,7 @@ def test_the_bars_of_a_job_that_runs() -> None:
         Progress("evaluating", model_index=1, batches_done=5, num_batches=10),
     )
     download, load, batches = row_of(job).bars
-    assert (download.share, download.text) == (0.625, "2.0 MB/s")
+    assert (download.share, download.text) == (0.625, "2 MB/s")
     assert (load.share, load.text) == (0.5, "1 of 2")
     assert batches.share == 0.25
     assert re.fullmatch(r"5 of 10, \d+ s left", batches.text)
@@ -224,10 +224,61 @@ def test_a_job_that_waits_for_a_device_has_its_file(api: InProcessService, plain
 def test_an_error_of_one_model_is_shown_with_it() -> None:
     job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
     job.become(End("failed", 9, error=OutOfResources("no memory", model_index=1)))
-    first, second = view_of(job).models
-    assert first.failure is None
-    assert second.failure is not None
-    assert second.failure.code == "out-of-resources"
+    (model,) = view_of(job).models  # there is nothing to say of the other
+    assert model.index == 1
+    assert model.failure is not None
+    assert model.failure.code == "out-of-resources"
+    words = text_of(page("panels/job.html", value=view_of(job), now=0.0))
+    assert "Model 1 out-of-resources fault of this service" in words
+    assert "Model 0" not in words
+
+
+def test_models_that_failed_are_shown_with_their_reasons_while_the_others_go_on(
+    api: InProcessService, files: FileServer
+) -> None:
+    body = competition(files, GOLDEN_COMPETITION)
+    body["model_manifests"][1] = absent(files)
+    with api.busy(), api.client() as client:
+        location = client.post("/score", json=body, headers=AS_JOB).headers["location"]
+        wait_until(lambda: "failed" in [each["phase"] for each in progress_of(client, location)])
+        words = text_of(client.get(location, headers=HTML).text)
+        assert "Running." in words
+        assert (
+            "Model 1 model-unavailable fault of the model's owner: A file could not be fetched; "
+            "the server answered with status 404. Model 2" in words
+        )
+        wait_until(
+            lambda: "1 of 3 models failed: model-unavailable" in text_of(client.get("/", headers=HTML).text)
+        )
+        client.delete(location)
+
+
+def progress_of(client: httpx.Client, location: str) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = client.get(location).json()["progress"]["models"]
+    return models
+
+
+def test_a_model_that_failed_is_left_out_of_the_bars() -> None:
+    failed = Progress("failed", model_index=1, error=BlobUnavailable("gone", blob="model"))
+    download, load, batches = row_of(
+        job_with(Progress("evaluating", model_index=0, batches_done=5, num_batches=10), failed)
+    ).bars
+    assert (download.text, load.text) == ("done", "done")
+    assert batches.share == 0.5
+
+
+def test_a_file_that_has_all_its_bytes_has_no_rate_any_more() -> None:
+    progress = Progress("downloading", bytes_done=10, bytes_total=10, bytes_per_second=5.0)
+    assert row_of(job_with(replace(progress, model_index=0))).bars[0].text == "done"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(4.4, "4 s"), (17, "15 s"), (458, "7 min")])
+def test_what_is_left_is_told_in_steps(
+    seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "estimated_seconds_left", lambda job: seconds)
+    job = job_with(Progress("evaluating", model_index=0, batches_done=5, num_batches=10))
+    assert row_of(job).bars[2].text == f"5 of 10, {expected} left"
 
 
 @pytest.mark.parametrize("error", [NoWorker("<script>alert(1)</script>"), OutOfResources("a & b")])
