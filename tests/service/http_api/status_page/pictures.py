@@ -1,15 +1,22 @@
-"""Takes the pictures of the documents.
+"""Takes the pictures of the documents, of real traffic on this machine's processors.
 
-python -m tests.service.http_api.status_page.pictures docs/images
+python -m tests.service.http_api.status_page.pictures docs/images [MINUTES]
 """
 
+import os
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.file_server import FileServer
-from tests.service.http_api.status_page.busy_service import BusyPool, busy_service, jobs_of
 from tests.service.http_api.status_page.chromium import Chromium, chromium
+from tests.service.http_api.status_page.real_traffic import service_with_traffic
+
+MINUTES = 60.0
+"""As long as the page remembers."""
 
 
 def take(
@@ -25,24 +32,31 @@ def take(
 def main() -> None:
     """All of them into the folder that the command line names."""
     folder = Path(sys.argv[1])
-    with tempfile.TemporaryDirectory() as work, chromium() as browser:
-        published = Path(work) / "files"
-        published.mkdir()
-        with FileServer(published).running() as files, busy_service(Path(work) / "data", files) as service:
+    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else MINUTES
+    with tempfile.TemporaryDirectory() as work, service_with_traffic(Path(work), minutes) as (service, traffic):
+        with chromium() as browser:
             home = f"{service.http_url}/"
-            assert isinstance(service.pool, BusyPool)
-            service.pool.is_whole = True
-            take(browser, home, folder / "status-light.webp", width=1440, height=925)
-            service.pool.is_whole = False
-            take(browser, home, folder / "status-dark.webp", width=1440, height=960, dark=True)
+            browser.open(home)
+            browser.wait_for_text("Live", "#connection")
+            browser.wait_for_text("models failed", "#panel-jobs .active")
+            take(browser, home, folder / "status-light.webp", width=1440, height=1080)
             take(browser, home, folder / "status-phone.webp", width=390, height=844)
-            take(
-                browser,
-                service.http_url + jobs_of(service)["won"],
-                folder / "status-job.webp",
-                width=1440,
-                height=None,
-            )
+            with service.client() as client:
+                jobs: list[dict[str, Any]] = client.get("/jobs", params={"limit": 100}).json()["jobs"]
+            for name, is_wanted in WANTED.items():
+                url = f"{home}jobs/{next(filter(is_wanted, jobs))['id']}"
+                take(browser, url, folder / f"status-{name}.webp", width=1440, height=None)
+            frozen = traffic.workers()[0]
+            os.kill(frozen.pid, signal.SIGSTOP)
+            browser.open(home)
+            browser.wait_for_text("Yes, with 1 of 2 devices.", "h1")
+            time.sleep(1.0)
+            take(browser, home, folder / "status-dark.webp", width=1440, height=1080, dark=True)
+
+
+WANTED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "job": lambda job: job["kind"] == "score" and job["state"] == "succeeded",
+}
 
 
 if __name__ == "__main__":
