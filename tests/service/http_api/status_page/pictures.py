@@ -7,10 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tests.service.http_api.status_page.chromium import Chromium, chromium
 from tests.service.http_api.status_page.real_traffic import service_with_traffic
@@ -33,30 +30,24 @@ def main() -> None:
     """All of them into the folder that the command line names."""
     folder = Path(sys.argv[1])
     minutes = float(sys.argv[2]) if len(sys.argv) > 2 else MINUTES
-    with tempfile.TemporaryDirectory() as work, service_with_traffic(Path(work), minutes) as (service, traffic):
-        with chromium() as browser:
-            home = f"{service.http_url}/"
-            browser.open(home)
-            browser.wait_for_text("Live", "#connection")
-            browser.wait_for_text("models failed", "#panel-jobs .active")
-            take(browser, home, folder / "status-light.webp", width=1440, height=1080)
-            take(browser, home, folder / "status-phone.webp", width=390, height=844)
-            with service.client() as client:
-                jobs: list[dict[str, Any]] = client.get("/jobs", params={"limit": 100}).json()["jobs"]
-            for name, is_wanted in WANTED.items():
-                url = f"{home}jobs/{next(filter(is_wanted, jobs))['id']}"
-                take(browser, url, folder / f"status-{name}.webp", width=1440, height=None)
-            frozen = traffic.workers()[0]
-            os.kill(frozen.pid, signal.SIGSTOP)
-            browser.open(home)
-            browser.wait_for_text("Yes, with 1 of 2 devices.", "h1")
-            time.sleep(1.0)
-            take(browser, home, folder / "status-dark.webp", width=1440, height=1080, dark=True)
-
-
-WANTED: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "job": lambda job: job["kind"] == "score" and job["state"] == "succeeded",
-}
+    with (
+        tempfile.TemporaryDirectory() as work,
+        service_with_traffic(Path(work), minutes) as (service, traffic),
+        chromium() as browser,
+    ):
+        home = f"{service.http_url}/"
+        browser.open(home)
+        browser.wait_for_text("models failed", "#panel-jobs .active")
+        take(browser, home, folder / "status-light.webp", width=1440, height=1080)
+        take(browser, home, folder / "status-phone.webp", width=390, height=844)
+        with service.client() as client:
+            jobs = client.get("/jobs", params={"limit": 100}).json()["jobs"]
+        won = next(job for job in jobs if job["kind"] == "score" and job["state"] == "succeeded")
+        take(browser, f"{home}jobs/{won['id']}", folder / "status-job.webp", width=1440, height=None)
+        os.kill(traffic.workers()[0].pid, signal.SIGSTOP)
+        browser.open(home)
+        browser.wait_for_text("Yes, with 1 of 2 devices.", "h1")
+        take(browser, home, folder / "status-dark.webp", width=1440, height=1080, dark=True)
 
 
 if __name__ == "__main__":

@@ -157,12 +157,14 @@ class Traffic:
         return psutil.Process(self._service.process.pid).children()
 
     def run(self, minutes: float) -> None:
-        """Send for so long; a worker is killed after a third of it, and one frozen after two thirds."""
+        """Send for so long, with two bursts; a worker is killed at a third of it, and one frozen at two thirds."""
         start = time.monotonic()
         begins: list[tuple[float, Callable[[], Any]]] = [
+            (0.05, lambda: self.send("/score", self.mixed_competition(), AS_JOB)),
             (0.25, lambda: self.burst(14)),
             (0.33, lambda: os.kill(self.workers()[0].pid, signal.SIGKILL)),
             (0.60, lambda: self.burst(12)),
+            (0.65, lambda: self.send("/score", self.mixed_competition(), AS_JOB)),
             (0.67, lambda: os.kill(self.workers()[1].pid, signal.SIGSTOP)),
         ]
         while (share := (time.monotonic() - start) / (60 * minutes)) < 1:

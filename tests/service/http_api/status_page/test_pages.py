@@ -310,12 +310,16 @@ def test_durations(seconds: float | None, expected: str) -> None:
 
 def test_ages_and_sizes() -> None:
     assert age(-3) == "0 s"
-    assert [size(number) for number in (None, 12, 4096, 4_838_736_928, 999_999)] == [
+    sizes = (None, 12, 999.6, 4096, 999_400, 999_999, 4_838_736_928, 1.2345e15)
+    assert [size(number) for number in sizes] == [
         "–",
         "12 B",
+        "1 kB",
         "4.1 kB",
+        "999 kB",
+        "1 MB",
         "4.84 GB",
-        "1,000 kB",
+        "1,234 TB",
     ]
 
 
