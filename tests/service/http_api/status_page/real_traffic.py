@@ -4,14 +4,12 @@ Two worker processes, a small model that is trained first, and evaluations, comp
 fail through the fault of each party. Workers are killed and frozen meanwhile. Nothing that the page shows is made up.
 """
 
-import asyncio
 import base64
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,7 @@ import torch
 from tests.file_server import FileServer
 from tests.golden_requests import KEY, absent, manifest, weights_that_give_nan
 from tests.live_service import LiveService, live_service
-from tests.misbehaving_server import MisbehavingServer, slow_body
+from tests.misbehaving_server import serving_in_a_thread, slow_body
 from tests.recipe import encrypt
 from workers.v1 import Model, ModelConfig, SIGReg, SIGRegConfig, compute_loss, tokenize
 
@@ -185,29 +183,6 @@ class Traffic:
 
 
 @contextmanager
-def slow_publisher() -> Iterator[str]:
-    """The URL of its file."""
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    started: asyncio.Queue[str] = asyncio.Queue()
-
-    async def serve() -> None:
-        content = random.Random(1).randbytes(_SLOW_BYTES)
-        slow = slow_body(content, bytes_per_second=_SLOW_BYTES_PER_SECOND / 4)  # for each of 4 connections
-        async with MisbehavingServer(slow, tls=False) as server:
-            started.put_nowait(server.url("/weights-large"))
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(started.get(), loop).result(60)
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-
-
-@contextmanager
 def service_with_traffic(folder: Path, minutes: float) -> Iterator[tuple[LiveService, Traffic]]:
     """A service after so many minutes of traffic, with jobs under way, for the length of the block."""
     run = folder / "run-7"
@@ -217,10 +192,12 @@ def service_with_traffic(folder: Path, minutes: float) -> Iterator[tuple[LiveSer
     checkpoints = train_checkpoints(run)
     (run / "step-9999.safetensors").write_bytes(checkpoints[-1].read_bytes()[:-1000])
     (folder / "held-out.txt").write_bytes(text()[-8_000:])
+    # for each of 4 connections
+    slow = slow_body(bytes(_SLOW_BYTES), bytes_per_second=_SLOW_BYTES_PER_SECOND / 4)
     flags = ("--device", "cpu,cpu", "--queue-size", "10", "--cache-max-bytes", "110000000")
     with (
         FileServer(published).running() as files,
-        slow_publisher() as slow_url,
+        serving_in_a_thread(slow) as slow_url,
         live_service(folder / "service", *flags) as service,
     ):
         traffic = Traffic(service, files, checkpoints)

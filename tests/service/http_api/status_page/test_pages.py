@@ -7,6 +7,7 @@ from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
+import base58
 import httpx
 import pytest
 
@@ -19,6 +20,7 @@ from tests.file_server import FileServer
 from tests.golden_requests import GOLDEN_COMPETITION, absent, competition, request_for
 from tests.in_process_service import InProcessService
 from tests.live_service import LiveService
+from tests.misbehaving_server import serving_in_a_thread, slow_body
 from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
@@ -43,6 +45,7 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
     for expected in (
         "4 × NVIDIA H100 80GB HBM3",
         "cuda:0 evaluating",
+        "2 14.6 GB",
         "batch 13 in 0–20",
         "2 hung",
         "The worker before this one made no progress for 180 s.",
@@ -69,11 +72,61 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
         assert expected in words, expected
 
 
+def test_the_age_of_a_self_test_and_the_time_of_each_phase_are_told(watcher: httpx.Client) -> None:
+    html = watcher.get("/").text
+    assert re.search(r"cuda:1 evaluating 2 min ago", text_of(html))
+    for phase in ("queue", "download", "load", "eval"):
+        assert re.search(rf'aria-label="{phase}: p50 [\d.]+ m?s, p99 [\d.]+ m?s"', html), phase
+
+
+def test_who_waits_and_since_when(api: InProcessService, plain: dict[str, Any]) -> None:
+    with api.busy(), api.client() as client:
+        locations = [
+            client.post("/eval", json={**plain, "seed": seed}, headers=AS_JOB).headers["location"]
+            for seed in (21, 22, 23)
+        ]
+        wait_until(lambda: api.components is not None and api.components.scheduler.num_waiting == 1)
+        words = text_of(client.get("/", headers=HTML).text)
+        assert re.search(r"running 2 waiting 1 oldest wait \d+ s Retry-After now –", words)
+        for location in locations:
+            client.delete(location)
+
+
+def test_a_download_in_flight_has_its_size_and_rate(api: InProcessService, plain: dict[str, Any]) -> None:
+    slow = slow_body(bytes(2_000_000), bytes_per_second=100_000)
+    with serving_in_a_thread(slow) as url, api.client() as client:
+        request = {"data": plain["data"], "weights_url": url, "weights_size": 2_000_000}
+        location = client.post("/eval", json=request, headers=AS_JOB).headers["location"]
+        seen = r"Downloads in flight weights *[\d.]+ kB of 2 MB *[\d.]+ [kM]B/s"
+        wait_until(lambda: re.search(seen, text_of(client.get("/", headers=HTML).text)) is not None)
+        client.delete(location)
+
+
+def test_no_key_and_no_url_is_on_a_page(api: InProcessService, plain: dict[str, Any]) -> None:
+    key = base58.b58encode(b"canary-decryption-key-canary-key").decode()
+    with api.busy(), api.client() as client:
+        canaries = {**plain, "decryption_key": key, "weights_url": f"{plain['weights_url']}?canary-query"}
+        absent_too = {**canaries, "weights_url": f"{plain['weights_url']}-absent?canary-query", "seed": 5}
+        del absent_too["weights_checksum"]
+        running, failed = (
+            client.post("/eval", json=body, headers=AS_JOB).headers["location"]
+            for body in (canaries, absent_too)
+        )
+        wait_until(lambda: client.get(failed).json()["state"] == "failed")
+        for path in ("/", running, failed, "/status/panels", f"/status{running}/panels"):
+            html = client.get(path, headers=HTML).text
+            assert html
+            for secret in ("canary", key, plain["weights_url"]):
+                assert secret not in html, path
+        client.delete(running)
+
+
 def test_an_idle_service_says_so_in_each_panel(api: InProcessService) -> None:
     with api.client() as client:
+        wait_until(lambda: "cpu idle" in text_of(client.get("/").text))  # another test has just ended
         words = text_of(client.get("/").text)
     assert "Yes. A request sent now is served." in words
-    for expected in ("cpu idle", "nothing", "running 0", "of 64 places taken", "Downloads in flight None."):
+    for expected in ("nothing", "running 0", "of 64 places taken", "Downloads in flight None."):
         assert expected in words, expected
 
 
