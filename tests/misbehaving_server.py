@@ -10,8 +10,10 @@ import random
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from types import TracebackType
 from typing import Self
 
@@ -156,6 +158,28 @@ class MisbehavingServer:
 
 
 # -- behaviours ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving_in_a_thread(behave: Behaviour) -> Iterator[str]:
+    """The URL of a file on such a server without TLS, for tests without an event loop of their own."""
+    loop = asyncio.new_event_loop()
+    started: Future[str] = Future()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with MisbehavingServer(behave, tls=False) as server:
+            started.set_result(server.url())
+            await stop.wait()
+
+    thread = Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        yield started.result(60)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def honest(content: bytes, **headers: object) -> Behaviour:

@@ -175,8 +175,9 @@ class Scorer:
         except ScoringError as error:
             if error.fault != "model_owner":
                 raise
-            request.on_progress(Progress("failed", model_index=index))
-            return ModelOutcome(error=error.with_model_index(index))
+            own_error = error.with_model_index(index)
+            request.on_progress(Progress("failed", model_index=index, error=own_error))
+            return ModelOutcome(error=own_error)
         finally:
             request.ticket.num_finished += 1
         request.on_progress(Progress("done", model_index=index))
