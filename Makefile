@@ -8,11 +8,15 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= requirements/lock.txt
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-# Processes that run tests at once. A file's tests stay together: they share services, which take seconds to start.
-TEST_PROCESSES ?= logical
+# Processes that run tests at once: two for each core, as many tests wait for something. A file's tests stay together:
+# they share services, which take seconds to start. tests/conftest.py says which files begin first.
+TEST_PROCESSES ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 # `make check` sets this to measure which lines run.
 MEASURE ?=
-PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 \
+    --dist loadfile --no-loadscope-reorder
+# All these processes need the same compiled files.
+unexport PYTHONDONTWRITEBYTECODE
 
 # `make check` sets this: what failed beside other tests is run once more alone, on a machine that is otherwise idle.
 RETRY ?=
