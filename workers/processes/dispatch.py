@@ -1,10 +1,11 @@
 """Who computes what: which worker gets which evaluation next, and who loads weights ahead.
 
 - An evaluation that no worker has goes before one that some worker has. Among these, what was begun goes on first; of
-  the others the one of lowest rank (see `workers.turn`), to which the seconds of a load are added unless an idle worker
-  holds its weights. So one whose weights are there overtakes others, and none is overtaken for ever.
-- Weights that a busy worker holds count as two loads elsewhere, since that worker need not load them. What is new waits
-  for that worker, even if another is idle; not for longer than a load takes, nor where it is known to be busy longer.
+  the others the one of lowest rank (see `workers.turn`), to which is added what an idle worker needs to begin it: to
+  load its weights, and to be sent their file. So what is there overtakes others, and none is overtaken for ever.
+- Where a busy worker could begin it sooner than an idle one, as it holds the weights or its node the file, what the
+  idle one needs longer is added once more, for that would be wasted; and what is new waits for as long, even if a
+  worker is idle, unless the busy one is known to be busy for longer.
 - A worker with nothing else to do helps with the evaluation that has most left, where that makes it faster.
 - An evaluation stays on devices of one kind, on which it has one result to the bit.
 - One that a worker was lost in goes to another device, where there is one.
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from workers.processes.begin_times import BeginTimes
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.processes.quarantine import Quarantine
 from workers.processes.supervisor import Supervisor
@@ -32,14 +34,16 @@ def next_assignment(
     evaluations: Sequence[PendingEvaluation],
     workers: Sequence[Supervisor],
     quarantine: Quarantine,
-    load_seconds: float,
+    times: BeginTimes,
 ) -> Assignment | None:
-    """What an idle worker should do now. `load_seconds`: how long a worker takes to load weights that it lacks."""
+    """What an idle worker should do now."""
     if not any(worker.is_idle for worker in workers):
         return None
     running = [evaluation for evaluation in evaluations if evaluation.is_running]
-    waiting = _in_order(_waiting(evaluations), running, workers, load_seconds)
-    return _next_to_begin(waiting, workers, quarantine) or _next_to_help(running, workers, quarantine)
+    waiting = _in_order(_waiting(evaluations), running, workers, times)
+    return _next_to_begin(waiting, workers, quarantine, times) or _next_to_help(
+        running, workers, quarantine, times
+    )
 
 
 def _waiting(evaluations: Iterable[PendingEvaluation]) -> list[PendingEvaluation]:
@@ -51,58 +55,77 @@ def _in_order(
     waiting: Sequence[PendingEvaluation],
     running: Sequence[PendingEvaluation],
     workers: Sequence[Supervisor],
-    load_seconds: float,
+    times: BeginTimes,
 ) -> list[PendingEvaluation]:
     """Those that may begin now, the next one first."""
     busy = [worker for worker in workers if not worker.is_idle]
-    here = _held_by(worker for worker in workers if worker.is_idle)
-    elsewhere = _held_by(busy)
-    soon = _held_by(worker for worker in busy if _seconds_left(worker, running) <= load_seconds)
+    patience = times.load_seconds + times.send_seconds
+    idle_ones = _Group.of(worker for worker in workers if worker.is_idle)
+    busy_ones = _Group.of(busy)
+    free_soon = _Group.of(worker for worker in busy if _seconds_left(worker, running) <= patience)
 
     def place(evaluation: PendingEvaluation) -> float:
-        weights = evaluation.weights_id
-        num_loads = 0 if weights in here else 2 if weights in elsewhere else 1
-        return -math.inf if evaluation.was_begun else evaluation.rank + num_loads * load_seconds
+        if evaluation.was_begun:
+            return -math.inf
+        here, elsewhere = (times.seconds(evaluation.weights_id, *group) for group in (idle_ones, busy_ones))
+        return evaluation.rank + here + max(0.0, here - elsewhere)
 
-    def waits_on(evaluation: PendingEvaluation) -> bool:
-        return evaluation.is_patient and evaluation.weights_id in soon and evaluation.weights_id not in here
+    def waits(evaluation: PendingEvaluation) -> bool:
+        here, soon = (times.seconds(evaluation.weights_id, *group) for group in (idle_ones, free_soon))
+        return not evaluation.was_begun and evaluation.waited_seconds < here - soon
 
-    return sorted((evaluation for evaluation in waiting if not waits_on(evaluation)), key=place)
+    return sorted((evaluation for evaluation in waiting if not waits(evaluation)), key=place)
 
 
-def _held_by(workers: Iterable[Supervisor]) -> frozenset[WeightsId]:
-    """Weights that lie on one of the devices, or are being loaded for a busy one."""
-    held: frozenset[WeightsId] = frozenset()
-    return held.union(
-        *(worker.resident if worker.is_idle else worker.resident | worker.loads for worker in workers)
-    )
+class _Group(NamedTuple):
+    """Some workers."""
+
+    held: frozenset[WeightsId]
+    """Weights that lie on one of their devices, or that a busy one loads."""
+    nodes: frozenset[str]
+
+    @classmethod
+    def of(cls, workers: Iterable[Supervisor]) -> "_Group":
+        workers = list(workers)
+        held = frozenset[WeightsId]().union(
+            *(worker.resident if worker.is_idle else worker.resident | worker.loads for worker in workers)
+        )
+        return cls(held, frozenset(worker.place.node for worker in workers))
 
 
 def _next_to_begin(
-    waiting: Sequence[PendingEvaluation], workers: Sequence[Supervisor], quarantine: Quarantine
+    waiting: Sequence[PendingEvaluation],
+    workers: Sequence[Supervisor],
+    quarantine: Quarantine,
+    times: BeginTimes,
 ) -> Assignment | None:
     """The first that an idle worker may take, and the best worker for it."""
     for evaluation in waiting:
-        if worker := _best_worker(evaluation, workers, quarantine):
+        if worker := _best_worker(evaluation, workers, quarantine, times):
             return Assignment(evaluation, worker)
     return None
 
 
 def _next_to_help(
-    running: Sequence[PendingEvaluation], workers: Sequence[Supervisor], quarantine: Quarantine
+    running: Sequence[PendingEvaluation],
+    workers: Sequence[Supervisor],
+    quarantine: Quarantine,
+    times: BeginTimes,
 ) -> Assignment | None:
     """The evaluation with most left of those that a further worker makes faster, and that worker."""
     for evaluation in sorted(running, key=lambda each: each.num_free, reverse=True):
-        worker = _best_worker(evaluation, workers, quarantine)
-        if worker and evaluation.gains_by(evaluation.weights_id in worker.resident):
+        worker = _best_worker(evaluation, workers, quarantine, times)
+        if worker and evaluation.gains_by(
+            times.seconds(evaluation.weights_id, worker.resident, {worker.place.node})
+        ):
             return Assignment(evaluation, worker)
     return None
 
 
 def _best_worker(
-    evaluation: PendingEvaluation, workers: Sequence[Supervisor], quarantine: Quarantine
+    evaluation: PendingEvaluation, workers: Sequence[Supervisor], quarantine: Quarantine, times: BeginTimes
 ) -> Supervisor | None:
-    """Of the idle workers one that holds the weights already, else a GPU, else one that holds least."""
+    """Of the idle workers the one that can begin first, else a GPU, else one that holds least."""
     suspicious = quarantine.suspicious_workers(evaluation.job)
     alike = [
         worker
@@ -116,7 +139,7 @@ def _best_worker(
         (worker for worker in preferred or alike if worker.is_idle),
         key=lambda worker: (
             bool(worker.lacks_files),
-            evaluation.weights_id not in worker.resident,
+            times.seconds(evaluation.weights_id, worker.resident, {worker.place.node}),
             worker.kind.device == "cpu",
             len(worker.resident),
         ),
@@ -125,7 +148,10 @@ def _best_worker(
 
 
 def next_to_load_ahead(
-    evaluations: Sequence[PendingEvaluation], workers: Sequence[Supervisor], quarantine: Quarantine
+    evaluations: Sequence[PendingEvaluation],
+    workers: Sequence[Supervisor],
+    quarantine: Quarantine,
+    times: BeginTimes,
 ) -> Assignment | None:
     """The next evaluation whose weights lie on no device, and the busy worker that should load them meanwhile.
 
@@ -138,15 +164,20 @@ def next_to_load_ahead(
     ]
     if not able:
         return None
-    held = _held_by(workers)
-    lacking = [evaluation for evaluation in _waiting(evaluations) if evaluation.weights_id not in held]
-    if not lacking:
-        return None
+    everyone = _Group.of(workers)
     running = [evaluation for evaluation in evaluations if evaluation.is_running]
-    return Assignment(
-        min(lacking, key=lambda evaluation: (not evaluation.was_begun, evaluation.rank)),
-        min(able, key=lambda worker: _num_left(worker, running)),
-    )
+    lacking = [
+        evaluation for evaluation in _waiting(evaluations) if evaluation.weights_id not in everyone.held
+    ]
+    for evaluation in sorted(lacking, key=lambda each: (not each.was_begun, each.rank)):
+        near = [worker for worker in able if times.is_on(evaluation.weights_id, {worker.place.node})]
+        # Sending a file to a second node is not worth it where that takes longer than the load that it would save.
+        is_far = (
+            times.is_on(evaluation.weights_id, everyone.nodes) and times.send_seconds > times.load_seconds
+        )
+        if near or not is_far:
+            return Assignment(evaluation, min(near or able, key=lambda worker: _num_left(worker, running)))
+    return None
 
 
 def _evaluation_on(worker: Supervisor, running: Sequence[PendingEvaluation]) -> PendingEvaluation | None:

@@ -52,8 +52,7 @@ class PendingEvaluation:
         self.weights_id = job.weights_id
         self.was_begun = False
         """Whether a worker was given some of it, now or before."""
-        self.is_patient = True
-        """Whether it would rather wait for a busy worker that holds its weights than have another one load them."""
+        self._asked_at = time.monotonic()
         self._turn = turn or InOrderAsked()
         self.num_batches = len(job.pieces) or config.num_batches(job.data_size)
         """Or pieces, which are handed out and gathered as batches are."""
@@ -102,6 +101,11 @@ class PendingEvaluation:
         return self._turn.rank
 
     @property
+    def waited_seconds(self) -> float:
+        """Since it was asked for."""
+        return time.monotonic() - self._asked_at
+
+    @property
     def seconds_left(self) -> float:
         """Until all is done, if it goes on as before; 0 as long as no batch is done, which would tell."""
         return self._eval_seconds() * self.num_left / len(self._scores) if self._scores else 0.0
@@ -125,11 +129,11 @@ class PendingEvaluation:
         """Whether this task is a part of it, and still running."""
         return task_id in self._running
 
-    def gains_by(self, holds_weights: bool) -> bool:
-        """Whether a further worker makes it faster: the others need longer than it would take to load."""
-        if self.num_free == 0 or holds_weights or not self._scores:
+    def gains_by(self, begin_seconds: float) -> bool:
+        """Whether a further worker, which needs so long to begin, makes it faster: the others need longer."""
+        if self.num_free == 0 or begin_seconds == 0.0 or not self._scores:
             return self.num_free > 0
-        return self.seconds_left > self._load_seconds
+        return self.seconds_left > begin_seconds
 
     # -- what happens to it
 

@@ -22,9 +22,9 @@ from workers.errors import (
     WorkerTrouble,
 )
 from workers.messages import BatchAdvanced, BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.processes.begin_times import BeginTimes
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
-from workers.processes.load_times import LoadTimes
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.processes.process_handle import Spawn, Undelivered
 from workers.processes.quarantine import Quarantine
@@ -42,6 +42,8 @@ from workers.types import (
     Precision,
     WorkerConfig,
 )
+
+_A_MOMENT_SECONDS = 0.001
 
 
 class ProcessPool:
@@ -74,7 +76,7 @@ class ProcessPool:
         self._by_task: dict[int, PendingEvaluation] = {}
         self._task_ids = itertools.count(1)
         self._quarantine = Quarantine()
-        self._load_times = LoadTimes()
+        self._begin_times = BeginTimes()
         self._settled = asyncio.Event()
         for config in configs:
             self.add_worker(config, partial(WorkerProcess.spawn, entry_module=entry_module))
@@ -125,9 +127,12 @@ class ProcessPool:
         """An evaluation that is given to workers; the block awaits its outcome, and stops it where it ends early."""
         evaluation = self._admit(job, on_progress, turn)
         self._evaluations.append(evaluation)
-        patience = asyncio.get_running_loop().call_later(
-            self._load_times.usual, self._lose_patience, evaluation
-        )
+        loop, times = asyncio.get_running_loop(), self._begin_times
+        # For as long it may wait for a busy worker; a moment more, as clocks are not exact.
+        patience = [
+            loop.call_later(seconds + _A_MOMENT_SECONDS, self._dispatch)
+            for seconds in (times.load_seconds, times.load_seconds + times.send_seconds)
+        ]
         try:
             self._dispatch()
             yield evaluation
@@ -135,7 +140,8 @@ class ProcessPool:
         except MemoryError:
             raise OutOfMemory("this service has too little memory for the evaluation") from None
         finally:
-            patience.cancel()
+            for timer in patience:
+                timer.cancel()
             self._retire(evaluation)
 
     def status(self) -> list[DeviceStatus]:
@@ -214,7 +220,7 @@ class ProcessPool:
     def _dispatch(self) -> None:
         """Give every idle worker something, as long as there is something to give."""
         while chosen := next_assignment(
-            self._evaluations, self._workers, self._quarantine, self._load_times.usual
+            self._evaluations, self._workers, self._quarantine, self._begin_times
         ):
             evaluation, worker = chosen
             task_id = next(self._task_ids)
@@ -224,13 +230,10 @@ class ProcessPool:
         if not any(worker.is_idle for worker in self._workers):
             self._load_ahead()
 
-    def _lose_patience(self, evaluation: PendingEvaluation) -> None:
-        """It has waited for as long as a load takes."""
-        evaluation.is_patient = False
-        self._dispatch()
-
     def _load_ahead(self) -> None:
-        while chosen := next_to_load_ahead(self._evaluations, self._workers, self._quarantine):
+        while chosen := next_to_load_ahead(
+            self._evaluations, self._workers, self._quarantine, self._begin_times
+        ):
             evaluation, worker = chosen
             worker.load_ahead(replace(evaluation.job, pieces=()))
 
@@ -263,7 +266,9 @@ class ProcessPool:
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
-                self._load_times.note(load_seconds, worker.task_seconds)
+                self._begin_times.note_loaded(
+                    evaluation.weights_id, worker.place.node, load_seconds, worker.task_seconds
+                )
                 self._load_ahead()
             case BatchAdvanced(task_id, index, fraction):
                 evaluation.batch_advanced(task_id, index, fraction)

@@ -64,11 +64,12 @@ class MisbehavingRunner:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
             return 0.0
+        started = time.perf_counter()
         self._is_loading = True
         _BEFORE_LOAD.get(job.weights_checksum, _do_nothing)(job)
         self._is_loading = False
         self._resident.add(job.weights_id)
-        return 0.01
+        return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
         """Takes no time; refused while other weights load."""

@@ -10,13 +10,14 @@ import pytest
 from tests.workers.processes.pools import BYTES_PER_BATCH, IMPATIENT, cpus, job, misbehaving_pool, until_whole
 from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.messages import Evaluate, Loaded
+from workers.processes.begin_times import BeginTimes
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.pending_evaluation import PendingEvaluation
 from workers.processes.process_handle import ProcessHandle
 from workers.processes.process_pool import ProcessPool
 from workers.processes.quarantine import Quarantine
 from workers.processes.running_worker import RunningWorker, State
-from workers.processes.supervisor import THIS_MACHINE, Supervisor
+from workers.processes.supervisor import Place, Supervisor
 from workers.types import BatchScore, EvalJob, EvalResult, WorkerConfig
 
 CONFIG = config_of(load_architecture(CURRENT_VERSION))
@@ -50,11 +51,13 @@ class Situation:
         self.workers: list[Supervisor] = []
         self.evaluations: list[PendingEvaluation] = []
         self.num_tasks = 0
+        self.times = BeginTimes()
+        self.times.load_seconds = LOAD_SECONDS
 
-    def worker(self, *held: str) -> Supervisor:
+    def worker(self, *held: str, node: str = "") -> Supervisor:
         """One more, idle, on whose device these weights lie."""
         config = WorkerConfig("cpu")
-        worker = Supervisor(len(self.workers), config, THIS_MACHINE, self.pool, IMPATIENT, no_process)
+        worker = Supervisor(len(self.workers), config, Place(node), self.pool, IMPATIENT, no_process)
         running = RunningWorker(config, "cpu", IMPATIENT, no_process, worker)
         running.state, running.resident = (
             State.IDLE,
@@ -65,11 +68,11 @@ class Situation:
         return worker
 
     def ask(
-        self, weights: str, rank: float, *, patient: bool = False, num_batches: int = 1
+        self, weights: str, rank: float, *, waited: float = 100.0, num_batches: int = 1
     ) -> PendingEvaluation:
-        """For one more evaluation."""
+        """For one more evaluation, so many seconds ago."""
         evaluation = PendingEvaluation(job_of(weights, num_batches), CONFIG, None, At(rank))
-        evaluation.is_patient = patient
+        evaluation._asked_at -= waited
         self.evaluations.append(evaluation)
         return evaluation
 
@@ -84,17 +87,17 @@ class Situation:
             worker._worker._act_on_task(Loaded(self.num_tasks, 0.0))
         return self.num_tasks
 
-    def busy_worker(self, *held: str) -> Supervisor:
+    def busy_worker(self, *held: str, node: str = "") -> Supervisor:
         """One more that holds these weights, and evaluates the first of them."""
-        worker = self.worker(*held)
+        worker = self.worker(*held, node=node)
         self.begin(self.ask(held[0], 0.0, num_batches=2), worker)
         return worker
 
-    def next(self, load_seconds: float = LOAD_SECONDS) -> tuple[PendingEvaluation, Supervisor] | None:
-        return next_assignment(self.evaluations, self.workers, Quarantine(), load_seconds)
+    def next(self) -> tuple[PendingEvaluation, Supervisor] | None:
+        return next_assignment(self.evaluations, self.workers, Quarantine(), self.times)
 
     def next_ahead(self) -> tuple[PendingEvaluation, Supervisor] | None:
-        return next_to_load_ahead(self.evaluations, self.workers, Quarantine())
+        return next_to_load_ahead(self.evaluations, self.workers, Quarantine(), self.times)
 
 
 def score(index: int) -> BatchScore:
@@ -135,7 +138,8 @@ async def test_before_any_load_was_seen_all_go_by_their_rank(here: Situation) ->
     worker = here.worker("b")
     first = here.ask("a", 1.0)
     here.ask("b", 1.1)
-    assert here.next(load_seconds=0.0) == (first, worker)
+    here.times = BeginTimes()
+    assert here.next() == (first, worker)
 
 
 async def test_a_stream_of_evaluations_whose_weights_are_there_does_not_starve_another(
@@ -168,15 +172,15 @@ async def test_what_was_begun_goes_on_before_anything_else(here: Situation) -> N
 async def test_what_is_new_waits_for_the_busy_worker_that_holds_its_weights(here: Situation) -> None:
     here.busy_worker("a")
     here.worker()
-    here.ask("a", 1.0, patient=True)
+    here.ask("a", 1.0, waited=0.0)
     assert here.next() is None
 
 
 async def test_meanwhile_an_idle_worker_takes_one_whose_weights_lie_nowhere(here: Situation) -> None:
     here.busy_worker("a")
     idle = here.worker()
-    here.ask("a", 1.0, patient=True)
-    other = here.ask("b", 50.0, patient=True)
+    here.ask("a", 1.0, waited=0.0)
+    other = here.ask("b", 50.0, waited=0.0)
     assert here.next() == (other, idle)
 
 
@@ -205,22 +209,94 @@ async def test_none_waits_for_a_worker_that_is_known_to_be_busy_for_longer_than_
 ) -> None:
     here.busy_worker("a")
     idle = here.worker()
-    waiting = here.ask("a", 1.0, patient=True)
+    waiting = here.ask("a", 1.0, waited=0.0)
     running = here.evaluations[0]
     running.loaded("cpu", 0.0, {})
     running.batch_done(score(0))
-    assert running.seconds_left > 0.0
-    assert here.next(load_seconds=60.0) is None
-    assert here.next(load_seconds=0.0) == (waiting, idle)
+    here.times.load_seconds = 60.0
+    assert here.next() is None
+    running._last_scored_at = running._first_loaded_at + 61.0  # the other batch takes as long
+    assert here.next() == (waiting, idle)
 
 
 async def test_what_a_busy_worker_is_loading_counts_as_held(here: Situation) -> None:
     worker, idle = here.worker(), here.worker()
     here.begin(here.ask("a", 0.0), worker, loaded=False)
-    here.ask("a", 1.0, patient=True)
+    here.ask("a", 1.0, waited=0.0)
     assert here.next() is None
-    other = here.ask("b", 2.0, patient=True)
+    other = here.ask("b", 2.0, waited=0.0)
     assert here.next() == (other, idle)
+
+
+# -- where the files are
+
+
+SEND_SECONDS = 40.0
+
+
+@pytest.fixture
+def nodes(here: Situation) -> Situation:
+    """On which files must be sent to nodes; the node "x" has that of the weights "a"."""
+    here.times.send_seconds = SEND_SECONDS
+    here.times.note_loaded(job_of("a").weights_id, "x", 0.0, 0.0)
+    return here
+
+
+async def test_of_idle_workers_the_one_whose_node_has_the_file_is_preferred(nodes: Situation) -> None:
+    nodes.worker(node="y")
+    near = nodes.worker("other", node="x")
+    evaluation = nodes.ask("a", 1.0)
+    assert nodes.next() == (evaluation, near)
+
+
+async def test_one_whose_file_is_there_goes_before_one_whose_file_must_be_sent(nodes: Situation) -> None:
+    near = nodes.worker(node="x")
+    sent = nodes.ask("b", 1.0)
+    there = nodes.ask("a", 1.0 + 0.9 * SEND_SECONDS)
+    assert nodes.next() == (there, near)
+    nodes.evaluations.remove(there)
+    nodes.ask("a", 1.0 + 1.1 * SEND_SECONDS)
+    assert nodes.next() == (sent, near)
+
+
+async def test_what_is_new_waits_for_the_busy_worker_whose_node_has_the_file(nodes: Situation) -> None:
+    nodes.busy_worker("other", node="x")
+    idle = nodes.worker(node="y")
+    evaluation = nodes.ask("a", 1.0, waited=0.9 * SEND_SECONDS)
+    assert nodes.next() is None
+    evaluation._asked_at -= 0.2 * SEND_SECONDS
+    assert nodes.next() == (evaluation, idle)
+
+
+async def test_no_second_node_is_sent_a_file_only_to_load_ahead(nodes: Situation) -> None:
+    far = nodes.busy_worker("other", node="y")
+    nodes.worker(node="x")  # which cannot load ahead now
+    held_back = nodes.ask("a", 1.0)
+    assert nodes.next_ahead() is None
+    nowhere = nodes.ask("b", 2.0)
+    assert nodes.next_ahead() == (nowhere, far)
+    near = nodes.busy_worker("another", node="x")
+    assert nodes.next_ahead() == (held_back, near)
+
+
+async def test_on_this_machine_every_file_is_there() -> None:
+    times = BeginTimes()
+    times.note_loaded(job_of("a").weights_id, "", 2.0, 2.5)
+    assert (times.load_seconds, times.send_seconds) == (2.0, 0.0)
+    assert times.is_on(job_of("b").weights_id, {""})
+
+
+async def test_how_long_a_worker_takes_is_what_it_took_of_late() -> None:
+    times, a, b = BeginTimes(), job_of("a").weights_id, job_of("b").weights_id
+    assert times.seconds(a, set(), {"x"}) == 0.0
+    times.note_loaded(a, "x", 2.0, 32.0)  # it was sent the file
+    times.note_loaded(a, "x", 4.0, 4.5)  # it had it
+    times.note_loaded(a, "x", 0.0, 0.5)  # it held the weights
+    assert (times.load_seconds, times.send_seconds) == (3.0, 30.0)
+    assert times.seconds(a, {a}, {"x"}) == 0.0
+    assert times.seconds(a, {b}, {"x", "y"}) == 3.0
+    assert times.seconds(a, {b}, {"y"}) == times.seconds(b, set(), {"x"}) == 33.0
+    assert times.seconds(a, set(), set()) == float("inf")
 
 
 # -- who loads ahead
@@ -265,7 +341,7 @@ async def test_three_models_on_two_workers_are_loaded_once_each(tmp_path: Path) 
         async def evaluate(number: int) -> EvalResult:
             return await pool.evaluate(job(kinds[number % 3], tmp_path, num_batches=1, seed=number))
 
-        first = await asyncio.gather(*(evaluate(number) for number in range(3)))
+        first = [*await asyncio.gather(evaluate(0), evaluate(1)), await evaluate(2)]
         await until_whole(pool)
         later = await asyncio.gather(*(evaluate(number) for number in range(3, 18)))
         held = [status.resident for status in pool.status()]

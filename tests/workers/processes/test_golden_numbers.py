@@ -1,6 +1,8 @@
 """The network's numbers through real workers: plain, encrypted, and however the batches are shared out."""
 
 import asyncio
+import itertools
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -24,7 +26,9 @@ from tests.recipe import (
 from tests.workers.processes.pools import pids
 from workers.errors import DecryptionFailed, FileUnreadable, NonFiniteResult, WeightsInvalid
 from workers.pool import WorkerPool, create_pool
-from workers.types import EvalJob, EvalResult
+from workers.types import BatchScore, EvalJob, EvalResult, WorkerConfig
+from workers.v1 import running_mean
+from workers.worker.runner import Runner
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,6 +93,25 @@ async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPoo
     one, three = [await pool.evaluate(job) for pool in pools.values()]
     assert one.num_batches == 4
     assert same_bits(one, three)
+
+
+async def test_the_same_bits_for_every_way_to_split_an_evaluation(tmp_path: Path) -> None:
+    num_batches = 4
+    data = {**SEVERAL_BATCHES.data, "size": (num_batches - 1) * 16 * 1024 + 1}
+    job = write_job(replace(SEVERAL_BATCHES, data=data), tmp_path)
+    runners = [Runner(WorkerConfig("cpu", small_model=True)) for _ in range(2)]
+    for runner in runners:
+        runner.load(job, lambda: None)
+    found = set()
+    for cuts in itertools.product([False, True], repeat=num_batches - 1):
+        edges = [0, *(index + 1 for index, is_cut in enumerate(cuts) if is_cut), num_batches]
+        ranges = [range(start, stop) for start, stop in itertools.pairwise(edges)]
+        scores: list[BatchScore] = []
+        for number, batches in enumerate(random.Random(str(cuts)).sample(ranges, len(ranges))):
+            scores += runners[number % 2].evaluate(job, batches, lambda: None)
+        mean = running_mean(sorted(scores, key=lambda score: score.index))
+        found.add((mean.loss, mean.cross_entropy, mean.sig_reg, mean.embedding.tobytes()))
+    assert len(found) == 1
 
 
 async def test_a_wrong_key_is_refused_though_the_weights_are_resident(
