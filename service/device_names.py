@@ -2,11 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from workers.types import DeviceStatus
+
+class OnNode(Protocol):
+    """A device of a node, such as `workers.types.DeviceStatus`."""
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
 
 
-def device_names(statuses: Iterable[DeviceStatus]) -> Iterator[str]:
+def device_names(statuses: Iterable[OnNode]) -> Iterator[str]:
     """The devices' names on their nodes. The second worker on a device is "cpu#2": no two of a node are the same."""
     seen: Counter[tuple[str, str]] = Counter()
     for status in statuses:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from service.cli.urls import is_url
+from service.cli.urls import host_of
 from service.cli.usage import BadUsage
 
 JsonFlag = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
@@ -48,9 +48,10 @@ ApiKeyFlag = Annotated[
 
 def check_url_flag(url: str | None, flags: Mapping[str, Any]) -> None:
     """Raises BadUsage for what is no URL, and where a service does the work but a flag says how it is done here."""
-    if url is not None and not is_url(url):
-        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
-    if url is not None and flags:
+    if url is None:
+        return
+    host_of(url)
+    if flags:
         raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
 
 

@@ -1,6 +1,9 @@
 """Telling URLs from paths, and what of a URL may be shown."""
 
 import re
+from urllib.parse import urlsplit
+
+from service.cli.usage import BadUsage
 
 
 def is_url(text: str) -> bool:
@@ -14,3 +17,16 @@ def without_secrets(url: str) -> str:
     address = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = address.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def host_of(url: str) -> str:
+    """The host of a service's URL. Raises BadUsage where it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number, or too large
+        host = parts.hostname if is_url(url) else None
+    except ValueError:
+        host = None
+    if host is None:
+        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
+    return host

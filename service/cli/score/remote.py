@@ -25,7 +25,8 @@ from service.cli.score.held_out import HeldOut
 from service.cli.score.local import score_all
 from service.cli.score.question import Question
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from service.cli.service_client import ServiceClient, connect, host_of
+from service.cli.service_client import ServiceClient, connect
+from service.cli.urls import host_of
 from service.cli.usage import BadUsage
 from soma_eval.responses import EvalResponse
 from workers.architectures import CURRENT_VERSION, ArchitectureConfig, config_of, load_architecture

@@ -97,8 +97,9 @@ async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPoo
 
 async def test_the_same_bits_for_every_way_to_split_an_evaluation(tmp_path: Path) -> None:
     num_batches = 4
-    data = {**SEVERAL_BATCHES.data, "size": (num_batches - 1) * 16 * 1024 + 1}
-    job = write_job(replace(SEVERAL_BATCHES, data=data), tmp_path)
+    case = CASES["small-70000"]
+    data = {**case.data, "size": (num_batches - 1) * 16 * 1024 + 1}
+    job = write_job(replace(case, data=data), tmp_path)
     runners = [Runner(WorkerConfig("cpu", small_model=True)) for _ in range(2)]
     for runner in runners:
         runner.load(job, lambda: None)
