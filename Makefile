@@ -49,8 +49,7 @@ openapi: $(VENV)/.installed-dev   ## write openapi.json: the HTTP API as the ser
 
 check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
 	@$(BIN)/python -m coverage erase
-	@$(MAKE) test RETRY=1 MEASURE="-m coverage run"
-	@$(MAKE) lint
+	@$(MAKE) --jobs=2 test lint RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) test-slow RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) coverage
 	@$(MAKE) check-lowest

@@ -114,7 +114,7 @@ LOADED = """
 import sys
 from service.cli.main import run
 run(sys.argv[1:])
-heavy = ("torch", "numpy", "fastapi", "httpx", "rich", "cryptography", "pydantic")
+heavy = ("torch", "numpy", "fastapi", "httpx", "sqlalchemy", "rich", "cryptography", "pydantic")
 print(*(name for name in heavy if name in sys.modules), file=sys.stderr)
 """
 
@@ -142,3 +142,12 @@ def test_a_broken_pipe_is_not_the_weights_fault(prepared: Path) -> None:
     ran = run_command(prepared, "--help", stdout=writing)
     os.close(writing)
     assert (ran.code, ran.err) == (3, "soma-eval: Broken pipe.\n")
+
+
+@pytest.mark.parametrize("flags", [(), ("--full",)])
+def test_a_file_is_checked_without_what_downloads(plain: Path, flags: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", LOADED, "check", "plain.safetensors", "--small-model", *flags]
+    ran = subprocess.run(
+        command, capture_output=True, cwd=plain, env=environment(plain), check=True, text=True
+    )
+    assert not {"torch", "fastapi", "httpx", "sqlalchemy"} & set(ran.stderr.splitlines()[-1].split())
