@@ -48,11 +48,10 @@ ApiKeyFlag = Annotated[
 
 def check_url_flag(url: str | None, flags: Mapping[str, Any]) -> None:
     """Raises BadUsage for what is no URL, and where a service does the work but a flag says how it is done here."""
-    if url is None:
-        return
-    host_of(url)
-    if flags:
+    if url is not None and flags:
         raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    if url is not None:
+        host_of(url)
 
 
 # -- a new key, and what goes with it --------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 from service.cli.usage import BadUsage
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 
 def is_url(text: str) -> bool:
     """Whether weights are to be fetched, rather than read from a file."""
@@ -30,3 +32,9 @@ def host_of(url: str) -> str:
     if host is None:
         raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
     return host
+
+
+def refuse_far_service(url: str, instead: str) -> None:
+    """For a service that is to read files of this machine. Raises BadUsage, which says what to do `instead`."""
+    if host_of(url) not in _LOOPBACK:
+        raise BadUsage(f"a service on another machine cannot read files of this one: {instead}")

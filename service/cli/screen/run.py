@@ -18,7 +18,7 @@ from service.cli.screen.lines import OnLine, last_line
 from service.cli.screen.nearness import Nearness
 from service.cli.screen.on_hit import HitCommand
 from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
-from service.cli.screen.question import Question, read_question
+from service.cli.screen.question import Question, read_question, refuse_files
 from service.cli.screen.report import is_report, render_report
 from service.cli.standard_streams import complain, write_out, write_past_buffer
 from service.cli.starting import say_what_is_awaited
@@ -46,6 +46,8 @@ def run_screen(
         raise BadUsage("standard output is closed, so no result would be seen: open it")
     question = read_question(models, targets, seed)
     source = find_pieces(data)
+    if url is not None:
+        refuse_files(question)
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")

@@ -27,6 +27,7 @@ from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import complain, write_out
 from service.cli.starting import what_is_awaited
+from service.cli.urls import refuse_far_service
 from service.cli.usage import BadUsage
 from service.cli.watch.board_file import BoardFile
 from service.cli.watch.checkpoint_folder import ENDING
@@ -82,6 +83,8 @@ def _check(options: WatchOptions) -> None:
     folder = options.folder
     if not os.access(folder, os.R_OK | os.X_OK):
         raise BadUsage(f"{folder}: this folder may not be read")
+    if options.url is not None:
+        refuse_far_service(options.url, "watch the folder on that machine")
     if sys.stdout is None and options.on_best is None and options.report is None:
         raise BadUsage("standard output is closed, so no result would be seen: open it, or give --report")
 

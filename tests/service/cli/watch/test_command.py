@@ -111,6 +111,10 @@ def test_an_empty_folder(folder: Path, in_plain: InProcess) -> None:
         (("data", "--data", "data"), "this is no folder"),
         (("checkpoints", "--data", "missing"), "there is no such file or folder"),
         (("checkpoints", "--data", "data", "--url", "http://127.0.0.1:1", *SMALL), "leave out their flags"),
+        (
+            ("checkpoints", "--data", "data", "--url", "https://far.example"),
+            "watch the folder on that machine",
+        ),
         (("checkpoints", "--data", "data", "--report", "plain.safetensors"), "it is not overwritten"),
         (("checkpoints", "--data", "data", "--seed", "-1"), "--seed lies in"),
     ],
