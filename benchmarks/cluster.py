@@ -265,9 +265,8 @@ async def deaths(number: int) -> bool:
         await pool.close()
     print(f"{number} deaths under load, two nodes, with the limits of a service and Ray's own health checks")
     for label, times in sorted(noticed.items()):
-        known_times = [each for each in times if not math.isnan(each)] or [
-            float("nan")
-        ]  # or all was done before
+        # No time is known where all was done before.
+        known_times = [each for each in times if not math.isnan(each)] or [math.nan]
         span = f"{min(known_times):5.1f} to {max(known_times):5.1f} s"
         print(f"  {label:24} {len(times):2} times, given up after {span}")
     print(f"  answers: {counts}")

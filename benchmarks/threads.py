@@ -189,7 +189,10 @@ def evaluate(task: Mapping[str, Any]) -> None:
 
 def let_torch_share() -> None:
     """As this package did it before: a batch goes through every operation as a whole."""
-    from workers.v1 import batch_scorer, forward, team
+    import torch
+    from torch import Tensor
+
+    from workers.v1 import attention, batch_scorer, forward, team
 
     def compute(work: Callable[[team.Team], object], _: int, check_cancelled: Callable[[], None]) -> object:
         return work(team.OneThread(check_cancelled))
@@ -197,7 +200,16 @@ def let_torch_share() -> None:
     setattr(batch_scorer, "compute", compute)  # noqa: B010  it is no name of that module's own
     batch_scorer.CPU_PASS_SEQUENCES = batch_scorer.CPU_LOSS_ROWS = sys.maxsize
     forward.CPU_TILE_ELEMENTS = sys.maxsize
-    forward.head_tiles = lambda q: [slice(0, q.shape[1])]
+
+    def mix(block: attention.Block) -> None:
+        q, k, v = block.q[None], block.k[None], block.v[None]
+        block.mixed.copy_(attention.fused_attention(q, k, v, torch.float32)[0])
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> list[attention.Block]:
+        return [attention.Block(q[b], k[b], v[b], mixed[b], 0, q.shape[2]) for b in range(len(q))]
+
+    setattr(forward, "causal_attention", mix)  # noqa: B010
+    setattr(forward, "causal_blocks", whole)  # noqa: B010
 
 
 def table(results: Mapping[tuple[str, int], Measured]) -> Table:

@@ -89,7 +89,9 @@ async def open_service(settings: Settings, pool: WorkerPool | None = None) -> As
     model = served_model(settings)
     async with AsyncExitStack() as stack:
         if settings.traces:
-            await stack.enter_async_context(tracing(version("soma-eval")))
+            from service.otel_tracer import OtelTracer
+
+            await stack.enter_async_context(tracing(OtelTracer(version("soma-eval"))))
         cache = await stack.enter_async_context(open_cache(settings))
         pool = await stack.enter_async_context(
             _running(pool) if pool is not None else _open_served_pool(settings)
@@ -256,9 +258,8 @@ async def _open_cache(settings: Settings, folder: Path) -> AsyncIterator[BlobCac
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[WorkerPool]:
     """A worker process per device of this machine, tested. Raises a WorkerError when none can start."""
-    pool = await run_in_daemon_thread(
-        lambda: _create_pool(settings)
-    )  # a driver, asked for its devices, may hang
+    # In a thread that is not waited for at the end: a driver that is asked for its devices may hang.
+    pool = await run_in_daemon_thread(lambda: _create_pool(settings))
     async with _running(pool):
         yield pool
 

@@ -64,12 +64,10 @@ _tracer: Tracer | None = None
 
 
 @asynccontextmanager
-async def tracing(version: str) -> AsyncIterator[None]:
-    """Spans are made and sent within the block, of the whole process."""
-    from service.otel_tracer import OtelTracer
-
+async def tracing(tracer: Tracer) -> AsyncIterator[None]:
+    """Within the block this tracer makes the spans of the whole process; it is closed at the end."""
     global _tracer
-    _tracer = tracer = OtelTracer(version)
+    _tracer = tracer
     try:
         yield
     finally:

@@ -21,9 +21,8 @@ _MIN_STEPS = 40
 
 def make_candidates(folder: Path, seconds: float, text: bytes) -> int:
     """Write both candidates; returns how many steps of training the second has had."""
-    torch.set_num_threads(
-        1
-    )  # enough for so small a model; threads that wait for each other crawl on a busy machine
+    # Enough for so small a model; threads that wait for each other crawl on a busy machine.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Model(ModelConfig.small())
     model.save(folder / "random.safetensors")

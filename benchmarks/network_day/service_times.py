@@ -48,7 +48,7 @@ def _h100(name: str, flop_per_second: float) -> DeviceTimes:
         load_bytes_per_second=2.0 * GB,  # assumed: page cache, one core of AES, and PCIe
         start=60.0,  # assumed: import of torch, CUDA, the large self-test
         self_test=0.05,  # assumed
-        resident_bytes=int(0.6 * 80 * GB),  # workers.worker.runner.MEMORY_SHARE of 80 GB: 9 models
+        resident_bytes=int(0.6 * 80 * GB),  # workers.worker.device.MEMORY_SHARE of 80 GB: 9 models
     )
 
 

@@ -259,9 +259,8 @@ def _decoded(decode: Callable[[bytes], T], message: bytes) -> T:
 
 def competition_of(request: ScoreRequest, max_models: int) -> Competition:
     """The competition that the request describes. Raises InvalidRequest or InvalidKey."""
-    if (
-        len(request.model_manifests) > max_models
-    ):  # decoding thousands of checksums delays every other request
+    if len(request.model_manifests) > max_models:
+        # Said before any is decoded: to decode thousands of checksums would delay every other request.
         raise InvalidRequest(f"a competition must have 1 to {max_models} models")
     if not is_checksum(request.data_checksum):
         raise InvalidRequest("the data needs a Blake2b-256 digest in Base58")

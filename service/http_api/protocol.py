@@ -128,9 +128,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._allowance = self._limits.max_head_bytes
         self._in_body = False
-        if (
-            self._has_responded()
-        ):  # before the request was complete, so nothing else limits the wait for the next
+        if self._has_responded():
+            # It did so before the request was complete, so nothing else limits the wait for the next one.
             self._abort_after(self._limits.head_timeout_seconds)
         elif not self.flow.write_paused:
             self._waiting[self.server_state].pop(self, None)

@@ -73,10 +73,8 @@ def test_submissions_at_once_are_answered_one_second_after_the_other() -> None:
 
 def test_one_server_with_random_arrivals_and_one_time_for_each_is_exact() -> None:
     load = replace(ONE_MODEL, seconds=2_000.0, submissions_per_second=0.5)
-    expected, free_at = (
-        [],
-        2.0,
-    )  # Lindley's recursion: each starts when it has come and the one before has ended
+    # Lindley's recursion: each starts when it has come and the one before has ended.
+    expected, free_at = [], 2.0
     for number, submission in enumerate(submissions(load)):
         start = submission.at + 2.0 if number == 0 else max(submission.at, free_at)
         free_at = start + 1.0

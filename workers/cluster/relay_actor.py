@@ -216,9 +216,8 @@ class _Buffer(Pipe):
         return taken
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(
-            asyncio.ReadTransport, transport
-        )  # Ray's event loop may be uvloop, whose are no such
+        # A cast, not a check: Ray's event loop may be uvloop, whose transports are of other classes.
+        self._transport = cast(asyncio.ReadTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._bytes += data

@@ -116,9 +116,8 @@ class RemoteProcess:
                 self.is_stopped = True
             case FileMoved():
                 self._num_moved += 1
-                self._inbox.put_nowait(
-                    Heartbeat(-self._num_moved)
-                )  # the task advances, though not in the worker
+                # The task advances, though not in the worker.
+                self._inbox.put_nowait(Heartbeat(-self._num_moved))
             case JobUndelivered(_, task_id, reason, disk_is_full):
                 error = StorageFull(reason) if disk_is_full else WorkerCrashed(reason)
                 self._inbox.put_nowait(Undelivered(task_id, error))

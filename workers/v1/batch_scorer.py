@@ -26,7 +26,7 @@ from .forward import (
 from .loss import token_cross_entropy
 from .model import Model
 from .noise import batch_noise
-from .precisions import Precision, set_matmul_precision
+from .precisions import ATTENTION_DTYPES, Precision, set_matmul_precision
 from .running_mean import BatchScore
 from .sig_reg import SIGReg, unit_columns
 from .team import Team, compute
@@ -136,7 +136,13 @@ class BatchScorer:
 
         def score(team: Team) -> list[tuple[Tensor, Tensor, Tensor, Guard]]:
             def score_pass(start: int) -> tuple[Tensor, Tensor, Tensor, Guard]:
-                forward = ForwardPass(model, team, reference=reference, progress=progress)
+                forward = ForwardPass(
+                    model,
+                    team,
+                    reference=reference,
+                    progress=progress,
+                    attention_dtype=ATTENTION_DTYPES.get(self.precision, torch.float32),
+                )
                 sequences = batch.part(slice(start, start + size))
                 return *self._score_sequences(forward, sequences, directions), forward.guard()
 
@@ -151,26 +157,15 @@ class BatchScorer:
             numbers.cpu().numpy(),
             np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
         )
-        ends = np.cumsum([len(piece.token_ids) for piece in pieces])[:-1]
-        scores = [
-            BatchScore(
-                index=i,
-                cross_entropy=runner_order.mean(cross_entropies.ravel()),
-                sig_reg=runner_order.mean(sig_regs.ravel()),
-                embedding=runner_order.mean_over_sequences(representations),
-                attends_to_future=bool(leaks),  # on the reference path, which takes one piece at a time
-                token_cross_entropy=cross_entropies if detail else None,
-            )
-            for i, (cross_entropies, sig_regs, representations) in enumerate(
-                zip(
-                    *(
-                        np.split(each.reshape(num_sequences, -1), ends)
-                        for each in (cross_entropy, sig_reg, embeddings)
-                    ),
-                    strict=True,
-                )
-            )
-        ]
+        scores = _scores(
+            [len(piece.token_ids) for piece in pieces],
+            cross_entropy.reshape(num_sequences, T),
+            sig_reg.reshape(num_sequences, T),
+            embeddings.reshape(num_sequences, self.config.embedding_dim),
+            # Only the reference path looks for it, which takes one piece at a time.
+            attends_to_future=bool(leaks),
+            detail=detail,
+        )
         return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
     def _score_sequences(
@@ -252,6 +247,33 @@ class BatchScorer:
     def _sequence_bytes(self) -> int:
         """Activations of one sequence: about eight of [T, D] in float32."""
         return 8 * 4 * self.max_seq_len * self.config.embedding_dim
+
+
+def _scores(
+    sizes: Sequence[int],
+    cross_entropy: NDArray[np.float32],
+    sig_reg: NDArray[np.float32],
+    embeddings: NDArray[np.float32],
+    *,
+    attends_to_future: bool,
+    detail: bool,
+) -> list[BatchScore]:
+    """The means of each piece, of so many sequences, from the numbers of all: [N, T], [N, T] and [N, D]."""
+    ends = np.cumsum(sizes)[:-1]
+    of_pieces = zip(
+        *(np.split(numbers, ends) for numbers in (cross_entropy, sig_reg, embeddings)), strict=True
+    )
+    return [
+        BatchScore(
+            index=i,
+            cross_entropy=runner_order.mean(cross_entropies.ravel()),
+            sig_reg=runner_order.mean(sig_regs.ravel()),
+            embedding=runner_order.mean_over_sequences(representations),
+            attends_to_future=attends_to_future,
+            token_cross_entropy=cross_entropies if detail else None,
+        )
+        for i, (cross_entropies, sig_regs, representations) in enumerate(of_pieces)
+    ]
 
 
 def _is_finite(score: BatchScore) -> bool:

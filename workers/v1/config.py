@@ -9,7 +9,7 @@ from dataclasses import dataclass
 ARCHITECTURE_VERSION = 1
 """What the network's protocol calls `model_architecture_version`."""
 
-NUMERICS_VERSION = "1"
+NUMERICS_VERSION = "2"
 """Names what this package computes, to the bit: results are kept under it and given out again.
 
 A change that alters a bit of any result, or which weights are refused and why, must give it a new value; see

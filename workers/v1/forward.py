@@ -26,8 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import (
+    causal_attention,
+    causal_blocks,
+    filled_attention,
+    filled_blocks,
+    fused_attention,
+)
 from .batch_progress import BatchProgress
-from .config import V1_LAYER_NORM_EPS, V1_MASKED_SCORE
+from .config import V1_LAYER_NORM_EPS
 from .model import Attention, FeedForward, Layer, LayerNorm, Linear, Model, rotary_angles
 from .runner_order import mean_of_rows
 from .split_matmul import add_split_product, is_in_parts, joined, split
@@ -50,9 +57,6 @@ MIN_CPU_TILE_ROWS = 256
 """What a thread takes at once of [N, D]: enough rows to make its products fast, and several tiles of a long sequence
 of a wide model."""
 
-SCORES_PER_BLOCK = 1 << 22
-"""Scores the reference path holds at once: 16 MiB of float32."""
-
 
 class Guard(NamedTuple):
     """What one pass says of itself. On the device."""
@@ -68,8 +72,18 @@ class Guard(NamedTuple):
 class ForwardPass:
     """One pass over some sequences, whose parts a team shares. After `representations`, `guard` holds."""
 
-    def __init__(self, model: Model, team: Team, *, reference: bool, progress: BatchProgress) -> None:
+    def __init__(
+        self,
+        model: Model,
+        team: Team,
+        *,
+        reference: bool,
+        progress: BatchProgress,
+        attention_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`attention_dtype` is that of `fused_attention`."""
         self.model = model
+        self.attention_dtype = attention_dtype
         self.progress = progress
         self.team = team
         self.reference = reference
@@ -139,32 +153,11 @@ class ForwardPass:
             for part in (self.queries, self.keys, self.values, self.normed)
         )
         if self.reference:
-            self._mix_filled(q, k, v, mixed)
-            return
-        dtype = product_dtype(attention.output)
-
-        def mix(heads: slice) -> None:
-            mixed[:, heads] = causal_attention(q[:, heads], k[:, heads], v[:, heads], dtype)
-
-        self.team.share(mix, head_tiles(q))
-
-    def _mix_filled(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> None:
-        """The same, future scores filled with -1e4, a block of query rows at a time: all [B, H, T, K]."""
-        B, H, T, K = q.shape
-        rows_per_block = max(1, SCORES_PER_BLOCK // (H * T))
-        keys = torch.arange(T, device=q.device)
-
-        def mix(block: tuple[int, int]) -> None:
-            b, start = block
-            rows = slice(start, min(start + rows_per_block, T))
-            future = keys > keys[rows, None]  # (R, T)
-            scores = (q[b, :, rows] @ k[b].transpose(-2, -1)) / K**0.5  # (H, R, T)
-            scores.masked_fill_(future, V1_MASKED_SCORE)
-            weights = torch.softmax(scores, dim=-1)
-            self._leaks.append(((weights > 0) & future).any())
-            mixed[b, :, rows] = weights @ v[b]
-
-        self.team.share(mix, [(b, start) for b in range(B) for start in range(0, T, rows_per_block)])
+            self._leaks += self.team.share(filled_attention, filled_blocks(q, k, v, mixed))
+        elif q.device.type == "cpu" and self.attention_dtype == torch.float32:
+            self.team.share(causal_attention, causal_blocks(q, k, v, mixed))
+        else:
+            mixed.copy_(fused_attention(q, k, v, self.attention_dtype))
 
     def _add(self, x: Tensor, rows: slice, layer: Layer) -> None:
         """x += the mixed values' output; x += pwff(LN(x))."""
@@ -209,11 +202,6 @@ def row_tiles(x: Tensor) -> list[slice]:
     return tiles(N, max(MIN_CPU_TILE_ROWS, CPU_TILE_ELEMENTS // D) if x.device.type == "cpu" else N)
 
 
-def head_tiles(q: Tensor) -> list[slice]:
-    """Heads of [B, H, T, K] that one thread does at once; all of them on a GPU."""
-    return tiles(q.shape[1], 1 if q.device.type == "cpu" else q.shape[1])
-
-
 def tiles(count: int, size: int) -> list[slice]:
     """0 .. count in parts of that size; the last may be smaller."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -242,16 +230,6 @@ def joined_guard(guards: Sequence[Guard], num_together: int, head_dim: int) -> T
     return torch.stack([torch.stack(bounds).amax(), offsets.amax(), leaks.amax()])
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """The fused causal kernel, run in `dtype`: float32 [B, H, T, K]. It never looks at the future.
-
-    On a GPU torch takes its memory-efficient kernel for float32 and K = 256, which multiplies as three products in TF32
-    whatever the matmul precision is; docs/gpu.md says how near to float64 that is.
-    """
-    q, k, v = (part.to(dtype) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).float()
-
-
 def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor, *, scratch: Tensor) -> None:
     """Rotary positions, half-split: x [R, H, K], cos and sin [R, 1, K / 2], scratch as large as x."""
     a, b = x.chunk(2, dim=-1)  # (R, H, K/2), views
@@ -277,11 +255,6 @@ def layer_norm(x: Tensor, norm: LayerNorm, *, out: Tensor) -> tuple[Tensor, Tens
     deviation = variance.add_(V1_LAYER_NORM_EPS).sqrt_()
     normed = torch.addcmul(norm.beta, d.div_(deviation), norm.gamma, out=out)
     return normed, mean.abs_().div_(deviation).amax()
-
-
-def product_dtype(layer: Linear) -> torch.dtype:
-    """What products of this layer are accurate to: bf16 if it is held in bf16, but float32 if in parts."""
-    return torch.float32 if is_in_parts(layer) else layer.weight.dtype
 
 
 def linear(x: Tensor, layer: Linear, *, out: Tensor | None = None) -> Tensor:

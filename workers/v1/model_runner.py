@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -60,7 +61,7 @@ class ModelRunner:
     The numbers depend on weights, data, seed, device kind and precision alone, on a GPU on `micro_batch_size` too.
     On a CPU as many threads share an evaluation as torch has in the calling thread (see `team`).
     Construction sets torch's process-wide float32 matmul precision to IEEE (TF32 on request). Attention on a GPU does
-    not follow it: see `forward.causal_attention`.
+    not follow it: see `attention.fused_attention`.
 
     Not safe for use by several threads at once.
     """
@@ -149,10 +150,14 @@ class ModelRunner:
         `check_cancelled` is called before every few MiB, from this thread, and may raise to stop.
         Raises WeightsInvalid or DecryptionFailed.
         """
-        model = self._model_without_weights()
-        model.load_state_dict(  # which holds their only references: each is freed once it is held otherwise
-            load_tensors(weights, self.config, decryption_key, self.device, check_cancelled), assign=True
-        )
+        with ThreadPoolExecutor(1, thread_name_prefix="make-modules") as beside:
+            # Some 30 ms of Python for full V1, while other threads wait for a disk or a bus.
+            made = beside.submit(self._model_without_weights)
+            tensors = load_tensors(weights, self.config, decryption_key, self.device, check_cancelled)
+            model = made.result()
+        model.load_state_dict(tensors, assign=True)
+        # The model has the only references to them now: each is freed once it is held otherwise.
+        del tensors
         model.requires_grad_(False).eval()
         hold_weights(model, self.precision)
         return LoadedModel(model)
@@ -271,9 +276,8 @@ class _NoDraws(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (Tensor.uniform_, torch.nn.init.normal_):
-            return (
-                args[0] if args else None
-            )  # only the method is given its tensor so, and has its result used
+            # Only the method is given its tensor by position, and has its result used.
+            return args[0] if args else None
         return func(*args, **(kwargs or {}))
 
 

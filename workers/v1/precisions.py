@@ -19,8 +19,13 @@ def set_matmul_precision(precision: Precision) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
+ATTENTION_DTYPES: dict[Precision, torch.dtype] = {"tf32": torch.float16, "bf16": torch.bfloat16}
+"""What attention computes in, where that is not float32. float16 has the 11 significant bits of TF32, for which a GPU
+has no fused kernel of its own: that of float32 multiplies three times (see `attention.fused_attention`)."""
+
+
 def hold_in_bf16(layer: Linear) -> None:
-    """Products and attention then run in bfloat16; norms, residuals, softmax of the loss and SIGReg in float32."""
+    """Products then run in bfloat16; norms, residuals, softmax of the loss and SIGReg in float32."""
     layer.to(torch.bfloat16)
 
 

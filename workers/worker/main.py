@@ -249,9 +249,8 @@ def _or_end_process(work: Callable[[], None]) -> None:
     try:
         work()
     except BaseException as error:
-        with contextlib.suppress(
-            Exception
-        ):  # where nothing can be printed any more, the exit status is enough
+        # Where nothing can be printed any more, the exit status is enough.
+        with contextlib.suppress(Exception):
             frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
             where = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
             sys.stderr.write(f"unexpected {type(error).__name__} at {where}\n")

@@ -1,10 +1,8 @@
 """The body of a worker: keeps weights resident on one device and evaluates ranges of batches with them."""
 
 import contextlib
-import errno
 import logging
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.deterministic
 
 from workers import errors
 from workers.architectures import (
@@ -34,30 +31,13 @@ from workers.types import (
     WorkerMemory,
     ignore_fraction,
 )
+from workers.worker.device import MACHINE_ERRORS, Device, is_out_of_memory
 from workers.worker.resident_weights import LoadedModel, ResidentWeights
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.6
-"""Of the device memory that is free at the start, what resident weights of all its workers may take; the rest is to
-evaluate in."""
-
 POLL_SECONDS = 0.05
 """How often a load that waits for a prefetch looks whether it advances."""
-
-MACHINE_ERRORS = (RuntimeError, MemoryError, OSError)
-"""What torch, Python and the system raise when memory, threads or descriptors run out."""
-
-OUT_OF_MEMORY_SIGNS = (
-    "out of memory",  # CUDA's own functions, such as for pinned memory
-    "DefaultCPUAllocator",
-    "std::bad_alloc",
-    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
-    "_ALLOCATION_FAILED",  # cuDNN 9
-    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no memory for its handle
-    "can't start new thread",
-)
-"""What a RuntimeError says that means so."""
 
 
 class OtherWeightsWanted(Exception):
@@ -72,16 +52,14 @@ class Runner:
     ) -> None:
         self._config = config
         self._load_architecture = load_architecture
-        _prepare_device(config)
+        self._device = Device(config)
         architecture = load_architecture(CURRENT_VERSION)
         self._self_test = architecture.SelfTest(
             config.device, config.precision, small_model=self._config_of(architecture).is_small
         )
-        self._weights = ResidentWeights(config.memory_budget_bytes or _default_budget_bytes(config))
-        self._total_bytes = _total_bytes(config.device)
-        self._statm_fd = os.open(
-            "/proc/self/statm", os.O_RDONLY
-        )  # kept: later there may be no descriptor left
+        self._weights = ResidentWeights(
+            config.memory_budget_bytes or self._device.weights_budget_bytes(config.num_on_device)
+        )
         self._current: LoadedModel | None = None
         """What the last `load` brought."""
         self._loading = threading.Lock()
@@ -92,11 +70,7 @@ class Runner:
     @property
     def device_name(self) -> str:
         """What the vendor calls the device; of a CPU also what else decides its bits."""
-        if self._config.device.startswith("cuda"):
-            return torch.cuda.get_device_name(self._config.device)
-        return (
-            f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {_threads(torch.get_num_threads())}"
-        )
+        return self._device.full_name
 
     @property
     def versions(self) -> dict[str, str]:
@@ -106,9 +80,7 @@ class Runner:
     @property
     def memory_bytes(self) -> int:
         """All that the device has."""
-        if self._config.device.startswith("cuda"):
-            return int(torch.cuda.mem_get_info(self._config.device)[1])
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self._device.total_bytes
 
     def self_test(self, *, with_large: bool) -> str | None:
         """None when a known evaluation gives the right numbers; else the wrong ones, in words.
@@ -131,10 +103,12 @@ class Runner:
 
     def memory(self) -> WorkerMemory:
         """What this process takes of the device's memory. Asks torch and the kernel, and never a GPU's driver."""
-        device = self._config.device
-        is_gpu = device.startswith("cuda")
-        used = torch.cuda.memory_reserved(device) if is_gpu else _resident_set_bytes(self._statm_fd)
-        return WorkerMemory(self._total_bytes, used, self._weights.num_bytes, self._weights.budget_bytes)
+        return WorkerMemory(
+            self._device.total_bytes,
+            self._device.used_bytes(),
+            self._weights.num_bytes,
+            self._weights.budget_bytes,
+        )
 
     def reserve(self, job: EvalJob) -> None:
         """The job is the next to be loaded and evaluated: no prefetch evicts its weights, until it is released."""
@@ -297,7 +271,7 @@ class Runner:
 
         with self._loading:
             try:
-                _choose_device(self._config.device)  # every thread begins on the first GPU
+                self._device.choose()
                 is_new = job.weights_id not in self._weights.ids()
                 if is_new and self._weights.make_room(self._resident_bytes(job)):
                     self._load(job, check_cancelled)
@@ -318,8 +292,7 @@ class Runner:
 
     def _free_all_others(self) -> None:
         self._weights.evict_all()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._device.give_back_memory()
 
 
 def _scores_of(
@@ -341,31 +314,6 @@ def _scores_of(
             model, data, job.seed, which, check_cancelled, detail=job.detail, on_fraction=on_fraction
         ):
             yield 0, score
-
-
-def cpu_model(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
-    """What the vendor calls the CPU, with family and model where a hypervisor hides the name."""
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in cpu_info.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), " ".join(value.split()))
-    name = facts.get("model name") or facts.get("CPU part") or platform.machine()
-    numbers = "/".join(facts[key] for key in ("cpu family", "model") if key in facts)
-    return f"{name} ({numbers})" if numbers else name
-
-
-def _threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine has no memory or threads left; after any other error CUDA is unusable."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def _check_file(job: EvalJob) -> None:
@@ -395,39 +343,3 @@ def _check_size(found: int, expected: int | None, blob: str) -> None:
 
 def _unreadable(error: OSError, blob: str) -> errors.FileUnreadable:
     return errors.FileUnreadable(f"the {blob} could not be read: {error.strerror or 'it became shorter'}")
-
-
-def _prepare_device(config: WorkerConfig) -> None:
-    """Settings of the whole process. TF32 follows the precision, and is each architecture's to set."""
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    _choose_device(config.device)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _choose_device(device: str) -> None:
-    """Have the calling thread work on this one."""
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-
-
-def _total_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        _free, total = torch.cuda.mem_get_info(device)
-        return total
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _resident_set_bytes(statm_fd: int) -> int:
-    _total_pages, resident_pages, *_rest = os.pread(statm_fd, 200, 0).split()
-    return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _default_budget_bytes(config: WorkerConfig) -> int:
-    """This worker's part. One that starts while others are there shares what they have left."""
-    if config.device.startswith("cuda"):
-        free, _total = torch.cuda.mem_get_info(config.device)
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return int(free * MEMORY_SHARE / config.num_on_device)

@@ -14,7 +14,8 @@ from benchmarks.gpu.clock import median_seconds, synchronize
 from benchmarks.gpu.error import Error, error_of
 from benchmarks.gpu.findings import NEEDS_GPU, Findings
 from benchmarks.gpu.testbed import Testbed
-from workers.v1.forward import causal_attention
+from workers.v1.attention import fused_attention
+from workers.v1.precisions import ATTENTION_DTYPES
 
 ROWS_PER_BLOCK = 256
 
@@ -33,7 +34,7 @@ def run(testbed: Testbed, findings: Findings) -> None:
     exact = _exact(q[0], k[0], v[0])
     findings.add("attention kernel, float32", _kernels(testbed, q, k, v))
     ways: dict[str, Way] = {
-        "as it runs": lambda q, k, v: causal_attention(q, k, v, torch.float32),
+        "as it runs": lambda q, k, v: fused_attention(q, k, v, torch.float32),
         "torch's math": _math,
         f"blocks of {ROWS_PER_BLOCK} rows, plain products": _blocks,
     }
@@ -41,12 +42,14 @@ def run(testbed: Testbed, findings: Findings) -> None:
         error = error_of(way(q, k, v)[0], exact)
         seconds = median_seconds(testbed.device, partial(way, q, k, v), 3)
         _add(findings, f"attention, {name}", error, seconds)
-    if testbed.is_gpu:
-        error = error_of(causal_attention(q, k, v, torch.bfloat16)[0], exact)
-        seconds = median_seconds(testbed.device, lambda: causal_attention(q, k, v, torch.bfloat16), 3)
-        _add(findings, "attention, bf16", error, seconds)
-    else:
-        findings.missing("attention, bf16", NEEDS_GPU)
+    for precision, dtype in ATTENTION_DTYPES.items():
+        name = f"attention, {precision}"
+        if not testbed.is_gpu:
+            findings.missing(name, NEEDS_GPU)
+            continue
+        way = partial(fused_attention, dtype=dtype)
+        error = error_of(way(q, k, v)[0], exact)
+        _add(findings, name, error, median_seconds(testbed.device, partial(way, q, k, v), 3))
 
 
 def _add(findings: Findings, name: str, error: Error, seconds: float) -> None:
@@ -90,7 +93,7 @@ def _kernels(testbed: Testbed, q: Tensor, k: Tensor, v: Tensor) -> str:
     """What torch calls for attention as it runs, down to the card's kernels."""
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if testbed.is_gpu else [])]
     with profile(activities=kinds) as found:
-        causal_attention(q, k, v, torch.float32)
+        fused_attention(q, k, v, torch.float32)
         synchronize(testbed.device)
     names = {event.key for event in found.key_averages()}
     words = r"_scaled_dot_product_\w+|fmha\w*|flash_fwd\w*|attention_kernel\w*"

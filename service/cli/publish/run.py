@@ -24,8 +24,9 @@ from service.cli.header_check import Checked
 from service.cli.input_file import read_small_file, require_regular_file
 from service.cli.keys import parse_key, write_key_file
 from service.cli.progress_bars import byte_bar
+from service.cli.publish.open_store import open_store
 from service.cli.publish.read_back import commitment_in
-from service.cli.publish.store import Store, StoreFailed, open_store
+from service.cli.publish.store import Store, StoreFailed
 from service.cli.publish.upload import abort, part_bytes_for, upload
 from service.cli.publish.upload_record import UploadRecord, read_record, record_path
 from service.cli.standard_streams import complain, write_out

@@ -1,18 +1,8 @@
-"""Where published weights go: what every kind of store can do, and which one `--to` names."""
+"""Where published weights go: what every kind of store can do."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
-
-from service.cli.usage import BadUsage
-
-_INSTEAD = {
-    "gs": "Google's storage takes s3:// too, with AWS_ENDPOINT_URL=https://storage.googleapis.com and an HMAC key",
-    "r2": "R2 takes s3://, with AWS_ENDPOINT_URL=https://ACCOUNT.r2.cloudflarestorage.com",
-    "http": "give the place to write to; the address to read from is --public-url",
-    "https": "give the place to write to; the address to read from is --public-url",
-}
 
 
 class StoreFailed(Exception):
@@ -54,22 +44,3 @@ class Store(Protocol):
 
     def read(self) -> Iterator[bytes]:
         """The object's bytes."""
-
-
-def open_store(target: str) -> Store:
-    """The store that a URL names: s3://BUCKET/KEY or file://PATH. Raises BadUsage."""
-    scheme, separator, rest = target.partition("://")
-    if scheme == "file" and rest:
-        from service.cli.publish.file_store import FileStore
-
-        return FileStore(Path(rest))
-    bucket, _, key = rest.partition("/")
-    if scheme == "s3" and bucket and key and not key.endswith("/"):
-        try:
-            from service.cli.publish.s3_store import S3Store
-        except ModuleNotFoundError:
-            raise BadUsage("s3:// needs boto3: pip install 'soma-eval[publish]'") from None
-        return S3Store(bucket, key)
-    if separator and scheme in _INSTEAD:
-        raise BadUsage(f"--to {scheme}://: {_INSTEAD[scheme]}")
-    raise BadUsage("--to: give s3://BUCKET/KEY or file://PATH")

@@ -11,7 +11,7 @@ from tests.recipe import golden_cases, make_data, make_weights, safetensors_byte
 from workers.types import Precision
 from workers.v1 import MeanScore, ModelConfig, ModelRunner, batch_scorer, forward, running_mean
 from workers.v1.model import Linear
-from workers.v1.precisions import hold_in_bf16, hold_linear_weights
+from workers.v1.precisions import ATTENTION_DTYPES, hold_in_bf16, hold_linear_weights
 
 CASES = ["tiny-three-batches", "small-1-byte", "small-1025", "leak-mixed"]
 
@@ -32,7 +32,8 @@ def tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bf16(name: str) -> None:
+def test_bf16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ATTENTION_DTYPES, "float32", ATTENTION_DTYPES["bf16"])
     found = deviation(golden_cases()[name], evaluate(name, in_bf16=True), "bf16")
     assert found.is_allowed
     assert found.has_flag
@@ -46,6 +47,7 @@ def test_tf32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (forward, batch_scorer):
         monkeypatch.setattr(module, "linear", linear)
+    monkeypatch.setitem(ATTENTION_DTYPES, "float32", ATTENTION_DTYPES["tf32"])
     found = deviation(golden_cases()[name], evaluate(name), "tf32")
     assert found.is_allowed
     assert found.has_flag

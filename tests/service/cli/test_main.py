@@ -81,9 +81,8 @@ def test_an_error_is_one_line_with_a_code(
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
     assert ran.err.startswith("soma-eval: ")
-    lines = [
-        line for line in ran.err.splitlines() if "starting a worker" not in line
-    ]  # serve says that it begins
+    # `serve` says that it begins.
+    lines = [line for line in ran.err.splitlines() if "starting a worker" not in line]
     assert len(lines) == 1
     assert "secret0" not in ran.err
 

@@ -32,9 +32,8 @@ BASES = (ScoringError, BlobError, SubmissionRejected, ServiceTrouble)
 
 def every_error(kind: type[ScoringError] = ScoringError) -> Iterator[ScoringError]:
     for child in kind.__subclasses__():
-        if (
-            child not in BASES and child.__module__ == ScoringError.__module__
-        ):  # commands have errors of their own
+        # Commands have errors of their own, in other modules.
+        if child not in BASES and child.__module__ == ScoringError.__module__:
             yield child("a detail", blob="data") if issubclass(child, BlobError) else child("a detail")
         yield from every_error(child)
 

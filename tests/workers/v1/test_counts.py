@@ -16,13 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, TEST_KEY, make_data, write_weights
 from workers.v1 import ModelConfig, ModelRunner, weights_source
+from workers.v1.attention import CAUSAL_ROWS, SCORES_PER_BLOCK
 from workers.v1.batch_scorer import CPU_LOSS_ROWS, CPU_SIG_REG_ROWS
 from workers.v1.model_runner import LoadedModel
 
 SEQUENCES = 2
 DATA = make_data({"pattern": "text", "size": SEQUENCES * 1024})
 B, T, D, H, F, V, S = SEQUENCES, 1024, 16, 4, 32, 264, 256
-
+BLOCKS = T // CAUSAL_ROWS * H * CAUSAL_ROWS * T // SCORES_PER_BLOCK
+"""Of the attention of a sequence."""
 
 COPIES = {"clone", "to", "_to_copy", "float", "contiguous", "reshape", "cat", "stack", "mul", "add"}
 
@@ -100,26 +102,28 @@ def test_no_weight_is_copied(files: Path) -> None:
 def test_nothing_larger_than_the_logits_or_a_tile_of_sig_reg_is_made(files: Path) -> None:
     """So no scores [B, H, T, T] and no tensor of slices times points."""
     angles_of_a_tile = CPU_SIG_REG_ROWS * 6 * S
-    largest_expected = max(CPU_LOSS_ROWS * V, angles_of_a_tile)
+    largest_expected = max(CPU_LOSS_ROWS * V, angles_of_a_tile, SCORES_PER_BLOCK)
     assert count_evaluation(files).largest <= largest_expected < min(B * H * T * T, B * T * S * 16)
 
 
 def test_a_layer_takes_few_operations(files: Path) -> None:
-    """For each sequence a fused attention for each head, six products, two norms; no more than these and views."""
+    """For each sequence attention in blocks, six products, two norms; no more than these and views."""
     two, three = count_evaluation(files, num_layers=2), count_evaluation(files, num_layers=3)
     of_layer = three.operations - two.operations
-    assert of_layer["scaled_dot_product_attention"] == B * H
+    assert of_layer["matmul"] == B * 2 * BLOCKS
+    assert of_layer["softmax"] == B * BLOCKS
     assert of_layer["addmm"] + of_layer["addmm_"] == B * 6
     assert of_layer["mean"] == B * 2  # one for each norm
     assert of_layer["gelu_"] == B
-    assert of_layer.total() <= B * 129
+    assert of_layer.total() <= B * (105 + 12 * BLOCKS)
 
 
 def test_layers_write_into_the_same_memory(files: Path) -> None:
     """A layer makes the results of its attention, its hidden rows, and small things for its norms and the guard."""
     two, three = count_evaluation(files, num_layers=2), count_evaluation(files, num_layers=3)
     assert three.made - two.made == {
-        "scaled_dot_product_attention": B * H,
+        "matmul": B * 2 * BLOCKS,  # the scores of a block, and its part of the result
+        "softmax": B * BLOCKS,
         "new_empty": B,  # [R, F]
         "mean": B * 2,  # [N, 1] for each norm
         "linalg_vector_norm": B * (2 + 2),  # [N, 1] for each norm, [R, H] for queries and keys
@@ -132,7 +136,7 @@ def test_each_batch_is_evaluated_once_and_read_back_once(files: Path) -> None:
     """No guard fails on ordinary weights, and one transfer brings the numbers back."""
     data = make_data({"pattern": "text", "size": 17 * 1024})  # two batches
     operations = count_evaluation(files, data=data).operations
-    assert operations["scaled_dot_product_attention"] == 2 * 17 * H
+    assert operations["softmax"] == 2 * 17 * BLOCKS
     assert operations["item"] + operations["_local_scalar_dense"] == 0
 
 
@@ -159,9 +163,8 @@ def test_of_a_plain_file_the_header_alone_is_read(files: Path, monkeypatch: pyte
         model = ModelRunner(ModelConfig.small()).load(files / "plain")
     assert sum(sizes) == header_bytes(files / "plain")
     places = [parameter.data_ptr() for parameter in model.model.parameters()]
-    assert (
-        max(places) - min(places) < (files / "plain").stat().st_size
-    )  # every weight is a view of one mapping
+    # Every weight is a view of one mapping.
+    assert max(places) - min(places) < (files / "plain").stat().st_size
 
 
 def test_an_encrypted_file_is_read_once_into_one_block(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,8 @@ def test_equals_the_rust_runner(case: GoldenCase) -> None:
 
     assert mean.loss == pytest.approx(case.loss, rel=1e-5)
     assert [score.cross_entropy for score in scores] == pytest.approx(case.cross_entropy, rel=1e-5)
-    assert [score.sig_reg for score in scores] == pytest.approx(
-        case.sig_reg, rel=2e-5
-    )  # 1.14e-5 was seen on one machine
+    # 1.14e-5 was seen on one machine.
+    assert [score.sig_reg for score in scores] == pytest.approx(case.sig_reg, rel=2e-5)
     assert mean.attends_to_future is case.attends_to_future
     # Scores near 1e4 carry an ulp of 1e-3, so the leaking cases are held to less.
     tolerance = 1e-4 if case.attends_to_future else 2e-5

@@ -30,6 +30,7 @@ from workers.v1 import (
     ModelRunner,
     NonFiniteResult,
     SIGRegConfig,
+    attention,
     batch_scorer,
     running_mean,
     tokenizer,
@@ -139,7 +140,7 @@ def test_any_number_of_threads_has_the_same_bits(
     """Also where a thread does some rows of a sequence, which else only wide models are large enough for."""
     monkeypatch.setattr(v1_forward, "MIN_CPU_TILE_ROWS", 64)
     monkeypatch.setattr(v1_forward, "CPU_TILE_ELEMENTS", 0)
-    monkeypatch.setattr(v1_forward, "SCORES_PER_BLOCK", 1 << 17)
+    monkeypatch.setattr(attention, "FILLED_SCORES_PER_BLOCK", 1 << 17)
     if path == "reference":
         monkeypatch.setattr("workers.v1.batch_scorer.MAX_SAFE_SCORE", -1.0)
     runner = ModelRunner(ModelConfig.small(), max_seq_len=max_seq_len, batch_size=4)
@@ -300,7 +301,7 @@ def test_reference_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPat
     runner = ModelRunner(ModelConfig(**case.config))
     weights, data = safetensors_bytes(make_weights(case.config, case.weights)), make_data(case.data)
     whole = runner.eval(data, weights, case.seed)
-    monkeypatch.setattr(v1_forward, "SCORES_PER_BLOCK", 1 << 17)
+    monkeypatch.setattr(attention, "FILLED_SCORES_PER_BLOCK", 1 << 17)
     assert runner.eval(data, weights, case.seed).loss == pytest.approx(whole.loss, rel=1e-6)
 
 

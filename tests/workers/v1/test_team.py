@@ -185,9 +185,8 @@ def test_two_evaluations_at_once() -> None:
 def test_a_forked_process_has_threads_of_its_own() -> None:
     compute(lambda team: team.share(lambda i: i, range(4)), 2, never_cancelled)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # to fork where there are threads is what is tested
+        # To fork where there are threads is what is tested.
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         signal.alarm(int(SECONDS))

@@ -16,7 +16,8 @@ from tests.workers.processes.pools import until
 from tests.workers.worker.fake_device import Device, fake_architecture
 from workers.errors import FileUnreadable, OutOfMemory
 from workers.types import EvalJob, WorkerConfig
-from workers.worker.runner import Runner, cpu_model
+from workers.worker.device import cpu_model
+from workers.worker.runner import Runner
 
 
 @pytest.fixture
