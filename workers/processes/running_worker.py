@@ -89,6 +89,7 @@ class RunningWorker:
         """Whether it has said that it has the task."""
         self._next_batch: int | None = None
         """Of the task; None while its weights are being loaded."""
+        self._task_weights: WeightsId | None = None
         self._loads_ahead: WeightsId | None = None
         """Weights that it was asked to load beside its task, until they lie on the device or it loads others."""
         self._started_at = self._state_since = time.monotonic()
@@ -118,7 +119,8 @@ class RunningWorker:
     def assign(self, task: Evaluate) -> None:
         """Give it a task; it is idle."""
         self.task, self._accepted, self._next_batch = task, False, None
-        if self._loads_ahead == task.job.weights_id:
+        self._task_weights = task.job.weights_id
+        if self._loads_ahead == self._task_weights:
             self._loads_ahead = None
         self._liveness.task_begins()
         self._enter(State.BUSY)
@@ -133,8 +135,8 @@ class RunningWorker:
     @property
     def loads(self) -> frozenset[WeightsId]:
         """Weights that it needs for its task, or was asked to load beside it."""
-        of_task = {self.task.job.weights_id} if self.task else set()
-        return frozenset(of_task | ({self._loads_ahead} if self._loads_ahead else set()))
+        of_task = self._task_weights if self.task else None
+        return frozenset(weights for weights in (of_task, self._loads_ahead) if weights)
 
     @property
     def can_load_ahead(self) -> bool:
