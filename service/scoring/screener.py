@@ -4,7 +4,7 @@ API ──► Screener.screen ──► Scheduler.admit
             │
             ├─ every model's weights are fetched once; one that its owner gets wrong costs the others nothing
             ├─ pieces, as they come ──► groups of as many as share a forward pass, or as take some seconds
-            │     and for each group ──► every ScreenedModel: kept? else Scheduler.execution_slot ──► WorkerPool
+            │     and for each group ──► every ScreenedModel: kept? else Scheduler.queue_entry ──► WorkerPool
             ▼
         a PieceResult for each piece as soon as it is known; at last the ScreenSummary
 """
