@@ -9,7 +9,6 @@ from typing import TypeVar
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service.cache.blob_cache import BlobCache
-from service.device_names import device_names
 from service.errors import ServiceTrouble
 from service.jobs.database import Database
 from service.jobs.job import JobState
@@ -17,7 +16,7 @@ from service.jobs.jobs import JobService
 from service.metrics import PREFIX
 from service.scoring.scheduler import Scheduler
 from workers.pool import WorkerPool
-from workers.types import DeviceStatus
+from workers.types import DeviceStatus, device_names
 
 REFRESH_SECONDS = 2.0
 """How long a database may take to count the jobs."""

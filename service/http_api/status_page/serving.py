@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from service.device_names import device_names
 from service.errors import Draining, QueueFull
 from service.jobs.database import FILE_NAME
 from service.lifespan import Components
-from workers.types import DeviceStatus
+from workers.types import DeviceStatus, device_names
 
 Tone = Literal["good", "warn", "bad"]
 
