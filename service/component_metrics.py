@@ -9,6 +9,7 @@ from typing import TypeVar
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service.cache.blob_cache import BlobCache
+from service.device_names import device_names
 from service.errors import ServiceTrouble
 from service.jobs.database import Database
 from service.jobs.job import JobState
@@ -16,7 +17,7 @@ from service.jobs.jobs import JobService
 from service.metrics import PREFIX
 from service.scoring.scheduler import Scheduler
 from workers.pool import WorkerPool
-from workers.types import DeviceStatus, device_names
+from workers.types import DeviceStatus
 
 REFRESH_SECONDS = 2.0
 """How long a database may take to count the jobs."""
@@ -79,9 +80,7 @@ class ComponentMetrics:
         scheduler = self.scheduler
         yield _gauge("queue_size", "Requests that may run or wait at once.", scheduler.queue_size)
         yield _gauge("requests_admitted", "Requests that are worked on or wait.", scheduler.num_admitted)
-        yield _gauge(
-            "evaluations_waiting", "Evaluations that wait for an execution slot.", scheduler.num_waiting
-        )
+        yield _gauge("evaluations_waiting", "Evaluations that wait for a worker.", scheduler.num_waiting)
         yield _gauge(
             "weights_waiting", "Models that wait for a weights slot.", scheduler.num_waiting_for_room
         )

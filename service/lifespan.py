@@ -161,7 +161,7 @@ async def open_private_scorer(settings: Settings) -> AsyncIterator[Scorer]:
 async def _make_scheduler(settings: Settings, pool: WorkerPool, cache: BlobCache) -> Scheduler:
     return Scheduler(
         queue_size=settings.queue_size,
-        max_running=partial(_most_evaluations, pool),
+        num_workers=lambda: len(pool.status()),
         max_downloads=settings.max_weights_at_once,
         kept_bytes=await cache.capacity_bytes(),
         timeout_seconds=settings.request_timeout_seconds,
@@ -304,11 +304,6 @@ async def _running(pool: WorkerPool) -> AsyncIterator[WorkerPool]:
         yield pool
     finally:
         await pool.close()
-
-
-def _most_evaluations(pool: WorkerPool) -> int:
-    """One per worker, and one more, whose weights are loaded while the others are evaluated."""
-    return len(pool.status()) + 1
 
 
 def _every_kind_ready(pool: WorkerPool) -> bool:

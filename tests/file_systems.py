@@ -10,8 +10,8 @@ import pytest
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs in a new folder for the length of the block; `options` are those of mount."""
-    folder.mkdir()
+    """A tmpfs in a folder for the length of the block; `options` are those of mount."""
+    folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", str(folder)]
     try:
         subprocess.run(command, check=True, capture_output=True)

@@ -7,12 +7,16 @@ import numpy as np
 
 from workers.errors import EvaluationRefused
 from workers.pool import WorkerPool
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalProgress, EvalResult, OnEvalProgress
 
 EMBEDDING_DIM = 16
 """Of the small model."""
 DEVICE_NAME = "a table"
 VERSIONS = {"torch": "none"}
+
+MAX_RUNNING = 2
+"""Evaluations at once; the others wait, as for a worker."""
 
 Answer = EvalResult | Exception
 
@@ -29,24 +33,32 @@ class InProcessPool:
         self._answers = dict(answers or {})
         self._default = default or eval_result()
         self.jobs: list[EvalJob] = []
-        """All that were ever asked for, in order."""
+        """All that were ever begun, in order."""
         self.num_running = 0
         self.num_cancelled = 0
         self.is_ready = True
         """Whether its one worker says that it has passed its self-test."""
         self.is_closed = False
+        self._workers = asyncio.Semaphore(MAX_RUNNING)
         self.released = asyncio.Event()
         self.released.set()
 
     async def start(self) -> None:
         """Nothing has to be started."""
 
-    async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
+    async def evaluate(
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
+    ) -> EvalResult:
         """The answer for these weights, once it is released."""
+        async with self._workers:
+            if entry:
+                entry.begin()
+            return await self._evaluate(job, on_progress or (lambda progress: None))
+
+    async def _evaluate(self, job: EvalJob, report: OnEvalProgress) -> EvalResult:
         self.jobs.append(job)
         answer = self._answers.get(job.weights_checksum, self._default)
         num_batches = answer.num_batches if isinstance(answer, EvalResult) else 1
-        report = on_progress or (lambda progress: None)
         report(EvalProgress("evaluating", 0, num_batches))
         self.num_running += 1
         try:
@@ -61,10 +73,12 @@ class InProcessPool:
         report(EvalProgress("evaluating", num_batches, num_batches))
         return answer
 
-    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+    async def evaluate_pieces(
+        self, job: EvalJob, entry: QueueEntry | None = None
+    ) -> list[EvalResult | EvaluationRefused]:
         """The answer for these weights, for every piece; what is no refusal is raised."""
         try:
-            return [await self.evaluate(job)] * len(job.pieces)
+            return [await self.evaluate(job, entry=entry)] * len(job.pieces)
         except EvaluationRefused as refusal:
             return [refusal] * len(job.pieces)
 

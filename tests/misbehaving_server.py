@@ -29,8 +29,9 @@ def certificate_authority() -> trustme.CA:
     return trustme.CA()
 
 
+@functools.cache
 def client_context() -> ssl.SSLContext:
-    """Trusts only the servers of this module."""
+    """Trusts the servers of this module. One for the whole run: the system's certificates take a while to load."""
     context = ssl.create_default_context()
     certificate_authority().configure_trust(context)
     return context

@@ -1,8 +1,7 @@
 """What crosses the boundary to the workers: small frozen values of paths, strings and numbers, by value."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -290,12 +289,3 @@ class DeviceStatus:
     def kind(self) -> DeviceKind:
         """What it computes on."""
         return DeviceKind(self.device.partition(":")[0], self.device_name)
-
-
-def device_names(statuses: Iterable[DeviceStatus]) -> Iterator[str]:
-    """The devices' names on their nodes. The second worker on a device is "cpu#2": no two of a node are the same."""
-    seen: Counter[tuple[str, str]] = Counter()
-    for status in statuses:
-        seen[status.node, status.device] += 1
-        number = seen[status.node, status.device]
-        yield status.device if number == 1 else f"{status.device}#{number}"

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from unittest.mock import patch
 
 from benchmarks.network_day import virtual_clock
 from benchmarks.network_day.head import AllHere, Downloads, Head, HeadFiles, Outcomes
-from benchmarks.network_day.resident_first import resident_first
 from benchmarks.network_day.service_times import (
     DAY_SECONDS,
     GB,
@@ -36,7 +35,6 @@ from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 GBIT = 10**9 / 8
-_ALL = 1_000_000
 _NEVER = 10.0 * DAY_SECONDS
 
 
@@ -70,8 +68,6 @@ class Cluster:
     """Whether an idle worker takes its self-test once a minute."""
     most_steps: int = 4
     """Bursts in which a task reports its batches."""
-    resident_first: bool = False
-    """Whether evaluations go to where their weights are, a policy that is not built."""
 
 
 @dataclass(slots=True)
@@ -114,8 +110,7 @@ class _Lendable:
 
 def simulate(load: Workload, cluster: Cluster) -> Day:
     """Run the workload on the cluster, in virtual time."""
-    with resident_first() if cluster.resident_first else nullcontext():
-        return virtual_clock.run(_Simulation(load, cluster).run())
+    return virtual_clock.run(_Simulation(load, cluster).run())
 
 
 class _Simulation:
@@ -140,7 +135,6 @@ class _Simulation:
             lambda: sum(node.is_in_pool for node in nodes),
             cluster.head_cache_bytes,
             cluster.queue_size,
-            _ALL if cluster.resident_first else None,
         )
         head = Head(scheduler, pool, self._files(), partial(_job_of, load))
         began = asyncio.get_running_loop().time()
@@ -219,12 +213,11 @@ def scheduler_of(
     num_workers: Callable[[], int],
     kept_bytes: int,
     queue_size: int = 64,
-    max_running: int | None = None,
 ) -> Scheduler:
     """As `service.lifespan` makes it; the queue is longer where that would leave workers idle."""
     return Scheduler(
         queue_size=max(queue_size, 2 * num_workers()),
-        max_running=lambda: max_running or num_workers() + 1,
+        num_workers=num_workers,
         max_downloads=16,
         kept_bytes=kept_bytes,
         timeout_seconds=3600.0,

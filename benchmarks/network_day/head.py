@@ -141,8 +141,8 @@ class Head:
         try:
             async with AsyncExitStack() as held:
                 await self._hold_weights(held, ticket, job)
-                await held.enter_async_context(self._scheduler.execution_slot(ticket))
-                await self._pool.evaluate(job)
+                entry = held.enter_context(self._scheduler.queue_entry(ticket))
+                await self._pool.evaluate(job, entry=entry)
         finally:
             ticket.num_finished += 1
 

@@ -92,8 +92,7 @@ def print_saturation() -> None:
     few, many = find([Case("dispatch", f"{n} nodes", load, steady(n)) for n in (16, 96)])
     cost = DispatchCost.of(few, many)
     print(
-        f"dispatch: {cost.per_task * 1000:.2f} ms a task and {cost.per_task_and_node * 1e6:.1f} us more for each "
-        f"node; status: {cost.status_per_node * 1e6:.0f} us for each node\n"
+        f"dispatch: {cost.per_task * 1000:.2f} ms a task and {cost.per_task_and_node * 1e6:.1f} us more for each node\n"
     )
     print(
         "| every GPU computes all the time | event loop | link of 10 Gbit/s | of 100 Gbit/s | disk of 2 GB/s |"

@@ -77,8 +77,9 @@ class Found:
         costs = HEAD_COSTS
         fixed = costs.per_submission * self.num_asked + costs.per_evaluation * self.num_evaluations
         scores = costs.per_batch * self.day.num_sequences / SEQUENCES_PER_BATCH
-        # The scheduler asks for the pool's status before and after each evaluation, to count its workers.
-        return fixed + scores + self.day.dispatch_seconds + 2 * self.day.status_seconds * self.num_evaluations
+        # For each that is refused the scheduler counts the workers, by the pool's status, to say when to come again.
+        num_refused = self.num_asked - self.day.outcomes.num_done
+        return fixed + scores + self.day.dispatch_seconds + self.day.status_seconds * num_refused
 
     def response_seconds(self, share: float) -> float:
         """The response time that so large a share of the submissions had at most."""
@@ -132,11 +133,9 @@ def other_cases() -> list[Case]:
         for number in (4.0, 48.0)
     ]
     cases += [
-        Case("not built", f"resident first, {n} nodes, queue of {queue}", cluster=each)
-        for n, queue in ((4, 64), (4, 512), (8, 64))
-        for each in (replace(steady(n), resident_first=True, queue_size=queue),)
+        Case("queue", f"{n} nodes, queue of {size}", cluster=replace(steady(n), queue_size=size))
+        for n, size in ((4, 16), (4, 512), (8, 512))
     ]
-    cases += [Case("queue", "8 nodes, queue of 512", cluster=replace(steady(8), queue_size=512))]
     cases += [
         Case(
             "cache",
@@ -173,7 +172,6 @@ class DispatchCost:
 
     per_task: float
     per_task_and_node: float
-    status_per_node: float
 
     @classmethod
     def of(cls, few: Found, many: Found) -> "DispatchCost":
@@ -181,7 +179,7 @@ class DispatchCost:
         each = [found.day.dispatch_seconds / found.day.num_tasks for found in (few, many)]
         nodes = [found.case.cluster.num_nodes for found in (few, many)]
         slope = (each[1] - each[0]) / (nodes[1] - nodes[0])
-        return cls(each[0] - slope * nodes[0], slope, many.day.status_seconds / nodes[1])
+        return cls(each[0] - slope * nodes[0], slope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +206,6 @@ def saturation(
             HEAD_COSTS.per_evaluation
             + HEAD_COSTS.per_batch * num_batches
             + num_tasks * (cost.per_task + cost.per_task_and_node * num_nodes)
-            + 2 * cost.status_per_node * num_nodes
         )
         return num_nodes / gpu_seconds * (HEAD_COSTS.per_submission + 3 * evaluation)
 

@@ -1,17 +1,16 @@
 """One evaluation, computed once: from the kept results, from a caller who has it computed now, or by the pool.
 
 evaluate ──► a caller computes the same now? wait for it; where it leaves early, the next takes over from the start
-        └──► kept? answer, with no worker and no execution slot
-        └──► execution slot ──► WorkerPool ──► keep, unless it is trouble
+        └──► kept? answer, with no worker
+        └──► an entry in the queue ──► WorkerPool ──► keep, unless it is trouble
 
 Whoever asks holds the weights and the data by then, each shown to be what its URL delivers: what is kept decides how
 long an answer takes, never which it is.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -31,6 +30,7 @@ from service.scoring.kept_results import (
 from service.scoring.result_names import ResultNames
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
+from workers.queue_entry import QueueEntry
 from workers.types import EvalJob, EvalProgress, EvalResult, OnEvalProgress
 
 _FlightName = tuple[object, ...]
@@ -48,7 +48,7 @@ class Computed:
     was_kept: bool
     """True if nothing had to be computed for it: its seconds are 0 then."""
     queue_seconds: float
-    """Waiting for an execution slot."""
+    """Until a first worker began it."""
     numerics_version: str
 
 
@@ -94,19 +94,19 @@ class Evaluator:
     async def evaluate(
         self,
         job: EvalJob,
-        slot: AbstractAsyncContextManager[object],
+        entry: AbstractContextManager[QueueEntry | None],
         on_progress: OnEvalProgress,
         *,
         anew: bool = False,
     ) -> Computed:
         """The result of a job whose checksums are those of its files.
 
-        `slot` is entered only to compute. `anew`: compute, whatever is kept; where the bits differ, one of the two is
+        `entry` is entered only to compute. `anew`: compute, whatever is kept; where the bits differ, one of the two is
         the fault of a machine, which is reported, and neither is kept. A job that asks for detail is computed in the
         same way, for no detail is kept. Cancelling one caller leaves the others their result. Raises WorkerError.
         """
         if anew or job.detail:
-            return await self._compute(job, slot, on_progress, compare=True)
+            return await self._compute(job, entry, on_progress, compare=True)
         name = (job.weights_id, job.data_checksum, job.seed)
         while (flight := self._flights.get(name)) is not None:
             async with flight.listening(on_progress):
@@ -119,7 +119,7 @@ class Evaluator:
                 with tracing.span("kept result") as span:
                     found = await self._find(job)
                     span.set({"soma_eval.result.found": found is not None})
-                flight.outcome = found or await self._compute(job, slot, flight.report, compare=False)
+                flight.outcome = found or await self._compute(job, entry, flight.report, compare=False)
             return flight.outcome
         except WorkerError as error:
             flight.outcome = error
@@ -153,17 +153,15 @@ class Evaluator:
     async def _compute(
         self,
         job: EvalJob,
-        slot: AbstractAsyncContextManager[object],
+        entry: AbstractContextManager[QueueEntry | None],
         on_progress: OnEvalProgress,
         *,
         compare: bool,
     ) -> Computed:
-        waiting_since = time.monotonic()
         outcome: EvalResult | Refusal
-        async with slot:
-            queue_seconds = time.monotonic() - waiting_since
+        with entry as own:
             try:
-                outcome = await self._pool.evaluate(job, on_progress)
+                outcome = await self._pool.evaluate(job, on_progress, own)
             except REFUSALS as refusal:
                 outcome = refusal
         computed = KeptResult(outcome, datetime.now(UTC))
@@ -171,6 +169,7 @@ class Evaluator:
             await self._keep(key, computed, compare)
         if not isinstance(outcome, EvalResult):
             raise outcome
+        queue_seconds = min((task.began for task in outcome.tasks), default=0.0)
         return Computed(outcome, computed.computed_at, False, queue_seconds, self._model.numerics_version)
 
     async def _keep(self, key: ResultKey, computed: KeptResult, compare: bool) -> None:

@@ -2,18 +2,20 @@
 
 A request is admitted, or refused with queue-full, before a byte is fetched for it, and holds its ticket to its end.
 Each of its models waits for a weights slot, which bounds disk space and connections, and, once its weights are here,
-for an execution slot. Both are shared between requests by time (see fair_semaphore): a competition of fifty models,
-weights that are slow to evaluate, or a stream of small requests cannot starve other requests.
+for a worker: the pool sees all that wait, and begins them in the order of their entries. Both are shared between
+requests by time (see fair_order): a competition of fifty models, weights that are slow to evaluate, or a stream of
+small requests cannot starve other requests.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from service import tracing
 from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.scoring.fair_order import FairOrder, Use
 from service.scoring.fair_semaphore import FairSemaphore, Grant
 
 _MAX_EVALUATION_SHARE = 0.5
@@ -53,7 +55,7 @@ class WeightsSlot:
 
 
 class Scheduler:
-    """Admits at most `queue_size` requests, and lets at most `max_running()` evaluations run, which may change.
+    """Admits at most `queue_size` requests, whose evaluations share `num_workers()` workers, which may change.
 
     At most `max_downloads` weights are downloaded at once, and what is downloaded or kept for an evaluation takes at
     most `kept_bytes`.
@@ -63,14 +65,16 @@ class Scheduler:
         self,
         *,
         queue_size: int,
-        max_running: Callable[[], int],
+        num_workers: Callable[[], int],
         max_downloads: int,
         kept_bytes: int,
         timeout_seconds: float,
     ) -> None:
         self._queue_size = queue_size
-        self._max_running = max_running
-        self._execution = FairSemaphore[Ticket](max_running(), max_per_request=max_running())
+        self._num_workers = num_workers
+        self._evaluations = FairOrder[Ticket]()
+        self._entries: set[Use[Ticket]] = set()
+        """Of all evaluations that wait for a worker, or have one."""
         # A request whose publishers are slow leaves half of the connections to others.
         self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
         self._bytes = FairSemaphore[Ticket](kept_bytes, max_per_request=kept_bytes // 2)
@@ -92,14 +96,14 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Evaluations that hold an execution slot."""
-        return self._execution.num_held
+        """Evaluations of which a worker was given some."""
+        return sum(entry.was_begun for entry in self._entries)
 
     @property
     def oldest_waiting_since(self) -> float | None:
         """Since when the oldest of all that wait here waits, in seconds since 1970; None when nothing waits."""
-        semaphores = (self._execution, self._connections, self._bytes)
-        since = [semaphore.oldest_waiting_since for semaphore in semaphores]
+        since = [semaphore.oldest_waiting_since for semaphore in (self._connections, self._bytes)]
+        since += [entry.asked_at for entry in self._entries if not entry.was_begun]
         return min((moment for moment in since if moment is not None), default=None)
 
     @property
@@ -114,8 +118,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Evaluations that wait for an execution slot."""
-        return self._execution.num_waiting
+        """Evaluations that wait for a worker."""
+        return len(self._entries) - self.num_running
 
     @property
     def num_waiting_for_room(self) -> int:
@@ -165,8 +169,8 @@ class Scheduler:
             raise DeadlineExceeded(detail) from error
         finally:
             self._tickets.remove(ticket)
-            for semaphore in (self._execution, self._connections, self._bytes):
-                semaphore.forget(ticket)
+            for order in (self._evaluations, self._connections, self._bytes):
+                order.forget(ticket)
             if not self._tickets:
                 self._drained.set()
 
@@ -186,15 +190,20 @@ class Scheduler:
                 room = await grants.enter_async_context(self._bytes.hold(ticket, num_bytes))
             yield WeightsSlot(room, *connections)
 
-    @asynccontextmanager
-    async def execution_slot(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait until one evaluation may run, and hold the slot for the length of the block."""
-        self._execution.resize(self._max_running())
-        async with AsyncExitStack() as grants:
-            with tracing.span("wait for execution slot"):
-                await grants.enter_async_context(self._execution.hold(ticket))
-            yield
-        self._execution.resize(self._max_running())
+    @contextmanager
+    def queue_entry(self, ticket: Ticket) -> Iterator[Use[Ticket]]:
+        """The place of one evaluation among those that wait, for the block in which a pool is asked for it."""
+        entry = self._evaluations.ask(ticket)
+        self._entries.add(entry)
+        has_succeeded = False
+        try:
+            yield entry
+            has_succeeded = True
+        finally:
+            self._entries.remove(entry)
+            entry.end(has_succeeded=has_succeeded)
+            if entry.was_begun:
+                tracing.record("wait for worker", entry.asked, entry.asked + entry.waited_seconds, {})
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:
         """Seconds that the request may still download: what it has left, less what its evaluations need.
@@ -203,8 +212,8 @@ class Scheduler:
         that are active now. At most half of a request's time is reserved for them.
         """
         num_left = ticket.num_evaluations - ticket.num_finished
-        num_sharing = max(1, self._execution.num_active_requests)
-        expected = num_left * num_sharing * self._execution.expected_seconds / self._max_running()
+        num_sharing = max(1, self._evaluations.num_active_requests)
+        expected = num_left * num_sharing * self._evaluations.expected_seconds / max(1, self._num_workers())
         reserved = min(expected, _MAX_EVALUATION_SHARE * ticket.timeout_seconds)
         reserved = max(reserved, _MIN_EVALUATION_SHARE * ticket.timeout_seconds)
         return ticket.started + ticket.timeout_seconds - reserved - asyncio.get_running_loop().time()
@@ -212,7 +221,7 @@ class Scheduler:
     def retry_after_seconds(self) -> float:
         """When a ticket may be free: after the shortest admitted request, with evaluations as long as recent ones."""
         fewest_left = min((t.num_evaluations - t.num_finished for t in self._tickets), default=1)
-        seconds = max(1, fewest_left) * self._execution.expected_seconds / self._max_running()
+        seconds = max(1, fewest_left) * self._evaluations.expected_seconds / max(1, self._num_workers())
         return float(max(1, math.ceil(seconds)))
 
     async def drain(self, timeout_seconds: float) -> bool:

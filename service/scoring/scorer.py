@@ -5,7 +5,7 @@ API ──► Scorer.score ──► Scheduler.admit         queue-full is answe
             ├─ data ────► InputFiles ──► BlobCache ──► Downloader ──► address guard
             ├─ model 0 ─► InputFiles ─┐
             ├─ model 1 ─► InputFiles ─┤ each as soon as its own weights and the data are here
-            │                         └► Evaluator ──► kept? else Scheduler.execution_slot ──► WorkerPool
+            │                         └► Evaluator ──► kept? else Scheduler.queue_entry ──► WorkerPool
             ▼
         CompetitionResult: the winner, its distance to the target, and every model's own outcome
 """
@@ -202,7 +202,7 @@ class Scorer:
             try:
                 computed = await self._evaluator.evaluate(
                     job,
-                    self._scheduler.execution_slot(request.ticket),
+                    self._scheduler.queue_entry(request.ticket),
                     batch_reporter(request.on_progress, index),
                     anew=request.competition.compute_anew,
                 )

@@ -5,6 +5,7 @@ import time
 from service import tracing
 from workers.errors import EvaluationRefused
 from workers.pool import WorkerPool
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, TaskTimes
 
 
@@ -18,7 +19,9 @@ class TracedPool:
         """See WorkerPool."""
         await self._pool.start()
 
-    async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
+    async def evaluate(
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
+    ) -> EvalResult:
         """See WorkerPool."""
         attributes: tracing.Attributes = {
             "soma_eval.weights.checksum": job.weights_checksum,
@@ -28,7 +31,7 @@ class TracedPool:
         }
         with tracing.span("evaluation", attributes) as span:
             began = time.monotonic()
-            result = await self._pool.evaluate(job, on_progress)
+            result = await self._pool.evaluate(job, on_progress, entry)
             span.set(
                 {
                     "soma_eval.device": result.device,
@@ -40,7 +43,9 @@ class TracedPool:
                 _record(task, began)
         return result
 
-    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+    async def evaluate_pieces(
+        self, job: EvalJob, entry: QueueEntry | None = None
+    ) -> list[EvalResult | EvaluationRefused]:
         """See WorkerPool."""
         attributes: tracing.Attributes = {
             "soma_eval.weights.checksum": job.weights_checksum,
@@ -49,7 +54,7 @@ class TracedPool:
             "soma_eval.encrypted": job.decryption_key is not None,
         }
         with tracing.span("evaluation", attributes):
-            return await self._pool.evaluate_pieces(job)
+            return await self._pool.evaluate_pieces(job, entry)
 
     def status(self) -> list[DeviceStatus]:
         """See WorkerPool."""

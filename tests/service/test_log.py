@@ -74,7 +74,7 @@ async def _post_to(work: Callable[..., Awaitable[Evaluation]], tmp_path: Path) -
         metrics=Metrics(),
         closing=asyncio.Event(),
         scheduler=Scheduler(
-            queue_size=1, max_running=lambda: 1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0
+            queue_size=1, num_workers=lambda: 1, max_downloads=1, kept_bytes=1, timeout_seconds=1.0
         ),
         scorer=SimpleNamespace(evaluate=work),
     )

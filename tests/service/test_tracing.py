@@ -73,7 +73,7 @@ def assert_whole(spans: list[ReceivedSpan], root: ReceivedSpan, num_models: int)
         "weights": num_models,
         "wait for weights slot": num_models,
         "kept result": num_models,
-        "wait for execution slot": num_models,
+        "wait for worker": num_models,
         "evaluation": num_models,
         "load": num_models,
         "batches": num_models,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from workers.architectures import ArchitectureConfig, load_architecture, refusals_translated
 from workers.errors import EvaluationRefused, OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
+from workers.queue_entry import OrderOfArrival, QueueEntry
 from workers.types import (
     MAX_POINTS_ALONG,
     BatchScore,
@@ -40,10 +41,19 @@ class PendingEvaluation:
     """The batches of one job, handed out in ranges and gathered as they come back, in any order."""
 
     def __init__(
-        self, job: EvalJob, config: ArchitectureConfig, on_progress: OnEvalProgress | None = None
+        self,
+        job: EvalJob,
+        config: ArchitectureConfig,
+        on_progress: OnEvalProgress | None = None,
+        entry: QueueEntry | None = None,
     ) -> None:
         """Raises UnknownArchitecture."""
         self.job = job
+        self.weights_id = job.weights_id
+        self.was_begun = False
+        """Whether a worker was given some of it, now or before."""
+        self._asked_at = time.monotonic()
+        self._queue_entry = entry or OrderOfArrival()
         self.num_batches = len(job.pieces) or config.num_batches(job.data_size)
         """Or pieces, which are handed out and gathered as batches are."""
         self.kind: DeviceKind | None = None
@@ -86,6 +96,21 @@ class PendingEvaluation:
         return self.num_batches - len(self._scores)
 
     @property
+    def rank(self) -> float:
+        """Its place among those that wait: see `workers.queue_entry`."""
+        return self._queue_entry.rank
+
+    @property
+    def waited_seconds(self) -> float:
+        """Since it was asked for."""
+        return time.monotonic() - self._asked_at
+
+    @property
+    def seconds_left(self) -> float:
+        """Until all is done, if it goes on as before; 0 as long as no batch is done, which would tell."""
+        return self._eval_seconds() * self.num_left / len(self._scores) if self._scores else 0.0
+
+    @property
     def is_running(self) -> bool:
         """Whether any worker has some of it in hand."""
         return bool(self._running)
@@ -104,12 +129,11 @@ class PendingEvaluation:
         """Whether this task is a part of it, and still running."""
         return task_id in self._running
 
-    def gains_by(self, holds_weights: bool) -> bool:
-        """Whether a further worker makes it faster: the others need longer than it would take to load."""
-        if self.num_free == 0 or holds_weights or not self._scores:
+    def gains_by(self, begin_seconds: float) -> bool:
+        """Whether a further worker, which needs so long to begin, makes it faster: the others need longer."""
+        if self.num_free == 0 or begin_seconds == 0.0 or not self._scores:
             return self.num_free > 0
-        seconds_left = self._eval_seconds() * self.num_left / len(self._scores)
-        return seconds_left > self._load_seconds
+        return self.seconds_left > begin_seconds
 
     # -- what happens to it
 
@@ -119,6 +143,9 @@ class PendingEvaluation:
         Half of an even share of what is left, so that all end together; pieces stay together.
         """
         self.kind = kind
+        if not self.was_begun:
+            self.was_begun = True
+            self._queue_entry.begin()
         is_shared = num_workers > 1 and not self.job.pieces
         size = max(1, self.num_free // (2 * num_workers)) if is_shared else len(self._free[0])
         first = self._free.pop(0)

@@ -22,6 +22,7 @@ from workers.errors import (
     WorkerTrouble,
 )
 from workers.messages import BatchAdvanced, BatchDone, Evaluate, Failed, Finished, FromWorker, Loaded
+from workers.processes.begin_times import BeginTimes
 from workers.processes.dispatch import next_assignment, next_to_load_ahead
 from workers.processes.isolated_python import absolute_path
 from workers.processes.pending_evaluation import PendingEvaluation
@@ -31,6 +32,7 @@ from workers.processes.supervisor import THIS_MACHINE, Place, Supervisor
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death
 from workers.processes.worker_process import ENTRY_MODULE, WorkerProcess
+from workers.queue_entry import QueueEntry
 from workers.types import (
     MAX_PIECES_BYTES,
     DeviceStatus,
@@ -40,6 +42,8 @@ from workers.types import (
     Precision,
     WorkerConfig,
 )
+
+_CLOCK_MARGIN_SECONDS = 0.001
 
 
 class ProcessPool:
@@ -72,9 +76,8 @@ class ProcessPool:
         self._by_task: dict[int, PendingEvaluation] = {}
         self._task_ids = itertools.count(1)
         self._quarantine = Quarantine()
+        self._begin_times = BeginTimes()
         self._settled = asyncio.Event()
-        self._last_prefetch: object = None
-        """The weights that a worker was last asked to load ahead, and what it was doing and holding then."""
         for config in configs:
             self.add_worker(config, partial(WorkerProcess.spawn, entry_module=entry_module))
 
@@ -92,17 +95,21 @@ class ProcessPool:
             await self.close()
             raise NoWorker(f"no worker could start: {reason}")
 
-    async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
+    async def evaluate(
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
+    ) -> EvalResult:
         """Evaluate one model on one data set, on every device that is idle.
 
         Waits for a worker when all are busy. Cancelling the awaiting task stops the work, on the
         device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
-        async with self._running(job, on_progress) as evaluation:
+        async with self._running(job, on_progress, entry) as evaluation:
             return await evaluation.result(self._precision)
 
-    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+    async def evaluate_pieces(
+        self, job: EvalJob, entry: QueueEntry | None = None
+    ) -> list[EvalResult | EvaluationRefused]:
         """Evaluate one model on several small data sets (`EvalJob.of_pieces`), which share forward passes.
 
         Returns for each piece, in order, its own result, or why it has none. Cancelling and errors are those of
@@ -110,16 +117,22 @@ class ProcessPool:
         """
         if job.data_size > MAX_PIECES_BYTES:
             raise ValueError(f"the pieces of a job have at most {MAX_PIECES_BYTES} bytes")
-        async with self._running(job, None) as evaluation:
+        async with self._running(job, None, entry) as evaluation:
             return await evaluation.piece_results(self._precision)
 
     @asynccontextmanager
     async def _running(
-        self, job: EvalJob, on_progress: OnEvalProgress | None
+        self, job: EvalJob, on_progress: OnEvalProgress | None, entry: QueueEntry | None
     ) -> AsyncIterator[PendingEvaluation]:
         """An evaluation that is given to workers; the block awaits its outcome, and stops it where it ends early."""
-        evaluation = self._admit(job, on_progress)
+        evaluation = self._admit(job, on_progress, entry)
         self._evaluations.append(evaluation)
+        loop, times = asyncio.get_running_loop(), self._begin_times
+        # For as long it may wait for a busy worker; a little more, as clocks are not exact.
+        dispatch_again = [
+            loop.call_later(seconds + _CLOCK_MARGIN_SECONDS, self._dispatch)
+            for seconds in (times.load_seconds, times.load_seconds + times.send_seconds)
+        ]
         try:
             self._dispatch()
             yield evaluation
@@ -127,6 +140,8 @@ class ProcessPool:
         except MemoryError:
             raise OutOfMemory("this service has too little memory for the evaluation") from None
         finally:
+            for timer in dispatch_again:
+                timer.cancel()
             self._retire(evaluation)
 
     def status(self) -> list[DeviceStatus]:
@@ -181,7 +196,9 @@ class ProcessPool:
 
     # -- from a job to a worker and back
 
-    def _admit(self, job: EvalJob, on_progress: OnEvalProgress | None) -> PendingEvaluation:
+    def _admit(
+        self, job: EvalJob, on_progress: OnEvalProgress | None, entry: QueueEntry | None
+    ) -> PendingEvaluation:
         """The job as an evaluation, if it may have a worker."""
         if job.data_size < 1 or not all(job.pieces):
             raise EmptyData("there are no bytes to evaluate on")
@@ -198,11 +215,13 @@ class ProcessPool:
             raise refusal
         if not self._is_started or self._cannot_start():
             raise NoWorker("no worker is alive, and none will be soon")
-        return PendingEvaluation(job, config, on_progress)
+        return PendingEvaluation(job, config, on_progress, entry)
 
     def _dispatch(self) -> None:
         """Give every idle worker something, as long as there is something to give."""
-        while chosen := next_assignment(self._evaluations, self._workers, self._quarantine):
+        while chosen := next_assignment(
+            self._evaluations, self._workers, self._quarantine, self._begin_times
+        ):
             evaluation, worker = chosen
             task_id = next(self._task_ids)
             batches = evaluation.take(task_id, worker.kind, max(self._num_alike(worker), self._least_sharing))
@@ -212,13 +231,11 @@ class ProcessPool:
             self._load_ahead()
 
     def _load_ahead(self) -> None:
-        if chosen := next_to_load_ahead(self._evaluations, self._workers, self._quarantine):
+        while chosen := next_to_load_ahead(
+            self._evaluations, self._workers, self._quarantine, self._begin_times
+        ):
             evaluation, worker = chosen
-            # A worker that loads, or has too little memory, refuses; once that has changed it is asked again.
-            asked = (evaluation.job.weights_id, worker.task and worker.task.task_id, worker.resident)
-            if asked != self._last_prefetch:
-                self._last_prefetch = asked
-                worker.prefetch(replace(evaluation.job, pieces=()))
+            worker.load_ahead(replace(evaluation.job, pieces=()))
 
     def _retire(self, evaluation: PendingEvaluation) -> None:
         """It has its outcome, or its caller has left: stop the workers that still have some of it."""
@@ -249,6 +266,9 @@ class ProcessPool:
         match message:
             case Loaded(_, load_seconds):
                 evaluation.loaded(worker.config.device, load_seconds, worker.versions)
+                self._begin_times.note_loaded(
+                    evaluation.weights_id, worker.place.node, load_seconds, worker.task_seconds
+                )
                 self._load_ahead()
             case BatchAdvanced(task_id, index, fraction):
                 evaluation.batch_advanced(task_id, index, fraction)

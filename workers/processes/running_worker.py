@@ -89,7 +89,9 @@ class RunningWorker:
         """Whether it has said that it has the task."""
         self._next_batch: int | None = None
         """Of the task; None while its weights are being loaded."""
-        self._loading_ahead: WeightsId | None = None
+        self._task_weights: WeightsId | None = None
+        self._loads_ahead: WeightsId | None = None
+        """Weights that it was asked to load beside its task, until they lie on the device or it loads others."""
         self._started_at = self._state_since = time.monotonic()
         self._tested_at = 0.0
 
@@ -117,8 +119,9 @@ class RunningWorker:
     def assign(self, task: Evaluate) -> None:
         """Give it a task; it is idle."""
         self.task, self._accepted, self._next_batch = task, False, None
-        if self._loading_ahead == task.job.weights_id:
-            self._loading_ahead = None
+        self._task_weights = task.job.weights_id
+        if self._loads_ahead == self._task_weights:
+            self._loads_ahead = None
         self._liveness.task_begins()
         self._enter(State.BUSY)
         self._send(task)
@@ -129,9 +132,20 @@ class RunningWorker:
             self._enter(State.STOPPING)
             self._send(Stop(self.task.task_id))
 
-    def prefetch(self, job: EvalJob) -> None:
+    @property
+    def loads(self) -> frozenset[WeightsId]:
+        """Weights that it needs for its task, or was asked to load beside it."""
+        of_task = self._task_weights if self.task else None
+        return frozenset(weights for weights in (of_task, self._loads_ahead) if weights)
+
+    @property
+    def can_load_ahead(self) -> bool:
+        """Whether it evaluates, and loads nothing meanwhile as far as is known."""
+        return self.state is State.BUSY and self._next_batch is not None and self._loads_ahead is None
+
+    def load_ahead(self, job: EvalJob) -> None:
         """Have it load, beside the running task, the weights that it needs next."""
-        self._loading_ahead = job.weights_id
+        self._loads_ahead = job.weights_id
         self._send(Prefetch(job))
 
     @property
@@ -148,6 +162,11 @@ class RunningWorker:
     def tested_at(self) -> float | None:
         """When it last passed a self-test, on the monotonic clock; None before the first."""
         return self._tested_at or None
+
+    @property
+    def task_seconds(self) -> float:
+        """Since it was given its task."""
+        return time.monotonic() - self._state_since
 
     @property
     def running_task(self) -> RunningTask | None:
@@ -189,7 +208,7 @@ class RunningWorker:
     def _cause(self, status: int) -> Cause:
         """A fault while other weights were being loaded may be theirs, so it says nothing about the task."""
         cause = cause_of(status)
-        return Cause.ERROR if cause is Cause.FAULT and self._loading_ahead else cause
+        return Cause.ERROR if cause is Cause.FAULT and self._loads_ahead else cause
 
     async def _listen(self, process: ProcessHandle) -> tuple[str, Cause] | None:
         """Act on each message until the process must be ended (returns why) or has ended itself (None)."""
@@ -226,8 +245,8 @@ class RunningWorker:
                 self._become_idle()
             case Resident(weights):
                 self.resident = weights
-                if self._loading_ahead in weights:
-                    self._loading_ahead = None
+                if self._loads_ahead in weights:
+                    self._loads_ahead = None
             case _:
                 self._act_on_task(message)
 
@@ -238,8 +257,10 @@ class RunningWorker:
         match message:
             case Accepted():
                 self._accepted = True
-            case Loaded():
+            case Loaded(_, seconds):
                 self._next_batch = task.start
+                if seconds:  # one load at a time: what was loaded ahead was given up, or is what was wanted
+                    self._loads_ahead = None
             case BatchDone(_, score):
                 self._next_batch = score.index + 1
             case Finished():

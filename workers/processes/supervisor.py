@@ -110,6 +110,11 @@ class Supervisor:
         return self._worker.task if self._worker else None
 
     @property
+    def task_seconds(self) -> float:
+        """Since it was given its task."""
+        return self._worker.task_seconds if self._worker else 0.0
+
+    @property
     def resident(self) -> frozenset[WeightsId]:
         """Whose weights lie on the device."""
         return self._worker.resident if self._worker else frozenset()
@@ -134,10 +139,20 @@ class Supervisor:
         if self._worker is not None:
             self._worker.stop_task()
 
-    def prefetch(self, job: EvalJob) -> None:
+    @property
+    def can_load_ahead(self) -> bool:
+        """Whether it evaluates, and loads nothing meanwhile as far as is known."""
+        return self._worker is not None and self._worker.can_load_ahead
+
+    @property
+    def loads(self) -> frozenset[WeightsId]:
+        """Weights that it needs for its task, or was asked to load beside it."""
+        return self._worker.loads if self._worker else frozenset()
+
+    def load_ahead(self, job: EvalJob) -> None:
         """Have it load, beside the running task, the weights that it needs next."""
         if self._worker is not None:
-            self._worker.prefetch(job)
+            self._worker.load_ahead(job)
 
     def note_undelivered(self, reason: str) -> None:
         """Files could not be brought to its machine: for a while it is the last choice."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -233,7 +233,7 @@ class _Scoring:
     async def _evaluate(
         self,
         job: EvalJob,
-        unchanged: AbstractAsyncContextManager[None],
+        unchanged: AbstractContextManager[None],
         on_progress: Callable[[EvalProgress], None],
     ) -> Computed:
         anew = self._question.compute_anew
@@ -244,8 +244,8 @@ class _Scoring:
         except errors.WorkerError as error:
             raise to_scoring_error(error, "client") from error
 
-    @asynccontextmanager
-    async def _unchanged(self, weights: _Weights, data: HeldOut) -> AsyncIterator[None]:
+    @contextmanager
+    def _unchanged(self, weights: _Weights, data: HeldOut) -> Iterator[None]:
         """Raises FileChanged after the block if a file is not the one that its checksum was taken of."""
         yield
         data.check_unchanged()

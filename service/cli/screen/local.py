@@ -50,7 +50,7 @@ async def screen_locally(
     async with open_private_cache(settings) as cache, open_pool(settings) as pool:
         scheduler = Scheduler(
             queue_size=1,
-            max_running=lambda: len(pool.status()) + 1,
+            num_workers=lambda: len(pool.status()),
             max_downloads=settings.max_weights_at_once,
             kept_bytes=await cache.capacity_bytes(),
             timeout_seconds=_NO_LIMIT_SECONDS,

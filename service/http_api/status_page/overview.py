@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from service.device_names import device_names
 from service.errors import Fault
 from service.http_api.operations import RequestLimits
 from service.http_api.status_page.job_list import JobList
@@ -18,7 +19,7 @@ from service.http_api.status_page.leaderboards import LeaderboardList
 from service.http_api.status_page.serving import Tone, serving_now
 from service.last_hour import PHASES, Durations, Minute, Phase
 from service.lifespan import Components
-from workers.types import DeviceStatus, RunningTask, WorkerMemory, device_names
+from workers.types import DeviceStatus, RunningTask, WorkerMemory
 
 
 @dataclass(frozen=True, slots=True)

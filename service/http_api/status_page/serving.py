@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from service.device_names import device_names
 from service.errors import Draining, QueueFull
 from service.jobs.database import FILE_NAME
 from service.lifespan import Components
-from workers.types import DeviceStatus, device_names
+from workers.types import DeviceStatus
 
 Tone = Literal["good", "warn", "bad"]
 

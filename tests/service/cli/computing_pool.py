@@ -14,6 +14,7 @@ from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.errors import EvaluationRefused, NonFiniteResult
 from workers.pool import WorkerPool, create_pool
+from workers.queue_entry import QueueEntry
 from workers.types import (
     BatchScore,
     DeviceStatus,
@@ -37,7 +38,9 @@ class ComputingPool:
     async def start(self) -> None:
         """Nothing has to be started."""
 
-    async def evaluate(self, job: EvalJob, on_progress: OnEvalProgress | None = None) -> EvalResult:
+    async def evaluate(
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
+    ) -> EvalResult:
         """Raises a WorkerError."""
         loop, report = asyncio.get_running_loop(), on_progress or (lambda _: None)
         num_batches = self._config.num_batches(job.data_size)
@@ -52,13 +55,17 @@ class ComputingPool:
             return load_seconds, scores
 
         async with self._lock:
+            if entry:
+                entry.begin()
             report(EvalProgress("loading", 0, num_batches))
             started = time.monotonic()
             load_seconds, scores = await asyncio.to_thread(compute)
             await asyncio.sleep(0)  # the last progress is reported before the result
         return self._result(job, scores, load_seconds, time.monotonic() - started)
 
-    async def evaluate_pieces(self, job: EvalJob) -> list[EvalResult | EvaluationRefused]:
+    async def evaluate_pieces(
+        self, job: EvalJob, entry: QueueEntry | None = None
+    ) -> list[EvalResult | EvaluationRefused]:
         """Raises a WorkerError."""
 
         def compute() -> list[BatchScore]:
@@ -66,6 +73,8 @@ class ComputingPool:
             return list(self._runner.evaluate(job, range(len(job.pieces)), lambda: None))
 
         async with self._lock:
+            if entry:
+                entry.begin()
             scores = await asyncio.to_thread(compute)
         results: list[EvalResult | EvaluationRefused] = []
         for score, piece in zip(scores, job.pieces, strict=True):

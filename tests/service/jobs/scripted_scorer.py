@@ -36,7 +36,7 @@ class ScriptedScorer:
     def __init__(self, queue_size: int = 64, timeout_seconds: float = 60.0) -> None:
         self.scheduler = Scheduler(
             queue_size=queue_size,
-            max_running=lambda: 4,
+            num_workers=lambda: 4,
             max_downloads=4,
             kept_bytes=1 << 30,
             timeout_seconds=timeout_seconds,

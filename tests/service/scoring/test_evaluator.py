@@ -1,8 +1,8 @@
 """One evaluation computed once: what is kept, what is shared, and what neither is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -55,15 +55,15 @@ class Setup:
         self.kept = Kept()
         self.metrics = Metrics()
         self.evaluator = Evaluator(self.pool, self.kept, MODEL, self.metrics)
-        self.num_slots = 0
+        self.num_turns = 0
         self.progress: list[EvalProgress] = []
 
     async def ask(self, job: EvalJob = JOB, *, anew: bool = False) -> Computed:
-        return await self.evaluator.evaluate(job, self._slot(), self.progress.append, anew=anew)
+        return await self.evaluator.evaluate(job, self._turn(), self.progress.append, anew=anew)
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        self.num_slots += 1
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self.num_turns += 1
         yield
 
     def count(self, name: str) -> float:
@@ -76,10 +76,10 @@ class Setup:
             await asyncio.sleep(0)
 
 
-async def test_the_second_time_neither_worker_nor_slot_is_used() -> None:
+async def test_the_second_time_no_worker_is_used() -> None:
     setup = Setup()
     first, second = await setup.ask(), await setup.ask()
-    assert (len(setup.pool.jobs), setup.num_slots) == (1, 1)
+    assert (len(setup.pool.jobs), setup.num_turns) == (1, 1)
     assert (first.was_kept, second.was_kept) == (False, True)
     assert (second.result, second.computed_at) == (first.result, first.computed_at)
     assert setup.count("result_cache_hits") == 1
@@ -162,7 +162,7 @@ async def test_ten_callers_at_once_are_one_evaluation() -> None:
     await setup.until_running()
     setup.pool.released.set()
     answers = await asyncio.gather(*callers)
-    assert (len(setup.pool.jobs), setup.num_slots) == (1, 1)
+    assert (len(setup.pool.jobs), setup.num_turns) == (1, 1)
     assert {answer.result.loss for answer in answers} == {1.0}
     assert setup.progress.count(EvalProgress("evaluating", 1, 1)) == 10
 

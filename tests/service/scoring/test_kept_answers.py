@@ -30,6 +30,7 @@ from tests.problems import assert_problem
 from tests.recipe import make_data, small_weights_bytes
 from tests.service.scoring.keeping_service import NO_CACHE, keeping_service
 from workers.errors import DecryptionFailed
+from workers.v1 import NUMERICS_VERSION
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_the_second_answer_is_the_first_one(
     assert len(service.pool.jobs) == 1
     assert (first["timings"]["result_cached"], second["timings"]["result_cached"]) == (False, True)
     assert first["provenance"] == second["provenance"]
-    assert first["provenance"]["numerics_version"] == "1"
+    assert first["provenance"]["numerics_version"] == NUMERICS_VERSION
     for name in ("loss", "embedding", "cross_entropy", "sig_reg", "attends_to_future", "num_batches"):
         assert first[name] == second[name]
     timings = second["timings"]
@@ -80,7 +81,7 @@ def test_what_was_computed_in_smaller_pieces_says_so_and_is_not_kept(
     assert [answer["timings"]["result_cached"] for answer in answers] == [False, False]
 
 
-def test_neither_worker_nor_slot_is_needed(
+def test_no_worker_is_needed(
     service: InProcessService, client: httpx.Client, request_body: dict[str, Any]
 ) -> None:
     post(client, request_body)

@@ -123,7 +123,7 @@ def scorer_over(d: Delivery, failure: Exception) -> Scorer:
         raise failure
 
     scheduler = Scheduler(
-        queue_size=1, max_running=lambda: 1, max_downloads=2, kept_bytes=64 << 20, timeout_seconds=60.0
+        queue_size=1, num_workers=lambda: 1, max_downloads=2, kept_bytes=64 << 20, timeout_seconds=60.0
     )
     limits = Limits(
         architecture=config_of(load_architecture("1"), small_model=True),

@@ -1,22 +1,60 @@
 """Admission, fair order, deadlines, draining."""
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
 from service.errors import DeadlineExceeded, Draining, QueueFull
+from service.scoring.fair_order import Use
 from service.scoring.scheduler import Scheduler, Ticket
+from tests.workers.processes.pools import job, misbehaving_pool
 
 
-def scheduler(queue_size: int = 8, max_running: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
+def scheduler(queue_size: int = 8, max_downloads: int = 1, timeout_seconds: float = 60.0) -> Scheduler:
     return Scheduler(
         queue_size=queue_size,
-        max_running=lambda: max_running,
-        max_downloads=max_running,
-        kept_bytes=100 * max_running,
+        num_workers=lambda: 1,
+        max_downloads=max_downloads,
+        kept_bytes=100 * max_downloads,
         timeout_seconds=timeout_seconds,
     )
+
+
+class Worker:
+    """Begins what waits in the order of the entries, one after the other, as a pool does."""
+
+    def __init__(self, policy: Scheduler) -> None:
+        self._policy = policy
+        self._waiting: dict[Use[Ticket], asyncio.Future[None]] = {}
+        self._is_busy = False
+
+    @asynccontextmanager
+    async def evaluating(self, ticket: Ticket) -> AsyncIterator[None]:
+        """One evaluation, which waits for the worker, and has it for the block."""
+        with self._policy.queue_entry(ticket) as entry:
+            begun = self._waiting[entry] = asyncio.get_running_loop().create_future()
+            self._begin_next()
+            await begun
+            try:
+                yield
+            finally:
+                self._is_busy = False
+                asyncio.get_running_loop().call_soon(self._begin_next)  # once this entry has ended
+
+    def _begin_next(self) -> None:
+        if self._waiting and not self._is_busy:
+            self._is_busy = True
+            entry = min(self._waiting, key=lambda each: each.rank)
+            entry.begin()
+            self._waiting.pop(entry).set_result(None)
+
+    async def evaluate(self, ticket: Ticket, seconds: float = 0.002) -> None:
+        """One that takes so long."""
+        async with self.evaluating(ticket):
+            await asyncio.sleep(seconds)
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
@@ -31,14 +69,15 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert policy.num_admitted == 1
 
 
-@pytest.mark.parametrize("with_weights", [False, True], ids=["turns", "weights, then turns"])
+@pytest.mark.parametrize("with_weights", [False, True], ids=["workers", "weights, then workers"])
 async def test_places_go_round_between_requests(with_weights: bool) -> None:
     policy = scheduler()
+    worker = Worker(policy)
     order: list[str] = []
 
     async def evaluate(name: str, ticket: Ticket) -> None:
         room = policy.weights_slot(ticket, 100, is_downloaded=False) if with_weights else nullcontext()
-        async with room, policy.execution_slot(ticket):
+        async with room, worker.evaluating(ticket):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -50,7 +89,7 @@ async def test_places_go_round_between_requests(with_weights: bool) -> None:
 
 
 async def test_one_request_leaves_room_for_the_weights_of_others() -> None:
-    policy = scheduler(max_running=4)
+    policy = scheduler(max_downloads=4)
     async with policy.admit(4) as slow, policy.admit(1) as other:
         fetching = [asyncio.create_task(_keep_weights(policy, slow)) for _ in range(4)]
         await asyncio.sleep(0)
@@ -73,7 +112,7 @@ async def _cancel(*tasks: asyncio.Task[None]) -> None:
 
 
 async def test_weights_that_are_here_wait_for_no_download() -> None:
-    policy = scheduler(max_running=4)
+    policy = scheduler(max_downloads=4)
     async with policy.admit(8) as slow, policy.admit(8) as slower, policy.admit() as other:
         fetching = [asyncio.create_task(_keep_weights(policy, each, 10)) for each in (slow, slower) * 4]
         await asyncio.sleep(0)
@@ -84,7 +123,7 @@ async def test_weights_that_are_here_wait_for_no_download() -> None:
 
 
 async def test_weights_wait_until_they_fit_on_the_disk() -> None:
-    policy = scheduler(max_running=8)  # 800 bytes
+    policy = scheduler(max_downloads=8)  # 800 bytes
     async with policy.admit() as large, policy.admit() as other, policy.admit() as here:
         fetching = asyncio.create_task(_keep_weights(policy, large, num_bytes=700))
         await asyncio.sleep(0)
@@ -98,7 +137,7 @@ async def test_weights_wait_until_they_fit_on_the_disk() -> None:
 
 
 async def test_one_request_leaves_half_of_the_disk_to_others_unless_one_file_is_larger() -> None:
-    policy = scheduler(max_running=8)  # 800 bytes
+    policy = scheduler(max_downloads=8)  # 800 bytes
     async with policy.admit() as first, policy.admit() as second:
         fetching = [asyncio.create_task(_keep_weights(policy, first, num_bytes=250)) for _ in range(2)]
         await asyncio.sleep(0)
@@ -109,7 +148,7 @@ async def test_one_request_leaves_half_of_the_disk_to_others_unless_one_file_is_
 
 
 async def test_a_slot_gives_its_connection_back_once_the_weights_are_here() -> None:
-    policy = scheduler(max_running=1)
+    policy = scheduler(max_downloads=1)
     async with policy.admit() as first, policy.admit() as second:
         async with policy.weights_slot(first, 10, is_downloaded=False) as slot:
             waiting = asyncio.create_task(_keep_weights(policy, second, num_bytes=10))
@@ -121,7 +160,7 @@ async def test_a_slot_gives_its_connection_back_once_the_weights_are_here() -> N
 
 
 async def test_a_slot_is_not_wanted_by_those_who_may_not_have_it() -> None:
-    policy = scheduler(max_running=4)
+    policy = scheduler(max_downloads=4)
     async with policy.admit(8) as large, policy.admit() as small:
         fetching = [asyncio.create_task(_keep_weights(policy, large, num_bytes=10)) for _ in range(8)]
         await asyncio.sleep(0)
@@ -132,7 +171,7 @@ async def test_a_slot_is_not_wanted_by_those_who_may_not_have_it() -> None:
 
 
 async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_by_leaving() -> None:
-    policy = scheduler(max_running=8)  # 800 bytes
+    policy = scheduler(max_downloads=8)  # 800 bytes
     async with (
         policy.admit() as first,
         policy.admit() as large,
@@ -152,6 +191,7 @@ async def test_one_who_waits_for_much_room_is_not_overtaken_and_holds_up_nobody_
 async def test_a_competition_is_served_beside_a_stream_of_single_evaluations() -> None:
     """Whoever has been served least is not always one that has just come."""
     policy = scheduler()
+    worker = Worker(policy)
     num_single = 0
     is_over = False
 
@@ -159,7 +199,7 @@ async def test_a_competition_is_served_beside_a_stream_of_single_evaluations() -
         nonlocal num_single
         while not is_over and num_single < 1000:
             async with policy.admit() as ticket:
-                await _evaluate(policy, ticket)
+                await worker.evaluate(ticket)
             num_single += 1
 
     async with asyncio.TaskGroup() as clients:
@@ -169,24 +209,20 @@ async def test_a_competition_is_served_beside_a_stream_of_single_evaluations() -
         num_before = num_single
         async with policy.admit(4) as ticket, asyncio.TaskGroup() as models:
             for _ in range(4):
-                models.create_task(_evaluate(policy, ticket))
+                models.create_task(worker.evaluate(ticket))
         num_beside = num_single - num_before
         is_over = True
     assert num_beside < 4 * 4 * 3  # an even share would be 12
 
 
-async def _evaluate(policy: Scheduler, ticket: Ticket, seconds: float = 0.002) -> None:
-    async with policy.execution_slot(ticket):
-        await asyncio.sleep(seconds)
-
-
-async def test_slots_are_shared_by_time_and_not_by_number() -> None:
-    """Weights that take ten times as long get a tenth as many turns."""
+async def test_workers_are_shared_by_time_and_not_by_number() -> None:
+    """Weights that take ten times as long get a tenth as many."""
     policy = scheduler()
+    worker = Worker(policy)
     served = {"slow": 0, "quick": 0}
 
     async def evaluate(name: str, ticket: Ticket, seconds: float) -> None:
-        async with policy.execution_slot(ticket):
+        async with worker.evaluating(ticket):
             served[name] += 1
             await asyncio.sleep(seconds)
 
@@ -198,19 +234,41 @@ async def test_slots_are_shared_by_time_and_not_by_number() -> None:
         await _cancel(*tasks)
 
 
-async def test_time_in_which_a_request_wanted_nothing_is_not_saved_up() -> None:
+async def test_a_pool_begins_the_evaluations_of_requests_in_queue_entry(tmp_path: Path) -> None:
     policy = scheduler()
     order: list[str] = []
 
+    async with misbehaving_pool() as pool:
+
+        async def evaluate(name: str, ticket: Ticket, number: int) -> None:
+            with policy.queue_entry(ticket) as entry:
+                await pool.evaluate(job(f"{name}-{number}", tmp_path, num_batches=1), entry=entry)
+            order.append(name)
+
+        async with policy.admit(20) as large, policy.admit(2) as small, asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(evaluate("large", large, number))
+            for number in range(2):
+                group.create_task(evaluate("small", small, number))
+    assert (policy.num_running, policy.num_waiting) == (0, 0)
+    assert order.count("large") == 20
+    assert "small" not in order[6:]
+
+
+async def test_time_in_which_a_request_wanted_nothing_is_not_saved_up() -> None:
+    policy = scheduler()
+    worker = Worker(policy)
+    order: list[str] = []
+
     async def evaluate(name: str, ticket: Ticket) -> None:
-        async with policy.execution_slot(ticket):
+        async with worker.evaluating(ticket):
             order.append(name)
             await asyncio.sleep(0.005)
 
     async with policy.admit(9) as late, policy.admit(9) as steady:
-        await _evaluate(policy, late, seconds=0.0)
+        await worker.evaluate(late, seconds=0.0)
         for _ in range(6):
-            await _evaluate(policy, steady, seconds=0.01)
+            await worker.evaluate(steady, seconds=0.01)
         async with asyncio.TaskGroup() as group:
             for name, ticket in (("late", late), ("steady", steady)) * 3:
                 group.create_task(evaluate(name, ticket))
@@ -229,66 +287,28 @@ async def test_downloads_leave_time_for_what_is_still_to_be_evaluated() -> None:
         assert policy.seconds_for_downloads(ticket) == pytest.approx(50.0, abs=1.0)
 
 
-async def test_no_more_turns_than_there_are() -> None:
-    policy = scheduler(max_running=2)
-    running = peak = 0
-
-    async def evaluate() -> None:
-        nonlocal running, peak
-        async with policy.admit() as ticket, policy.execution_slot(ticket):
-            running += 1
-            peak = max(peak, running)
-            await asyncio.sleep(0.01)
-            running -= 1
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(8):
-            group.create_task(evaluate())
-    assert peak == 2
-    assert (policy.num_admitted, policy.num_waiting) == (0, 0)
+async def test_what_waits_and_what_runs_is_counted() -> None:
+    policy = scheduler()
+    async with policy.admit(2) as ticket:
+        with policy.queue_entry(ticket) as first, policy.queue_entry(ticket) as second:
+            assert (policy.num_running, policy.num_waiting) == (0, 2)
+            first.begin()
+            assert (policy.num_running, policy.num_waiting) == (1, 1)
+            assert policy.oldest_waiting_since == second.asked_at
+        assert (policy.num_running, policy.num_waiting) == (0, 0)
+        assert policy.oldest_waiting_since is None
 
 
-async def test_one_who_leaves_while_waiting_does_not_keep_a_turn() -> None:
+async def test_one_who_leaves_while_waiting_has_used_nothing() -> None:
     policy = scheduler()
     async with policy.admit() as first, policy.admit() as second:
-        async with policy.execution_slot(first):
-            waiting = asyncio.create_task(_take_turn(policy, second))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            await asyncio.wait([waiting])
-        async with asyncio.timeout(1), policy.execution_slot(second):
-            pass
-
-
-async def test_one_who_leaves_as_the_turn_comes_gives_it_back() -> None:
-    policy = scheduler()
-    async with policy.admit() as first, policy.admit() as second:
-        async with policy.execution_slot(first):
-            waiting = asyncio.create_task(_take_turn(policy, second))
-            await asyncio.sleep(0)
-        waiting.cancel()  # the turn is handed over already, the task has not run since
-        await asyncio.wait([waiting])
-        async with asyncio.timeout(1), policy.execution_slot(first):
-            pass
-
-
-async def test_one_who_leaves_just_before_the_turn_would_come_is_passed_over() -> None:
-    policy = scheduler()
-    async with policy.admit() as first, policy.admit() as second, policy.admit() as third:
-        async with policy.execution_slot(first):
-            leaving = asyncio.create_task(_take_turn(policy, second))
-            staying = asyncio.create_task(_take_turn(policy, third))
-            await asyncio.sleep(0)
-            leaving.cancel()  # its task has not run since when the turn is given back
-        await asyncio.wait([leaving])
-        assert policy.num_waiting == 0
-        staying.cancel()
-        await asyncio.wait([staying])
-
-
-async def _take_turn(policy: Scheduler, ticket: Ticket) -> None:
-    async with policy.execution_slot(ticket):
-        await asyncio.sleep(60)
+        with policy.queue_entry(first) as entry:
+            before = entry.rank
+        with policy.queue_entry(second) as served:
+            served.begin()
+        with policy.queue_entry(first) as entry:
+            assert entry.rank == pytest.approx(before, abs=0.01)
+            assert entry.waited_seconds < 1.0
 
 
 async def test_a_request_past_its_deadline_is_stopped() -> None:

@@ -52,6 +52,18 @@ async def test_a_node_is_sent_a_file_once_though_all_its_devices_ask(tmp_path: P
     assert cluster.num_put == 8
 
 
+async def test_a_node_that_lost_a_file_is_sent_it_again(tmp_path: Path) -> None:
+    cluster = InProcessCluster(tmp_path)
+    (actor,) = await started(cluster, "a")
+    sender, file = FileSender(cluster), file_to_send(tmp_path, bytes(2 << 10))  # type: ignore[arg-type]
+    await sender.bring(actor, file, None, nothing)
+    there = cluster.folder_of("a") / file.checksum
+    there.unlink()
+    await sender.bring(actor, file, None, nothing)
+    assert there.read_bytes() == bytes(2 << 10)
+    assert sender.bytes_sent == 2 * (2 << 10)
+
+
 async def test_nodes_share_blocks_and_few_exist_at_a_time(tmp_path: Path) -> None:
     cluster = InProcessCluster(tmp_path)
     actors = await started(cluster, "a", "b", "c", "d")

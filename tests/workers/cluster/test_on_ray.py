@@ -17,6 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from tests.file_systems import mounted
 from tests.ray_cluster import LocalCluster, LocalNode, local_cluster
 from tests.recipe import SMALL_WEIGHTS, TEST_KEY, encrypt, make_data, small_weights_bytes
 from tests.workers.cluster.nodes import with_checksums
@@ -68,9 +69,10 @@ def same_bits(one: EvalResult, other: EvalResult) -> bool:
     )
 
 
-def write_job(folder: Path, key: bytes | None = None) -> EvalJob:
+def write_job(folder: Path, key: bytes | None = None, seed: int = 7) -> EvalJob:
+    """`seed` of the weights."""
     weights, data = folder / "weights", folder / "data"
-    clear = small_weights_bytes(SMALL_WEIGHTS)
+    clear = small_weights_bytes({**SMALL_WEIGHTS, "seed": seed})
     weights.write_bytes(encrypt(clear, key) if key else clear)
     data.write_bytes(make_data({"pattern": "text", "size": NUM_BATCHES * 16 * 1024}))
     return with_checksums(EvalJob(str(weights), "", str(data), data.stat().st_size, 7, key))
@@ -169,6 +171,35 @@ async def test_a_key_goes_with_the_job_alone(
 async def test_the_token_of_the_cluster_is_not_handed_to_workers(setting: Setting) -> None:
     for worker in (each for node in setting.nodes for each in node.workers()):
         assert b"RAY_AUTH" not in Path(f"/proc/{worker.pid}/environ").read_bytes()
+
+
+# -- what a node lacks
+
+
+async def test_a_node_that_lost_its_files_is_sent_them_again(setting: Setting) -> None:
+    await setting.until_whole()
+    files = [
+        setting.folder / "nodes" / "a" / each
+        for each in (setting.job.weights_checksum, setting.job.data_checksum)
+    ]
+    for file in files:
+        file.unlink()
+    running = asyncio.create_task(setting.has_right_bits())
+    await until(lambda: all(status.busy for status in setting.pool.status()), WAIT_SECONDS)
+    assert await running
+    assert all(file.exists() for file in files)
+
+
+async def test_what_one_node_has_no_room_for_is_done_by_the_other(setting: Setting, tmp_path: Path) -> None:
+    await setting.until_whole()
+    job = write_job(tmp_path, seed=12)
+    expected = await on_one_machine(job)
+    with mounted(setting.folder / "nodes" / "b", "size=16k"):
+        result = await setting.pool.evaluate(job)
+        (trouble,) = [status.trouble for status in setting.pool.status() if status.node == "b"]
+    assert same_bits(result, expected)
+    assert {task.node for task in result.tasks} == {"a"}
+    assert "disk" in trouble
 
 
 # -- what dies

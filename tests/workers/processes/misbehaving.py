@@ -64,11 +64,12 @@ class MisbehavingRunner:
         """Takes no time, unless that is the misbehaviour."""
         if job.weights_id in self._resident:
             return 0.0
+        started = time.perf_counter()
         self._is_loading = True
         _BEFORE_LOAD.get(job.weights_checksum, _do_nothing)(job)
         self._is_loading = False
         self._resident.add(job.weights_id)
-        return 0.01
+        return time.perf_counter() - started
 
     def prefetch(self, job: EvalJob) -> None:
         """Takes no time; refused while other weights load."""
@@ -224,6 +225,10 @@ def _load_slowly(job: EvalJob) -> None:
     time.sleep(0.5)
 
 
+def _load_very_slowly(job: EvalJob) -> None:
+    time.sleep(2.0)
+
+
 def _refuse(job: EvalJob) -> None:
     raise WeightsInvalid("tensor embedding.weight is missing")
 
@@ -233,6 +238,9 @@ _BEFORE_LOAD = {
     "dies-loading-once": _kill_itself_once,
     "hangs-loading": _hang,
     "loads-slowly": _load_slowly,
+    "loads-very-slowly-a": _load_very_slowly,
+    "loads-very-slowly-b": _load_very_slowly,
+    "loads-very-slowly-c": _load_very_slowly,
     "refused": _refuse,
 }
 _BEFORE_PREFETCH = {

@@ -146,7 +146,7 @@ async def test_a_further_worker_that_would_load_longer_than_the_rest_takes_is_no
     one = evaluation(10)
     one.take(1, CPU, num_workers=2)
     one.loaded("cuda:0", 1000.0, {})
-    assert one.gains_by(holds_weights=False)  # how long a batch takes is not known yet
+    assert one.gains_by(begin_seconds=1000.0)  # how long a batch takes is not known yet
     one.batch_done(score(0))
-    assert not one.gains_by(holds_weights=False)
-    assert one.gains_by(holds_weights=True)
+    assert not one.gains_by(begin_seconds=1000.0)
+    assert one.gains_by(begin_seconds=0.0)
