@@ -1,4 +1,4 @@
-"""A service that looks busy: four GPUs, jobs at every stage, an hour of traffic; for pictures and checks of the page.
+"""A service that looks busy: four GPUs, jobs at every stage, an hour of traffic, to check the page with.
 
 The pool and the past are made up; all that shows them is real.
 """
