@@ -36,7 +36,8 @@ def settings() -> ExplicitSettings:
     """What the service makes of its variables."""
     own = {name: text for name, text in environment_of(SERVICE).items() if name.startswith(PREFIX)}
     del own["SOMA_EVAL_API_KEYS"]
-    return ExplicitSettings(**{name.removeprefix(PREFIX).lower(): text for name, text in own.items()})
+    given: dict[str, Any] = {name.removeprefix(PREFIX).lower(): text for name, text in own.items()}
+    return ExplicitSettings(**given)
 
 
 def gibibytes(volume: dict[str, Any]) -> int:
