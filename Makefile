@@ -8,11 +8,15 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= requirements/lock.txt
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-# Processes that run tests at once. A file's tests stay together: they share services, which take seconds to start.
-TEST_PROCESSES ?= logical
+# Processes that run tests at once: two for each core, as many tests wait for something. A file's tests stay together:
+# they share services, which take seconds to start. tests/conftest.py says which files begin first.
+TEST_PROCESSES ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 # `make check` sets this to measure which lines run.
 MEASURE ?=
-PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
+PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 \
+    --dist loadfile --no-loadscope-reorder
+# All these processes need the same compiled files.
+unexport PYTHONDONTWRITEBYTECODE
 
 # `make check` sets this: what failed beside other tests is run once more alone, on a machine that is otherwise idle.
 RETRY ?=
@@ -45,8 +49,7 @@ openapi: $(VENV)/.installed-dev   ## write openapi.json: the HTTP API as the ser
 
 check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
 	@$(BIN)/python -m coverage erase
-	@$(MAKE) test RETRY=1 MEASURE="-m coverage run"
-	@$(MAKE) lint
+	@$(MAKE) --jobs=2 test lint RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) test-slow RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) coverage
 	@$(MAKE) check-lowest

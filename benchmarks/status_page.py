@@ -139,12 +139,13 @@ async def measure(service: LiveService, body: dict[str, Any], options: argparse.
     async with open_pages(service, 1) as (page,):
         seen = await delays(service, body, page)
     title = f"{options.pages} pages, {options.requests} requests, small model"
-    table = Table("", "without pages", f"{options.pages} pages", title=title)
+    table = Table("", "without pages", f"{options.pages} pages", "the pages cost", title=title)
     for name, values in (("CPU while idle, % of a core", idle), ("CPU at 5 requests/s, % of a core", spent)):
-        table.add_row(name, *(f"{statistics.median(each):.2f}" for each in values.values()))
+        without, with_pages = (statistics.median(each) for each in values.values())
+        table.add_row(name, f"{without:.2f}", f"{with_pages:.2f}", f"{with_pages - without:+.2f}")
     for name, cut in (("POST /eval p50, ms", 49), ("POST /eval p99, ms", 98)):
-        cuts = (statistics.quantiles(each, n=100)[cut] for each in asked.values())
-        table.add_row(name, *(f"{1000 * each:.1f}" for each in cuts))
+        without, with_pages = (1000 * statistics.quantiles(each, n=100)[cut] for each in asked.values())
+        table.add_row(name, f"{without:.1f}", f"{with_pages:.1f}", f"{with_pages / without:.3f} times")
     console = Console()
     console.print(table)
     console.print(f"sent to pages: {num_bytes / 1e6:.1f} MB")

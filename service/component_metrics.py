@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from service.cache.blob_cache import BlobCache
+from service.device_names import device_names
 from service.errors import ServiceTrouble
 from service.jobs.database import Database
 from service.jobs.job import JobState
@@ -125,7 +125,7 @@ def _devices(statuses: Sequence[DeviceStatus]) -> Iterator[Metric]:
         "Workers started again, by what ended the one before.",
         labels=[*_OF_A_DEVICE, "reason"],
     )
-    for name, status in zip(_unique_names(statuses), statuses, strict=True):
+    for name, status in zip(device_names(statuses), statuses, strict=True):
         device = [status.node, name]
         up.add_metric(device, status.ready)
         if status.self_test_age_seconds is not None:
@@ -136,15 +136,6 @@ def _devices(statuses: Sequence[DeviceStatus]) -> Iterator[Metric]:
         for reason, number in status.restarts_by_reason.items():
             restarts.add_metric([*device, reason], number)
     yield from (up, age, memory, restarts)
-
-
-def _unique_names(statuses: Iterable[DeviceStatus]) -> Iterator[str]:
-    """The devices' names on their nodes. The second worker on a device is "cpu#2": no two series may be the same."""
-    seen: Tally[tuple[str, str]] = Tally()
-    for status in statuses:
-        seen[status.node, status.device] += 1
-        number = seen[status.node, status.device]
-        yield status.device if number == 1 else f"{status.device}#{number}"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

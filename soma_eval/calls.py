@@ -202,6 +202,8 @@ def screen(
 
     Gives the result of each piece as soon as it is known, and at the end a `summary`. A piece or a model that fails
     has its error in the results, and costs the others nothing. `info().limits` says how much one screen may hold.
+    Where the connection is lost it is sent again, with an Idempotency-Key, and goes on: what the service has computed
+    it keeps.
     """
     body = {
         "pieces": [_piece(piece) for piece in pieces],
@@ -226,7 +228,7 @@ def screen(
         ],
         "seed": seed,
     }
-    return Call("POST", "/screen", ScreenLine, _json(body), {"Content-Type": "application/json"})
+    return _post("/screen", body, ScreenLine)
 
 
 submit_eval = as_job(eval, Job[EvalResponse])
@@ -270,7 +272,7 @@ def info() -> Call[Info]:
     return Call("GET", "/info", Info)
 
 
-def _post(path: str, body: Mapping[str, Any], response: type[R], compute_anew: bool) -> Call[R]:
+def _post(path: str, body: Mapping[str, Any], response: type[R], compute_anew: bool = False) -> Call[R]:
     no_cache = {"Cache-Control": "no-cache"} if compute_anew else {}
     headers = {"Content-Type": "application/json", **no_cache}
     return Call("POST", path, response, _json(_given(**body)), headers, idempotency_key=str(uuid.uuid4()))

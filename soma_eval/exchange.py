@@ -222,12 +222,21 @@ class Following(Exchange[Job[Result]], Generic[Result]):
 
 
 class ScreenExchange(Exchange[ScreenLine]):
-    """A call whose answer is a line for each piece, and a last one. Once there is a line, it is not tried again."""
+    """A call whose answer is a line for each piece, and a last one.
+
+    Where that breaks off, the whole is asked for again: the service keeps what it has computed, and the pieces whose
+    lines were here are left out.
+    """
 
     def __init__(self, call: Call[ScreenLine], policy: RetryPolicy, timeouts: Timeouts) -> None:
         super().__init__(call, policy, timeouts)
         self.summary: ScreenCounts | None = None
-        self._has_line = False
+        self._pieces: set[int | str] = set()
+        """Those whose lines were here."""
+
+    def _start(self) -> None:
+        super()._start()
+        self.summary = None
 
     def feed(self, chunk: bytes) -> Iterable[ScreenLine]:
         """More of the answer; the pieces whose lines are complete. `response_seconds` are for each of them."""
@@ -238,14 +247,14 @@ class ScreenExchange(Exchange[ScreenLine]):
         for end in ends:
             line = self._parse_line(bytes(self._content) + end)
             self._content.clear()
-            if isinstance(line, ScreenLine):
-                self._has_line = True
-                yield line
-            else:
+            if isinstance(line, ScreenLastLine):
                 self.summary = line.summary
                 if line.error is not None:
-                    self._has_line = True
                     raise line.error.to_exception()
+            elif line.piece not in self._pieces:
+                self._pieces.add(line.piece)
+                self._retries.restart(time.monotonic())
+                yield line
         self._content += rest
         if len(self._content) > MAX_RESPONSE_BYTES:
             raise UnexpectedResponse(f"a line is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
@@ -255,7 +264,8 @@ class ScreenExchange(Exchange[ScreenLine]):
         if self._status != HTTPStatus.OK:
             raise self._problem()
         if self.summary is None:
-            raise ConnectionFailed("the answer was cut off before its last line")
+            self._was_lost = True
+            raise ConnectionFailed("the answer was cut off before its last line", retryable=True)
         return ()
 
     def _parse_line(self, line: bytes) -> ScreenLine | ScreenLastLine:
@@ -263,11 +273,6 @@ class ScreenExchange(Exchange[ScreenLine]):
             return _SCREEN_LINE.validate_json(line)
         except ValidationError as error:
             raise UnexpectedResponse(f"a line is not one of soma-eval: {_describe(error, line)}") from None
-
-    def _seconds_to_wait(self, failure: SomaEvalError) -> float:
-        if self._has_line:
-            raise failure
-        return super()._seconds_to_wait(failure)
 
 
 _SCREEN_LINE: TypeAdapter[ScreenLine | ScreenLastLine] = TypeAdapter(ScreenLine | ScreenLastLine)

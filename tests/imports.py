@@ -1,9 +1,10 @@
 """What each file of the project imports."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,14 +22,14 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 @cache
-def modules(package: str) -> dict[str, set[str]]:
-    """Dotted name -> imported modules, for every file of a package."""
+def modules(package: str) -> Mapping[str, frozenset[str]]:
+    """Dotted name -> imported modules, for every file of a package. A file is read once, for all who ask."""
     found = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): set(imports_of(path))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): frozenset(imports_of(path))
         for path in (ROOT / package).rglob("*.py")
     }
     assert found, f"{package} has no files"
-    return found
+    return MappingProxyType(found)
 
 
 def within(module: str, packages: set[str]) -> bool:

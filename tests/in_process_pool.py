@@ -7,7 +7,7 @@ import numpy as np
 
 from workers.errors import EvaluationRefused
 from workers.pool import WorkerPool
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalProgress, EvalResult, OnEvalProgress
 
 EMBEDDING_DIM = 16
@@ -47,12 +47,12 @@ class InProcessPool:
         """Nothing has to be started."""
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """The answer for these weights, once it is released."""
         async with self._workers:
-            if turn:
-                turn.begin()
+            if entry:
+                entry.begin()
             return await self._evaluate(job, on_progress or (lambda progress: None))
 
     async def _evaluate(self, job: EvalJob, report: OnEvalProgress) -> EvalResult:
@@ -74,11 +74,11 @@ class InProcessPool:
         return answer
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """The answer for these weights, for every piece; what is no refusal is raised."""
         try:
-            return [await self.evaluate(job, turn=turn)] * len(job.pieces)
+            return [await self.evaluate(job, entry=entry)] * len(job.pieces)
         except EvaluationRefused as refusal:
             return [refusal] * len(job.pieces)
 

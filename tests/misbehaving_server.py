@@ -10,8 +10,10 @@ import random
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from types import TracebackType
 from typing import Self
 
@@ -27,8 +29,9 @@ def certificate_authority() -> trustme.CA:
     return trustme.CA()
 
 
+@functools.cache
 def client_context() -> ssl.SSLContext:
-    """Trusts only the servers of this module."""
+    """Trusts the servers of this module. One for the whole run: the system's certificates take a while to load."""
     context = ssl.create_default_context()
     certificate_authority().configure_trust(context)
     return context
@@ -156,6 +159,28 @@ class MisbehavingServer:
 
 
 # -- behaviours ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving_in_a_thread(behave: Behaviour) -> Iterator[str]:
+    """The URL of a file on such a server without TLS, for tests without an event loop of their own."""
+    loop = asyncio.new_event_loop()
+    started: Future[str] = Future()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with MisbehavingServer(behave, tls=False) as server:
+            started.set_result(server.url())
+            await stop.wait()
+
+    thread = Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    try:
+        yield started.result(60)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def honest(content: bytes, **headers: object) -> Behaviour:

@@ -1,7 +1,9 @@
 """docker/kubernetes against the code: ports, probes, names of settings, limits that depend on each other."""
 
+import copy
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ def of_kind(kind: str) -> dict[str, Any]:
     return manifest
 
 
+def of_ray() -> Iterator[dict[str, Any]]:
+    """The pods of docker/kuberay.yaml: what they stand in is KubeRay's, whose schema is not at hand."""
+    cluster = yaml.safe_load((ROOT / "docker" / "kuberay.yaml").read_text())["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+
+
 SPEC: dict[str, Any] = of_kind("StatefulSet")["spec"]
 POD: dict[str, Any] = SPEC["template"]["spec"]
 CONTAINER: dict[str, Any] = POD["containers"][0]
@@ -36,6 +45,30 @@ def settings() -> ExplicitSettings:
     """What the service makes of the ConfigMap."""
     given = {name.removeprefix(PREFIX).lower(): text for name, text in of_kind("ConfigMap")["data"].items()}
     return ExplicitSettings(**given)
+
+
+@pytest.fixture(params=["1.29", "1.37"])
+def check(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
+    """Raises for a manifest that this version of Kubernetes would refuse, or of which it would drop a field."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    return functools.partial(schemas.validate, desired_version=request.param, strict=True)
+
+
+@pytest.mark.parametrize("manifest", [*MANIFESTS, *of_ray()], ids=lambda manifest: str(manifest["kind"]))
+def test_kubernetes_knows_every_field(
+    check: Callable[[dict[str, Any]], None], manifest: dict[str, Any]
+) -> None:
+    check(manifest)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"readinesProbe": {}}, {"ports": [{"containerPort": "8000"}]}], ids=["name", "type"]
+)
+def test_a_wrong_field_would_be_found(check: Callable[[dict[str, Any]], None], wrong: dict[str, Any]) -> None:
+    manifest = copy.deepcopy(of_kind("StatefulSet"))
+    manifest["spec"]["template"]["spec"]["containers"][0] |= wrong
+    with pytest.raises(Exception, match=next(iter(wrong))):
+        check(manifest)
 
 
 def test_what_is_set_is_a_setting() -> None:

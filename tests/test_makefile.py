@@ -1,5 +1,6 @@
 """`make` on a machine that is not prepared: it says what is missing, and goes on once that is there."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYTHON = f'"{sys.executable}"'
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+"""Without what a `make` that runs these tests hands on."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 
@@ -19,6 +22,7 @@ def make(venv: Path, python: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", f"VENV={venv}", f"PYTHON={python}", f"{venv}/bin/pip"],
         cwd=ROOT,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +64,12 @@ def test_every_make_command_that_is_written_down_has_its_target(file: str) -> No
     assert targets
     for target in targets:
         ran = subprocess.run(
-            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+            ["make", "--dry-run", target],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ran.returncode == 0, ran.stderr
 

@@ -1,14 +1,13 @@
 """What README and docs/ say is what the code does."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from service.cli.main import app
 from service.config import Settings
@@ -92,12 +91,11 @@ def test_the_first_page_needs_nothing_of_the_tests() -> None:
     assert not re.search(r"\btests[./]|import tests", (ROOT / "README.md").read_text())
 
 
+@cache
 def _options_of(name: str) -> set[str]:
     """Every option that the command's own help names."""
-    command = [sys.executable, "-m", "service.cli.main", name, "--help"]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
-    )
+    ran = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+    assert ran.exit_code == 0
     return set(re.findall(r"--[a-z][a-z-]+", ran.stdout))
 
 

@@ -59,6 +59,7 @@ def test_the_sdist_holds_what_the_tests_and_the_images_need(built: tuple[set[str
     sources, _, _ = built
     assert tracked_files("docker", "docs", "examples", "requirements") <= sources
     assert {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "openapi.json", "PKG-INFO"} <= sources
+    assert {".dockerignore", ".github/CONTRIBUTING.md", ".ci/run", ".pre-commit-config.yaml"} <= sources
     assert not [name for name in sources if "venv" in name or name.startswith(".git/")]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from workers.errors import EvaluationRefused, NoWorker
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, Precision, WorkerConfig
 
 
@@ -16,23 +16,23 @@ class WorkerPool(Protocol):
         """Start every worker; returns when each has passed its self-test. Raises NoWorker if none can."""
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """Evaluate one model on one data set.
 
-        Waits for a worker when all are busy, in the order of the turns, or in which it was asked for.
+        Waits for a worker when all are busy, in the order of the entries, or in which it was asked for.
         Cancelling the awaiting task stops the work, on the device too. `on_progress` is called on the event loop,
         after each batch, and within one that takes long. Raises a `workers.errors.WorkerError`, never anything else.
         """
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """Evaluate one model on several small data sets (`EvalJob.of_pieces`), which share forward passes.
 
         Where `evaluate` spreads one data set over devices, this brings many to one device together. Returns for
-        each piece, in order, its own result, or why it has none. Turn, cancelling and errors are those of `evaluate`:
-        what is raised, such as WeightsInvalid or WorkerCrashed, may be the fault of any piece, or of none.
+        each piece, in order, its own result, or why it has none. `entry`, cancelling and errors are those of
+        `evaluate`: what is raised, such as WeightsInvalid or WorkerCrashed, may be the fault of any piece, or of none.
         """
 
     def status(self) -> list[DeviceStatus]:

@@ -141,8 +141,8 @@ class Head:
         try:
             async with AsyncExitStack() as held:
                 await self._hold_weights(held, ticket, job)
-                turn = held.enter_context(self._scheduler.turn(ticket))
-                await self._pool.evaluate(job, turn=turn)
+                entry = held.enter_context(self._scheduler.queue_entry(ticket))
+                await self._pool.evaluate(job, entry=entry)
         finally:
             ticket.num_finished += 1
 

@@ -2,12 +2,15 @@
 
 import os
 import shlex
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from service.cli.printable import printable
 from service.config import Settings
+
+_WIDTH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,9 @@ def commit_steps(sealed: Sealed, settings: Settings) -> str:
     steps += [] if sealed.url is not None else [_see_that_it_arrived(sealed, settings)]
     steps += [_commit(sealed)]
     steps += [_reveal(commit_step=len(steps))]
-    numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    numbered = "\n".join(_numbered(number, step) for number, step in enumerate(steps, start=1))
     small = (
-        "\nThis is the small model, for trying things: the network itself evaluates the full one.\n"
+        "\nThis is the small model, for trying things: the network evaluates the full one.\n"
         if settings.small_model
         else ""
     )
@@ -67,6 +70,15 @@ embedding  {embedding}
 Next:
 {numbered}
 """
+
+
+def _numbered(number: int, step: str) -> str:
+    """What it says fits into a terminal; what is to be copied stays in one line."""
+    says, _, lines = step.partition("\n")
+    said = textwrap.fill(
+        f"{number}. {says}", _WIDTH, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False
+    )
+    return f"{said}\n{lines}"
 
 
 def to_json(sealed: Sealed) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def _commit(sealed: Sealed) -> str:
     )
     url = "URL" if sealed.url is None else repr(sealed.url)
     return f"""\
-Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)` returned, once per model:
+Commit it with soma-sdk 0.1.15. MODEL_ID is what `client.create_model` returned, once per model:
    import json; from pathlib import Path; from soma_sdk import SomaClient
    key = {key}
    encrypted = {encrypted}
@@ -170,9 +182,9 @@ Commit it with soma-sdk 0.1.15. MODEL_ID is what `await client.create_model(...)
 
 def _reveal(commit_step: int) -> str:
     return f"""\
-Reveal it in the epoch after that of the commit, with the same key and the same embedding; a commit that is not
-   revealed then can cost stake. So run this right after step {commit_step}: a wait that begins later ends an epoch
-   too late. The timeout, in seconds, is to be longer than an epoch:
+Reveal it in the epoch after that of the commit, with the same key and the same embedding; a commit that is not \
+revealed then can cost stake. So run this right after step {commit_step}: a wait that begins later ends an epoch too \
+late. The timeout, in seconds, is to be longer than an epoch:
    await client.wait_for_next_epoch(timeout=7 * 24 * 3600)
    await client.reveal_model(signer=keypair, model_id=MODEL_ID, decryption_key=key, embedding=scored["embedding"])"""
 

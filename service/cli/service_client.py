@@ -9,14 +9,13 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
 
 from service.cancellation import cancel_when
 from service.cli.remote_error import RemoteError, RemoteTrouble
-from service.cli.urls import is_url
+from service.cli.urls import host_of
 from service.cli.usage import BadUsage
 from soma_eval.responses import Response
 
@@ -125,19 +124,6 @@ async def connect(
         headers["Cache-Control"] = "no-cache"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
         yield ServiceClient(client)
-
-
-def host_of(url: str) -> str:
-    """The host of a service's URL. Raises BadUsage where it is none."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number, or too large
-        host = parts.hostname if is_url(url) else None
-    except ValueError:
-        host = None
-    if host is None:
-        raise BadUsage("--url is not an http(s) URL: give the address that `soma-eval serve` printed")
-    return host
 
 
 def parse_json_object(content: bytes) -> dict[str, Any]:

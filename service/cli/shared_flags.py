@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from service.cli.urls import host_of
 from service.cli.usage import BadUsage
 
 JsonFlag = Annotated[bool, Option("--json", help="Print JSON, for scripts.")]
@@ -45,10 +46,12 @@ ApiKeyFlag = Annotated[
 ]
 
 
-def refuse_local_flags(url: str | None, flags: Mapping[str, Any]) -> None:
-    """Raises BadUsage where a service does the work, and a flag says how it should be done here."""
+def check_url_flag(url: str | None, flags: Mapping[str, Any]) -> None:
+    """Raises BadUsage for what is no URL, and where a service does the work but a flag says how it is done here."""
     if url is not None and flags:
         raise BadUsage("--url leaves device, model and data folder to the service: leave out their flags")
+    if url is not None:
+        host_of(url)
 
 
 # -- a new key, and what goes with it --------------------------------------------------------------------------

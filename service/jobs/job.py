@@ -74,7 +74,7 @@ class Job:
             self.data = progress
         elif (index := progress.model_index) is not None:
             if progress.phase in ("done", "failed"):  # how many batches there were stays known
-                progress = replace(self.models[index], phase=progress.phase)
+                progress = replace(self.models[index], phase=progress.phase, error=progress.error)
             self.models[index] = progress
             if progress.phase in _RUNNING_PHASES:
                 self.state = "running"

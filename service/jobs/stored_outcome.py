@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -119,13 +119,25 @@ def error_from(found: Mapping[str, Any]) -> ScoringError:
 
 def progress_to_json(data: Progress | None, models: list[Progress]) -> str:
     """The latest progress of the data and of each model as JSON."""
-    return json.dumps([None if data is None else asdict(data), [asdict(progress) for progress in models]])
+    return json.dumps(
+        [None if data is None else _progress_to_dict(data), list(map(_progress_to_dict, models))]
+    )
 
 
 def progress_from_json(text: str) -> tuple[Progress | None, list[Progress]]:
     """What `progress_to_json` was given."""
     data, models = json.loads(text)
-    return None if data is None else _made(Progress, data), [_made(Progress, model) for model in models]
+    return None if data is None else _progress_from(data), list(map(_progress_from, models))
+
+
+def _progress_to_dict(progress: Progress) -> dict[str, Any]:
+    error = None if progress.error is None else error_to_dict(progress.error)
+    return {**asdict(replace(progress, error=None)), "error": error}
+
+
+def _progress_from(found: Mapping[str, Any]) -> Progress:
+    error = found.get("error")
+    return _made(Progress, {**found, "error": None if error is None else error_from(error)})
 
 
 def _made(kind: type[T], found: Mapping[str, Any]) -> T:

@@ -2,7 +2,7 @@
 
 evaluate ──► a caller computes the same now? wait for it; where it leaves early, the next takes over from the start
         └──► kept? answer, with no worker
-        └──► a turn at the workers ──► WorkerPool ──► keep, unless it is trouble
+        └──► an entry in the queue ──► WorkerPool ──► keep, unless it is trouble
 
 Whoever asks holds the weights and the data by then, each shown to be what its URL delivers: what is kept decides how
 long an answer takes, never which it is.
@@ -30,7 +30,7 @@ from service.scoring.kept_results import (
 from service.scoring.result_names import ResultNames
 from workers.errors import WorkerError
 from workers.pool import WorkerPool
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import EvalJob, EvalProgress, EvalResult, OnEvalProgress
 
 _FlightName = tuple[object, ...]
@@ -94,19 +94,19 @@ class Evaluator:
     async def evaluate(
         self,
         job: EvalJob,
-        turn: AbstractContextManager[Turn | None],
+        entry: AbstractContextManager[QueueEntry | None],
         on_progress: OnEvalProgress,
         *,
         anew: bool = False,
     ) -> Computed:
         """The result of a job whose checksums are those of its files.
 
-        `turn` is entered only to compute. `anew`: compute, whatever is kept; where the bits differ, one of the two is
+        `entry` is entered only to compute. `anew`: compute, whatever is kept; where the bits differ, one of the two is
         the fault of a machine, which is reported, and neither is kept. A job that asks for detail is computed in the
         same way, for no detail is kept. Cancelling one caller leaves the others their result. Raises WorkerError.
         """
         if anew or job.detail:
-            return await self._compute(job, turn, on_progress, compare=True)
+            return await self._compute(job, entry, on_progress, compare=True)
         name = (job.weights_id, job.data_checksum, job.seed)
         while (flight := self._flights.get(name)) is not None:
             async with flight.listening(on_progress):
@@ -119,7 +119,7 @@ class Evaluator:
                 with tracing.span("kept result") as span:
                     found = await self._find(job)
                     span.set({"soma_eval.result.found": found is not None})
-                flight.outcome = found or await self._compute(job, turn, flight.report, compare=False)
+                flight.outcome = found or await self._compute(job, entry, flight.report, compare=False)
             return flight.outcome
         except WorkerError as error:
             flight.outcome = error
@@ -153,13 +153,13 @@ class Evaluator:
     async def _compute(
         self,
         job: EvalJob,
-        turn: AbstractContextManager[Turn | None],
+        entry: AbstractContextManager[QueueEntry | None],
         on_progress: OnEvalProgress,
         *,
         compare: bool,
     ) -> Computed:
         outcome: EvalResult | Refusal
-        with turn as own:
+        with entry as own:
             try:
                 outcome = await self._pool.evaluate(job, on_progress, own)
             except REFUSALS as refusal:

@@ -95,6 +95,8 @@ class Progress:
     """Of the evaluation, 0 to 1, also within a batch that takes long."""
     is_here: bool = False
     """Whether the model's file is here, so that what it waits for is a device."""
+    error: ScoringError | None = None
+    """Of a model that failed, while the others of its competition go on."""
 
     @property
     def batches(self) -> float:

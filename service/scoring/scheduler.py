@@ -2,7 +2,7 @@
 
 A request is admitted, or refused with queue-full, before a byte is fetched for it, and holds its ticket to its end.
 Each of its models waits for a weights slot, which bounds disk space and connections, and, once its weights are here,
-for a worker: the pool sees all that wait, and begins them in the order of their turns. Both are shared between
+for a worker: the pool sees all that wait, and begins them in the order of their entries. Both are shared between
 requests by time (see fair_order): a competition of fifty models, weights that are slow to evaluate, or a stream of
 small requests cannot starve other requests.
 """
@@ -73,7 +73,7 @@ class Scheduler:
         self._queue_size = queue_size
         self._num_workers = num_workers
         self._evaluations = FairOrder[Ticket]()
-        self._turns: set[Use[Ticket]] = set()
+        self._entries: set[Use[Ticket]] = set()
         """Of all evaluations that wait for a worker, or have one."""
         # A request whose publishers are slow leaves half of the connections to others.
         self._connections = FairSemaphore[Ticket](max_downloads, max_per_request=(max_downloads + 1) // 2)
@@ -97,13 +97,13 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Evaluations of which a worker was given some."""
-        return sum(turn.was_begun for turn in self._turns)
+        return sum(entry.was_begun for entry in self._entries)
 
     @property
     def oldest_waiting_since(self) -> float | None:
         """Since when the oldest of all that wait here waits, in seconds since 1970; None when nothing waits."""
         since = [semaphore.oldest_waiting_since for semaphore in (self._connections, self._bytes)]
-        since += [turn.asked_at for turn in self._turns if not turn.was_begun]
+        since += [entry.asked_at for entry in self._entries if not entry.was_begun]
         return min((moment for moment in since if moment is not None), default=None)
 
     @property
@@ -119,7 +119,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Evaluations that wait for a worker."""
-        return len(self._turns) - self.num_running
+        return len(self._entries) - self.num_running
 
     @property
     def num_waiting_for_room(self) -> int:
@@ -191,19 +191,19 @@ class Scheduler:
             yield WeightsSlot(room, *connections)
 
     @contextmanager
-    def turn(self, ticket: Ticket) -> Iterator[Use[Ticket]]:
+    def queue_entry(self, ticket: Ticket) -> Iterator[Use[Ticket]]:
         """The place of one evaluation among those that wait, for the block in which a pool is asked for it."""
-        turn = self._evaluations.ask(ticket)
-        self._turns.add(turn)
+        entry = self._evaluations.ask(ticket)
+        self._entries.add(entry)
         has_succeeded = False
         try:
-            yield turn
+            yield entry
             has_succeeded = True
         finally:
-            self._turns.remove(turn)
-            turn.end(has_succeeded=has_succeeded)
-            if turn.was_begun:
-                tracing.record("wait for worker", turn.asked, turn.asked + turn.waited_seconds, {})
+            self._entries.remove(entry)
+            entry.end(has_succeeded=has_succeeded)
+            if entry.was_begun:
+                tracing.record("wait for worker", entry.asked, entry.asked + entry.waited_seconds, {})
 
     def seconds_for_downloads(self, ticket: Ticket) -> float:
         """Seconds that the request may still download: what it has left, less what its evaluations need.

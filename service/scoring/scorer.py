@@ -5,7 +5,7 @@ API ──► Scorer.score ──► Scheduler.admit         queue-full is answe
             ├─ data ────► InputFiles ──► BlobCache ──► Downloader ──► address guard
             ├─ model 0 ─► InputFiles ─┐
             ├─ model 1 ─► InputFiles ─┤ each as soon as its own weights and the data are here
-            │                         └► Evaluator ──► kept? else Scheduler.turn ──► WorkerPool
+            │                         └► Evaluator ──► kept? else Scheduler.queue_entry ──► WorkerPool
             ▼
         CompetitionResult: the winner, its distance to the target, and every model's own outcome
 """
@@ -175,8 +175,9 @@ class Scorer:
         except ScoringError as error:
             if error.fault != "model_owner":
                 raise
-            request.on_progress(Progress("failed", model_index=index))
-            return ModelOutcome(error=error.with_model_index(index))
+            own_error = error.with_model_index(index)
+            request.on_progress(Progress("failed", model_index=index, error=own_error))
+            return ModelOutcome(error=own_error)
         finally:
             request.ticket.num_finished += 1
         request.on_progress(Progress("done", model_index=index))
@@ -201,7 +202,7 @@ class Scorer:
             try:
                 computed = await self._evaluator.evaluate(
                     job,
-                    self._scheduler.turn(request.ticket),
+                    self._scheduler.queue_entry(request.ticket),
                     batch_reporter(request.on_progress, index),
                     anew=request.competition.compute_anew,
                 )

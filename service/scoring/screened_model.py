@@ -174,9 +174,9 @@ class ScreenedModel:
             architecture_version=self._architecture_version,
         )
         outcomes: list[EvalResult | worker_errors.EvaluationRefused]
-        with self._scheduler.turn(self._ticket) as turn:
+        with self._scheduler.queue_entry(self._ticket) as entry:
             try:
-                outcomes = await self._pool.evaluate_pieces(job, turn)
+                outcomes = await self._pool.evaluate_pieces(job, entry)
             except _OF_THE_WEIGHTS as refusal:
                 outcomes = [refusal] * len(pieces)
         if self._kept is not None:
@@ -185,10 +185,10 @@ class ScreenedModel:
 
     async def _evaluate_file(self, job: EvalJob) -> ModelResult:
         """A piece of several batches, which fills passes by itself: as `/score` evaluates it, kept or not."""
-        turn = self._scheduler.turn(self._ticket)
+        entry = self._scheduler.queue_entry(self._ticket)
         try:
             computed = await self._evaluator.evaluate(
-                job, turn, lambda progress: None, anew=self._compute_anew
+                job, entry, lambda progress: None, anew=self._compute_anew
             )
         except worker_errors.NonFiniteResult as refusal:
             return self._result(refusal)

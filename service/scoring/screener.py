@@ -3,15 +3,15 @@
 API ──► Screener.screen ──► Scheduler.admit
             │
             ├─ every model's weights are fetched once; one that its owner gets wrong costs the others nothing
-            ├─ pieces, as they come ──► groups of as many as share a forward pass
-            │     and for each group ──► every ScreenedModel: kept? else Scheduler.turn ──► WorkerPool
+            ├─ pieces, as they come ──► groups of as many as share a forward pass, or as take some seconds
+            │     and for each group ──► every ScreenedModel: kept? else Scheduler.queue_entry ──► WorkerPool
             ▼
         a PieceResult for each piece as soon as it is known; at last the ScreenSummary
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from service.cache.blob_cache import BlobCache
@@ -21,13 +21,14 @@ from service.scoring.evaluator import Evaluator
 from service.scoring.input_files import InputFiles
 from service.scoring.kept_pieces import KeptPieces
 from service.scoring.limits import Limits
-from service.scoring.piece_groups import in_groups
+from service.scoring.piece_groups import GroupSize, in_groups
 from service.scoring.results import ignore_progress
 from service.scoring.scheduler import Scheduler
-from service.scoring.screen import Piece, PieceResult, Screen, ScreenSummary, measure
+from service.scoring.screen import ModelResult, Piece, PieceResult, Screen, ScreenSummary, measure
 from service.scoring.screened_model import PieceInput, ScreenedModel
 from service.scoring.task_errors import all_at_once, first_of_ours, own_trouble
 from workers.pool import WorkerPool
+from workers.types import EvalResult
 
 Emit = Callable[[PieceResult], Awaitable[None]]
 """Takes one result. While it waits, for a reader that is slow, no further pieces are begun."""
@@ -103,6 +104,7 @@ class _RunningScreen:
         self._emit = emit
         self._emitting = asyncio.Lock()
         self._architecture = limits.architecture
+        self._group_size = GroupSize(self._architecture.num_sequences(self._architecture.batch_bytes))
         self._summary = ScreenSummary()
 
     async def run(self, pieces: AsyncIterable[Piece], *, groups_at_once: int) -> ScreenSummary:
@@ -110,12 +112,9 @@ class _RunningScreen:
         started = time.monotonic()
         await all_at_once(model.fetch() for model in self._models)
         room = asyncio.Semaphore(groups_at_once)
-        most = self._architecture.num_sequences(self._architecture.batch_bytes)
+        coming = in_groups(pieces, self._num_sequences, lambda: self._group_size.most)
         try:
-            async with (
-                asyncio.TaskGroup() as tasks,
-                aclosing(in_groups(pieces, self._num_sequences, most)) as groups,
-            ):
+            async with asyncio.TaskGroup() as tasks, aclosing(coming) as groups:
                 async for group in groups:
                     await room.acquire()
                     task = tasks.create_task(self._screen_group(group))
@@ -135,6 +134,12 @@ class _RunningScreen:
             inputs = await all_at_once(self._input(piece, pins) for piece in group)
             good = [each for each in inputs if isinstance(each, PieceInput)]
             columns = await all_at_once(model.evaluate(good) for model in self._models)
+        computed = list(filter(None, map(_computed, columns)))
+        self._group_size.learn(
+            sum(map(self._num_sequences, group)),
+            eval_seconds=sum(max(each.eval_seconds for each in of_model) for of_model in computed),
+            load_seconds=sum(max(each.load_seconds for each in of_model) for of_model in computed),
+        )
         rows = iter(zip(*columns, strict=True))
         for piece, each in zip(group, inputs, strict=True):
             if isinstance(each, ScoringError):
@@ -164,3 +169,8 @@ class _RunningScreen:
             if error.fault == "service":
                 raise
             return error
+
+
+def _computed(results: Sequence[ModelResult]) -> list[EvalResult]:
+    """Of one model's results those that were not kept. Pieces that share a task all have its times."""
+    return [each.result for each in results if each.result is not None and not each.was_kept]

@@ -5,7 +5,7 @@ import time
 from service import tracing
 from workers.errors import EvaluationRefused
 from workers.pool import WorkerPool
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, TaskTimes
 
 
@@ -20,7 +20,7 @@ class TracedPool:
         await self._pool.start()
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """See WorkerPool."""
         attributes: tracing.Attributes = {
@@ -31,7 +31,7 @@ class TracedPool:
         }
         with tracing.span("evaluation", attributes) as span:
             began = time.monotonic()
-            result = await self._pool.evaluate(job, on_progress, turn)
+            result = await self._pool.evaluate(job, on_progress, entry)
             span.set(
                 {
                     "soma_eval.device": result.device,
@@ -44,7 +44,7 @@ class TracedPool:
         return result
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """See WorkerPool."""
         attributes: tracing.Attributes = {
@@ -54,7 +54,7 @@ class TracedPool:
             "soma_eval.encrypted": job.decryption_key is not None,
         }
         with tracing.span("evaluation", attributes):
-            return await self._pool.evaluate_pieces(job, turn)
+            return await self._pool.evaluate_pieces(job, entry)
 
     def status(self) -> list[DeviceStatus]:
         """See WorkerPool."""

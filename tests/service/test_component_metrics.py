@@ -86,6 +86,40 @@ def test_downloads_and_the_cache_are_counted(service: InProcessService, files: F
     assert "canary" not in str(found)
 
 
+def test_a_label_holds_nothing_that_somebody_sent(service: InProcessService, files: FileServer) -> None:
+    good = request_for(files, "labelled", b"weights")
+    with service.client() as client:
+        answers = [
+            client.post("/eval", json=body, headers={"Prefer": preference})
+            for body in (good, {"data": DATA, "weights_url": f"{files.base_url}/absent?canary-query"}, {})
+            for preference in ("wait", "respond-async")
+        ]
+        client.get("/canary-path")
+        jobs = client.get("/jobs").json()["jobs"]
+        for job in jobs:
+            client.get(f"/jobs/{job['id']}/events")
+    labels = [label for _, labels in samples(service) for label in labels]
+    known = {
+        "code",
+        "device",
+        "door",
+        "fault",
+        "kind",
+        "le",
+        "method",
+        "node",
+        "outcome",
+        "phase",
+        "protocol",
+    }
+    build = {"version", "torch", "soma_arrgen", "architecture", "precision"}
+    assert {name for name, _ in labels} <= known | build | {"reason", "state"}
+    texts = " ".join(text for _, text in labels)
+    ids = [job["id"] for job in jobs] + [answer.headers["x-request-id"] for answer in answers]
+    for sent in ("canary", "://", "127.0.0.1", good["weights_checksum"], *ids):
+        assert sent not in texts
+
+
 def test_failures_have_their_fault(service: InProcessService) -> None:
     with service.client() as client:
         assert client.post("/eval", json={}).status_code == 422

@@ -306,6 +306,8 @@ LINE = b'{"piece": 0, "models": [], "targets": [], "error": null}\n'
 COUNTS = b'"summary": {"pieces": 1, "failed": 0, "hits": 0, "pieces_with_hits": 0, "seconds": 0.5}'
 TROUBLE = b'{"code": "worker-crashed", "detail": "so it is", "fault": "service", "retryable": true}'
 LAST_LINE = b"{" + COUNTS + b', "error": null}\n'
+LAST_LINE_OF_TROUBLE = b"{" + COUNTS + b', "error": ' + TROUBLE + b"}\n"
+OTHER_LINE = LINE.replace(b'"piece": 0', b'"piece": "b"')
 
 
 def screen(client: Client) -> tuple[list[int | str], ScreenCounts | None]:
@@ -323,18 +325,73 @@ async def test_a_screen_is_tried_again_until_its_first_line(make_client: MakeCli
 
 
 @pytest.mark.parametrize(
+    "first",
+    [
+        closing_after(LINE),
+        closing_after(LINE + b'{"piece": "b"'),
+        closing_after(LINE + LAST_LINE_OF_TROUBLE),
+    ],
+)
+async def test_a_screen_that_is_cut_off_goes_on_and_gives_no_piece_twice(
+    first: Behaviour, make_client: MakeClient
+) -> None:
+    again = closing_after(OTHER_LINE + LINE + LAST_LINE)
+    result, server = await asked(make_client, in_turn(first, again), screen)
+    assert isinstance(result, tuple)
+    lines, summary = result
+    assert (lines, summary and summary.pieces) == ([0, "b"], 1)
+    assert len(server.requests) == 2
+    assert len({request.body for request in server.requests}) == 1
+
+
+async def test_a_screen_whose_connection_broke_has_one_key_from_then_on(make_client: MakeClient) -> None:
+    full = problem("queue-full", status=429, retry_after=0)
+    again = in_turn(full, breaking, closing_after(LINE), closing_after(OTHER_LINE + LAST_LINE))
+    result, server = await asked(make_client, again, screen)
+    assert isinstance(result, tuple)
+    keys = [request.headers.get("idempotency-key") for request in server.requests]
+    assert keys[:2] == [None, None]
+    assert keys[2] is not None
+    assert keys[2] == keys[3]
+
+
+@pytest.mark.parametrize(
     ("behave", "expected", "words"),
     [
         (breaking, ConnectionFailed, "broke"),
+        (closing_after(b""), ConnectionFailed, "cut off"),
         (closing_after(LINE), ConnectionFailed, "cut off"),
-        (closing_after(LINE + b'{"piece": 1'), ConnectionFailed, "cut off"),
-        (closing_after(LINE + b"{" + COUNTS + b', "error": ' + TROUBLE + b"}\n"), WorkerCrashed, "so it is"),
+        (closing_after(LAST_LINE_OF_TROUBLE), WorkerCrashed, "so it is"),
+    ],
+)
+async def test_a_screen_that_does_not_advance_is_given_up(
+    behave: Behaviour, expected: type[SomaEvalError], words: str, make_client: MakeClient
+) -> None:
+    result, server = await asked(make_client, behave, screen)
+    assert isinstance(result, expected)
+    assert re.search(words, str(result))
+    assert len(server.requests) == 3
+
+
+async def test_the_tries_of_a_screen_are_counted_from_its_last_new_line(make_client: MakeClient) -> None:
+    lines = [LINE.replace(b"0", b"%d" % number, 1) for number in range(6)]
+    cut_off = [closing_after(b"".join(lines[:count])) for count in range(1, 6)]
+    result, server = await asked(
+        make_client, in_turn(*cut_off, closing_after(b"".join(lines) + LAST_LINE)), screen
+    )
+    assert isinstance(result, tuple)
+    assert (result[0], len(server.requests)) == (list(range(6)), 6)
+
+
+@pytest.mark.parametrize(
+    ("behave", "expected", "words"),
+    [
         (closing_after(b"<html>canary</html>\n"), UnexpectedResponse, "HTML page"),
         (closing_after(b'{"canary": 1}\n'), UnexpectedResponse, "Field required"),
         (closing_after(bytes(65 << 20)), UnexpectedResponse, "longer than 64 MiB"),
     ],
 )
-async def test_a_screen_that_has_begun_is_not_repeated(
+async def test_an_answer_that_is_no_screen_is_not_asked_for_again(
     behave: Behaviour, expected: type[SomaEvalError], words: str, make_client: MakeClient
 ) -> None:
     result, server = await asked(make_client, behave, screen)

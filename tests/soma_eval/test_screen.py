@@ -1,6 +1,7 @@
 """A screen by both clients, against a real service."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,8 +11,12 @@ from soma_eval import Client, ModelManifest, ScreenModel, ScreenPiece, ScreenTar
 from soma_eval.errors import DecryptionFailed, EmptyData, InvalidRequest
 from tests.file_server import FileServer
 from tests.golden_requests import GOLDEN_EVALUATION as GOLDEN
+from tests.golden_requests import manifest
+from tests.in_process_service import in_process_service
 from tests.live_service import LiveService
+from tests.postgres import Proxy
 from tests.recipe import TEST_KEY, make_data
+from tests.soma_eval.clients import MakeClient
 
 DATA = make_data(GOLDEN.data)
 
@@ -76,6 +81,33 @@ def test_what_makes_no_sense_is_refused_before_the_first_line(
     screening = remote.screen(**{**question, "targets": [ScreenTarget([1.0], 0.5)]})
     with pytest.raises(InvalidRequest, match="16 finite numbers"):
         next(screening)
+
+
+@pytest.mark.slow
+def test_a_lost_connection_computes_nothing_twice(
+    make_client: MakeClient, files: FileServer, tmp_path: Path
+) -> None:
+    """Lines of 40 KB: more than the buffers of a connection hold together."""
+    num_pieces, in_hand = 300, 4 * 16
+    published = manifest(files, "client-screen.safetensors", b"good weights")
+    question: dict[str, Any] = {
+        "pieces": [b"piece %d" % i for i in range(num_pieces)],
+        "models": [ScreenModel(published["url"])],
+        "targets": [ScreenTarget([1.0] * 16, 0.1)] * 500,
+    }
+    with in_process_service(tmp_path, max_kept_results=1000) as service:
+        host, port = service.http_url.removeprefix("http://").split(":")
+        proxy = Proxy((host, int(port)))
+        with make_client(f"http://127.0.0.1:{proxy.port}").screen(**question) as screening:
+            pieces = [next(screening).piece for _ in range(3)]
+            proxy.close()
+            proxy.open()
+            pieces += [line.piece for line in screening]
+            assert screening.summary is not None
+            assert screening.summary.pieces == num_pieces
+        proxy.close()
+        assert sorted(map(int, pieces)) == list(range(num_pieces))
+        assert num_pieces <= sum(len(job.pieces) for job in service.pool.jobs) <= num_pieces + in_hand
 
 
 def test_closing_it_stops_the_work(remote: Client, service: LiveService, question: dict[str, Any]) -> None:

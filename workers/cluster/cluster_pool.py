@@ -37,7 +37,7 @@ from workers.processes.liveness import Liveness
 from workers.processes.process_pool import ProcessPool
 from workers.processes.supervisor import Place, Supervisor
 from workers.processes.timeouts import Timeouts
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import DeviceStatus, EvalJob, EvalResult, OnEvalProgress, WorkerConfig
 
 logger = logging.getLogger(__name__)
@@ -103,20 +103,20 @@ class ClusterPool:
             raise
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """Evaluate one model on one data set, on every device that is idle; see `ProcessPool.evaluate`."""
         if not self._workers:
             raise NoWorker(f"no worker is alive: {self._trouble()}")
-        return await self._pool.evaluate(job, on_progress, turn)
+        return await self._pool.evaluate(job, on_progress, entry)
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """Evaluate one model on several small data sets, on one device; see `ProcessPool.evaluate_pieces`."""
         if not self._workers:
             raise NoWorker(f"no worker is alive: {self._trouble()}")
-        return await self._pool.evaluate_pieces(job, turn)
+        return await self._pool.evaluate_pieces(job, entry)
 
     def status(self) -> list[DeviceStatus]:
         """One entry per worker, and one per device that is not used, without waiting."""

@@ -1,8 +1,8 @@
 """Who computes what: which worker gets which evaluation next, and who loads weights ahead.
 
 - An evaluation that no worker has goes before one that some worker has. Among these, what was begun goes on first; of
-  the others the one of lowest rank (see `workers.turn`), to which is added what an idle worker needs to begin it: to
-  load its weights, and to be sent their file. So what is there overtakes others, and none is overtaken for ever.
+  the others the one of lowest rank (see `workers.queue_entry`), to which is added what an idle worker needs to begin
+  it: to load its weights, and to be sent their file. So what is there overtakes others, and none is overtaken for ever.
 - Where a busy worker could begin it sooner than an idle one, as it holds the weights or its node the file, what the
   idle one needs longer is added once more, for that would be wasted; and what is new waits for as long, even if a
   worker is idle, unless the busy one is known to be busy for longer.
@@ -59,10 +59,10 @@ def _in_order(
 ) -> list[PendingEvaluation]:
     """Those that may begin now, the next one first."""
     busy = [worker for worker in workers if not worker.is_idle]
-    patience = times.load_seconds + times.send_seconds
+    longest_wait = times.load_seconds + times.send_seconds
     idle_ones = _Group.of(worker for worker in workers if worker.is_idle)
     busy_ones = _Group.of(busy)
-    free_soon = _Group.of(worker for worker in busy if _seconds_left(worker, running) <= patience)
+    free_soon = _Group.of(worker for worker in busy if _seconds_left(worker, running) <= longest_wait)
 
     def place(evaluation: PendingEvaluation) -> float:
         if evaluation.was_begun:

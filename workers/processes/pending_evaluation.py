@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workers.architectures import ArchitectureConfig, load_architecture, refusals_translated
 from workers.errors import EvaluationRefused, OutOfMemory, WorkerError, WorkerTrouble
 from workers.processes.task_times import TaskClock
-from workers.turn import InOrderAsked, Turn
+from workers.queue_entry import OrderOfArrival, QueueEntry
 from workers.types import (
     MAX_POINTS_ALONG,
     BatchScore,
@@ -45,7 +45,7 @@ class PendingEvaluation:
         job: EvalJob,
         config: ArchitectureConfig,
         on_progress: OnEvalProgress | None = None,
-        turn: Turn | None = None,
+        entry: QueueEntry | None = None,
     ) -> None:
         """Raises UnknownArchitecture."""
         self.job = job
@@ -53,7 +53,7 @@ class PendingEvaluation:
         self.was_begun = False
         """Whether a worker was given some of it, now or before."""
         self._asked_at = time.monotonic()
-        self._turn = turn or InOrderAsked()
+        self._queue_entry = entry or OrderOfArrival()
         self.num_batches = len(job.pieces) or config.num_batches(job.data_size)
         """Or pieces, which are handed out and gathered as batches are."""
         self.kind: DeviceKind | None = None
@@ -97,8 +97,8 @@ class PendingEvaluation:
 
     @property
     def rank(self) -> float:
-        """Its place among those that wait: see `workers.turn`."""
-        return self._turn.rank
+        """Its place among those that wait: see `workers.queue_entry`."""
+        return self._queue_entry.rank
 
     @property
     def waited_seconds(self) -> float:
@@ -145,7 +145,7 @@ class PendingEvaluation:
         self.kind = kind
         if not self.was_begun:
             self.was_begun = True
-            self._turn.begin()
+            self._queue_entry.begin()
         is_shared = num_workers > 1 and not self.job.pieces
         size = max(1, self.num_free // (2 * num_workers)) if is_shared else len(self._free[0])
         first = self._free.pop(0)

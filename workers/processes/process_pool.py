@@ -32,7 +32,7 @@ from workers.processes.supervisor import THIS_MACHINE, Place, Supervisor
 from workers.processes.timeouts import Timeouts
 from workers.processes.worker_death import Cause, Death
 from workers.processes.worker_process import ENTRY_MODULE, WorkerProcess
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import (
     MAX_PIECES_BYTES,
     DeviceStatus,
@@ -43,7 +43,7 @@ from workers.types import (
     WorkerConfig,
 )
 
-_A_MOMENT_SECONDS = 0.001
+_CLOCK_MARGIN_SECONDS = 0.001
 
 
 class ProcessPool:
@@ -96,7 +96,7 @@ class ProcessPool:
             raise NoWorker(f"no worker could start: {reason}")
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """Evaluate one model on one data set, on every device that is idle.
 
@@ -104,11 +104,11 @@ class ProcessPool:
         device too. `on_progress` is called on the event loop, after each batch, and within one that takes long.
         Raises a `workers.errors.WorkerError`, never anything else.
         """
-        async with self._running(job, on_progress, turn) as evaluation:
+        async with self._running(job, on_progress, entry) as evaluation:
             return await evaluation.result(self._precision)
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """Evaluate one model on several small data sets (`EvalJob.of_pieces`), which share forward passes.
 
@@ -117,20 +117,20 @@ class ProcessPool:
         """
         if job.data_size > MAX_PIECES_BYTES:
             raise ValueError(f"the pieces of a job have at most {MAX_PIECES_BYTES} bytes")
-        async with self._running(job, None, turn) as evaluation:
+        async with self._running(job, None, entry) as evaluation:
             return await evaluation.piece_results(self._precision)
 
     @asynccontextmanager
     async def _running(
-        self, job: EvalJob, on_progress: OnEvalProgress | None, turn: Turn | None
+        self, job: EvalJob, on_progress: OnEvalProgress | None, entry: QueueEntry | None
     ) -> AsyncIterator[PendingEvaluation]:
         """An evaluation that is given to workers; the block awaits its outcome, and stops it where it ends early."""
-        evaluation = self._admit(job, on_progress, turn)
+        evaluation = self._admit(job, on_progress, entry)
         self._evaluations.append(evaluation)
         loop, times = asyncio.get_running_loop(), self._begin_times
-        # For as long it may wait for a busy worker; a moment more, as clocks are not exact.
-        patience = [
-            loop.call_later(seconds + _A_MOMENT_SECONDS, self._dispatch)
+        # For as long it may wait for a busy worker; a little more, as clocks are not exact.
+        dispatch_again = [
+            loop.call_later(seconds + _CLOCK_MARGIN_SECONDS, self._dispatch)
             for seconds in (times.load_seconds, times.load_seconds + times.send_seconds)
         ]
         try:
@@ -140,7 +140,7 @@ class ProcessPool:
         except MemoryError:
             raise OutOfMemory("this service has too little memory for the evaluation") from None
         finally:
-            for timer in patience:
+            for timer in dispatch_again:
                 timer.cancel()
             self._retire(evaluation)
 
@@ -197,7 +197,7 @@ class ProcessPool:
     # -- from a job to a worker and back
 
     def _admit(
-        self, job: EvalJob, on_progress: OnEvalProgress | None, turn: Turn | None
+        self, job: EvalJob, on_progress: OnEvalProgress | None, entry: QueueEntry | None
     ) -> PendingEvaluation:
         """The job as an evaluation, if it may have a worker."""
         if job.data_size < 1 or not all(job.pieces):
@@ -215,7 +215,7 @@ class ProcessPool:
             raise refusal
         if not self._is_started or self._cannot_start():
             raise NoWorker("no worker is alive, and none will be soon")
-        return PendingEvaluation(job, config, on_progress, turn)
+        return PendingEvaluation(job, config, on_progress, entry)
 
     def _dispatch(self) -> None:
         """Give every idle worker something, as long as there is something to give."""

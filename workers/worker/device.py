@@ -40,7 +40,8 @@ class Device:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.choose()
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # As use_deterministic_algorithms(True, warn_only=True), which imports the compiler too: half of a start.
+        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.total_bytes = self._free_and_total_bytes()[1]
         """All the memory that it has."""

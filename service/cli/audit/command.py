@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import ApiKeyFlag, JsonFlag, UrlFlag, refuse_local_flags
+from service.cli.shared_flags import ApiKeyFlag, JsonFlag, UrlFlag, check_url_flag
 
 
 @setting_flags(
@@ -32,7 +32,7 @@ def audit(
     Each number is compared as validators do: within 1 % or 0.01.
     Exit code: 0 every claim agrees, 1 one does not, 2 usage, 3 it could not be told.
     """
-    refuse_local_flags(url, flags)
+    check_url_flag(url, flags)
     settings = settings_from(flags)
     from service.cli.audit.run import run_audit
 

@@ -14,7 +14,7 @@ from service.cli.exit_codes import ExitCode
 from service.cli.printable import printable
 from service.cli.progress_bars import item_bar
 from service.cli.standard_streams import write_out
-from service.cli.starting import say_what_is_started
+from service.cli.starting import say_what_is_awaited
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ScoringError
@@ -34,9 +34,8 @@ def run_audit(
     def show(verdict: Verdict) -> None:
         write_out(f"{json_format.dumps(verdict.to_json(), allow_nan=False)}\n" if json else _text(verdict))
 
-    if url is None:
-        say_what_is_started(settings)
-    with item_bar("auditing", len(claims)) as on_done:
+    say_what_is_awaited(settings, url)
+    with item_bar("auditing", len(claims), "waiting" if url else "starting a worker") as on_done:
         verdicts = asyncio.run(_judge_all(claims, answers, show, on_done))
     if not json and len(verdicts) > 1:
         write_out(_summary(verdicts))
@@ -86,7 +85,7 @@ def _line(name: str, field: Field) -> str:
         field.within_tolerance
     ]
     if name == "embedding":
-        return f"  {name:<12}{len(field.claimed):,} numbers{'':<17}{judged}"
+        return f"  {name:<12}{f'{len(field.claimed):,} numbers':<37}{judged}"
     return f"  {name:<12}claimed {_shown(field.claimed):<12}ours {_shown(field.ours):<12}{judged}"
 
 

@@ -1,6 +1,7 @@
 """What `soma-eval cache` does."""
 
 import json as json_format
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from service.cli.standard_streams import write_out
 from service.cli.usage import CommandFailed
 
 _WIDTH = 100
+"""A row takes 79: that of a terminal, with every checksum whole."""
 
 
 def list_cache(data_dir: Path, *, json: bool) -> ExitCode:
@@ -75,12 +77,19 @@ def _table(files: Sequence[CachedFile]) -> str:
     table.add_column("in use")
     for file in files:
         unfinished = "unfinished download" if file.kind == "unfinished" else file.name
-        used = file.to_json()["last_used"]
+        used = _age(time.time() - file.last_used)
         table.add_row(unfinished, decimal(file.size), used, "yes" if file.in_use else "")
     console = Console(width=_WIDTH, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
 
 
 def _files(number: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.blob import BlobRef
 from service.checksum import is_checksum
@@ -15,9 +16,10 @@ from service.cli.header_check import Checked, FileHead, check_header, model_conf
 from service.cli.urls import is_url
 from service.cli.usage import BadUsage
 from service.config import Settings
-from service.download.downloader import Downloader
-from service.lifespan import open_private_cache
 from workers.architectures import CURRENT_VERSION, load_architecture
+
+if TYPE_CHECKING:
+    from service.download.downloader import Downloader
 
 NON_FINITE = "non-finite-weights"
 """The code of a finding that is no rule of the network's: it accepts such files."""
@@ -68,7 +70,12 @@ async def check_weights(
     return await _check_header_of_url(location, expected, settings)
 
 
+# What downloads is imported where a URL is given. It takes as long to import as all the rest, which a file needs.
+
+
 async def _check_header_of_url(url: str, expected: Expected, settings: Settings) -> Checked:
+    from service.download.downloader import Downloader
+
     downloader = Downloader.from_settings(settings)
     try:
         checked = await check_header(_UrlHead(downloader, url), expected, settings, is_upload=True)
@@ -82,6 +89,8 @@ async def _check_header_of_url(url: str, expected: Expected, settings: Settings)
 @asynccontextmanager
 async def _downloaded(url: str, settings: Settings, report: OnBytes) -> AsyncIterator[Path]:
     """The file behind a URL, in a cache of this command's own."""
+    from service.lifespan import open_private_cache
+
     async with (
         open_private_cache(settings) as cache,
         cache.fetch(
@@ -153,7 +162,7 @@ class _WholeFile:
 
 @dataclass(frozen=True, slots=True)
 class _UrlHead:
-    downloader: Downloader
+    downloader: "Downloader"
     url: str
 
     async def head(self, num_bytes: int) -> tuple[bytes, int | None]:

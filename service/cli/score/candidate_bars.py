@@ -3,26 +3,34 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from service.cli.progress_bars import progress_bars
 from service.cli.score.names import distinct_names
 from service.cli.score.question import Question
 from service.cli.score.score_sheet import CandidateProgress, OnProgress
 
-_NAME_WIDTH = 32
+_NAME_WIDTH = 24
 
 
 @contextmanager
-def candidate_bars(question: Question) -> Iterator[OnProgress]:
-    """A bar for each candidate on stderr, while inside; nothing where stderr is no terminal."""
-    with progress_bars(TextColumn("{task.fields[phase]}"), TimeRemainingColumn()) as bars:
+def candidate_bars(question: Question, first: str) -> Iterator[OnProgress]:
+    """A bar for each candidate on stderr, while inside, whose first phase is `first`; where stderr is no terminal,
+    nothing."""
+    with progress_bars(TextColumn("{task.fields[phase]}")) as bars:
         if bars is None:
             yield lambda _: None
             return
-        names = distinct_names([candidate.name for candidate in question.candidates], _NAME_WIDTH)
-        tasks = [bars.add_task(name, total=None, phase="starting a worker") for name in names]
+        names = distinct_names(_without_folders(question), _NAME_WIDTH)
+        tasks = [bars.add_task(name, total=None, phase=first) for name in names]
         yield lambda progress: _show(bars, tasks[progress.index], progress)
+
+
+def _without_folders(question: Question) -> list[str]:
+    """The names, without the folders unless these are what tells two of them apart."""
+    names = [candidate.name for candidate in question.candidates]
+    short = [name.rpartition("/")[2] or name for name in names]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def _show(bars: Progress, task: TaskID, progress: CandidateProgress) -> None:

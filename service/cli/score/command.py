@@ -14,7 +14,7 @@ from service.cli.shared_flags import (
     SeedFlag,
     SeedsFlag,
     UrlForFilesFlag,
-    refuse_local_flags,
+    check_url_flag,
 )
 from service.cli.usage import BadUsage
 
@@ -92,7 +92,7 @@ def score(
     names = [*(files or []), *(weights or [])]
     if not names:
         raise BadUsage("no weights are given: name them, as in `soma-eval score FILE --data FILE`.")
-    refuse_local_flags(url, flags)
+    check_url_flag(url, flags)
     settings = settings_from(flags)
     from service.cli.score.run import run_score
 

@@ -25,13 +25,12 @@ from service.cli.score.held_out import HeldOut
 from service.cli.score.local import score_all
 from service.cli.score.question import Question
 from service.cli.score.score_sheet import CandidateProgress, OnProgress, Outcome, Run, ScoreSheet
-from service.cli.service_client import ServiceClient, connect, host_of
+from service.cli.service_client import ServiceClient, connect
 from service.cli.usage import BadUsage
 from soma_eval.responses import EvalResponse
 from workers.architectures import CURRENT_VERSION, ArchitectureConfig, config_of, load_architecture
 
 _AT_ONCE = 4
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def score_remotely(
@@ -41,7 +40,6 @@ async def score_remotely(
 
     Raises BadUsage where the service refuses what was asked, RemoteError where there is no service to answer.
     """
-    _check_reach(question, url)
     with _files_served([c.weights for c in question.candidates if not c.is_url]) as urls:
         async with connect(url, api_key, compute_anew=question.compute_anew) as service:
             scoring = _Scoring(question, service, urls, on_progress, await _architecture_of(service))
@@ -133,11 +131,6 @@ class _Scoring:
             result_cached=answer.timings.result_cached,
             versions=answer.provenance.versions,
         )
-
-
-def _check_reach(question: Question, url: str) -> None:
-    if host_of(url) not in _LOOPBACK and not all(c.is_url for c in question.candidates):
-        raise BadUsage("a service on another machine cannot read files of this one: give URLs as --weights")
 
 
 @contextmanager

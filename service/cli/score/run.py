@@ -26,8 +26,8 @@ from service.cli.score.question import Question, parse_candidates, parse_seeds, 
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import write_out
-from service.cli.starting import say_what_is_started
-from service.cli.urls import is_url, without_secrets
+from service.cli.starting import say_what_is_awaited
+from service.cli.urls import is_url, refuse_far_service, without_secrets
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.errors import ZeroEmbedding
@@ -81,9 +81,10 @@ def run_score(
             _refuse_several_runs(question)
             kind = "a file of `score --embedding-out`"
             refuse_unsafe_output(embedding_out, "--embedding-out", inputs, is_embedding_file, kind)
-        if url is None:
-            say_what_is_started(settings)
-        with candidate_bars(question) as on_progress:
+        if url is not None and not all(candidate.is_url for candidate in question.candidates):
+            refuse_far_service(url, "give URLs as --weights")
+        say_what_is_awaited(settings, url)
+        with candidate_bars(question, "waiting" if url else "starting a worker") as on_progress:
             sheet = asyncio.run(_evaluate(question, settings, url, api_key, on_progress))
         now = datetime.now(UTC)
         page = None

@@ -45,9 +45,7 @@ def fitting_table(sheet: ScoreSheet, console: Console) -> tuple[Table, Text | No
     hidden = [name for name in dropped if name in _columns(sheet)]
     if not hidden:
         return _table(sheet, ()), None
-    line = (
-        f"Not shown: {', '.join(hidden)}. A terminal of {width(())} columns shows them; --json has them all."
-    )
+    line = f"Not shown: {', '.join(hidden)}. A terminal of {width(())} columns shows them."
     return _table(sheet, dropped), Text(line, style="dim")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from service.cli.setting_flags import setting_flags, settings_from
-from service.cli.shared_flags import ApiKeyFlag, SeedFlag, UrlFlag, refuse_local_flags
+from service.cli.shared_flags import ApiKeyFlag, SeedFlag, UrlFlag, check_url_flag
 
 
 @setting_flags(
@@ -51,7 +51,7 @@ def screen(
       soma-eval screen --models models.json --targets targets.json --data - \\
         --on-hit 'cat >> hits.jsonl' < pieces.jsonl
     """
-    refuse_local_flags(url, flags)
+    check_url_flag(url, flags)
     settings = settings_from(flags)
     from service.cli.screen.run import run_screen
 

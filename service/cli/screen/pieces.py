@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 18
 _MAX_URL_LENGTH = 8192
 
 OnRead = Callable[[int], None]
-"""Called with the bytes that were read since the last call."""
+"""Called for each piece, with the bytes that it takes in its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +91,27 @@ def _piece_of_file(name: str, path: Path, max_bytes: int, on_read: OnRead) -> Pi
 
 
 def _pieces_of_lines(descriptor: int, max_bytes: int, on_read: OnRead) -> Iterator[Piece]:
-    for position, line in enumerate(_lines(descriptor, 2 * max_bytes + _CHUNK_BYTES, on_read)):
-        if line is None:
-            yield Piece(position, _too_large(max_bytes))
-        elif line.strip():
-            yield _piece_of_line(position, line)
+    for position, (line, num_bytes) in enumerate(_lines(descriptor, 2 * max_bytes + _CHUNK_BYTES)):
+        if line is not None and not line.strip():
+            continue
+        on_read(num_bytes)
+        yield Piece(position, _too_large(max_bytes)) if line is None else _piece_of_line(position, line)
 
 
-def _lines(descriptor: int, most_bytes: int, on_read: OnRead) -> Iterator[bytes | None]:
-    """None for a line that is too long, which is read past and not kept."""
-    kept, is_too_long = bytearray(), False
+def _lines(descriptor: int, most_bytes: int) -> Iterator[tuple[bytes | None, int]]:
+    """Each line and its length with its end. None for one that is too long, which is read past and not kept."""
+    kept, num_bytes, is_too_long = bytearray(), 0, False
     while chunk := os.read(descriptor, _CHUNK_BYTES):
-        on_read(len(chunk))
         first, *rest = chunk.split(b"\n")
         kept += first
+        num_bytes += len(first)
         for each in rest:
-            yield None if is_too_long else bytes(kept)
-            kept, is_too_long = bytearray(each), False
+            yield None if is_too_long else bytes(kept), num_bytes + 1
+            kept, num_bytes, is_too_long = bytearray(each), len(each), False
         if len(kept) > most_bytes:
             kept, is_too_long = bytearray(), True
-    if kept or is_too_long:
-        yield None if is_too_long else bytes(kept)
+    if num_bytes:
+        yield None if is_too_long else bytes(kept), num_bytes
 
 
 def _piece_of_line(position: int, line: bytes) -> Piece:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli.input_file import read_small_file, reason_of
+from service.cli.urls import is_url
 from service.cli.usage import BadUsage
 
 _MAX_FILE_BYTES = 256 << 20
@@ -46,6 +47,13 @@ class Question:
     models: tuple[NamedModel, ...]
     targets: tuple[NamedTarget, ...]
     seed: int
+
+
+def refuse_files(question: Question) -> None:
+    """A service reads none of this machine. Raises BadUsage."""
+    for model in question.models:
+        if not is_url(model.url):
+            raise BadUsage(f"the service at --url cannot read {model.url}: give every model an http(s) URL")
 
 
 def read_question(models: Path, targets: Path | None, seed: int) -> Question:

@@ -14,8 +14,7 @@ import httpx
 from service.blob import BlobRef
 from service.cli.screen.lines import OnLine, error_of
 from service.cli.screen.question import Question
-from service.cli.urls import is_url
-from service.cli.usage import BadUsage, CommandFailed
+from service.cli.usage import CommandFailed
 from service.errors import ScoringError
 from service.scoring.piece_groups import in_groups
 from service.scoring.screen import Id, Piece, ScreenSummary
@@ -31,19 +30,14 @@ PAUSES_SECONDS = (0.0, 1.0, 2.0, 4.0, 8.0)
 async def screen_remotely(
     question: Question, pieces: AsyncIterable[Piece], url: str, api_key: str | None, on_line: OnLine
 ) -> ScreenSummary:
-    """Cancelling closes the connection, which stops the service's work. Raises BadUsage, CommandFailed."""
-    if not is_url(url):
-        raise BadUsage("--url is not an http(s) URL")
-    for model in question.models:
-        if not is_url(model.url):
-            raise BadUsage(f"the service at --url cannot read {model.url}: give every model an http(s) URL")
+    """Cancelling closes the connection, which stops the service's work. Raises CommandFailed."""
     started = time.monotonic()
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
     try:
         async with (
             httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client,
-            aclosing(in_groups(pieces, _share, _MAX_BYTES)) as groups,
+            aclosing(in_groups(pieces, _share, lambda: _MAX_BYTES)) as groups,
         ):
             service = _Service(client, question, on_line)
             async for group in groups:

@@ -4,11 +4,11 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 
 from service.cli.exit_codes import ExitCode
 from service.cli.output_file import refuse_unsafe_output, write_whole
@@ -18,10 +18,10 @@ from service.cli.screen.lines import OnLine, last_line
 from service.cli.screen.nearness import Nearness
 from service.cli.screen.on_hit import HitCommand
 from service.cli.screen.pieces import PieceSource, find_pieces, read_pieces
-from service.cli.screen.question import Question, read_question
+from service.cli.screen.question import Question, read_question, refuse_files
 from service.cli.screen.report import is_report, render_report
 from service.cli.standard_streams import complain, write_out, write_past_buffer
-from service.cli.starting import say_what_is_started
+from service.cli.starting import say_what_is_awaited
 from service.cli.usage import BadUsage
 from service.config import Settings
 from service.daemon_thread import run_in_daemon_thread
@@ -46,13 +46,16 @@ def run_screen(
         raise BadUsage("standard output is closed, so no result would be seen: open it")
     question = read_question(models, targets, seed)
     source = find_pieces(data)
+    if url is not None:
+        refuse_files(question)
     if report is not None:
         inputs = [path for path in (models, targets, Path(data)) if path is not None]
         refuse_unsafe_output(report, "--report", inputs, is_report, "a page of `screen --report`")
-    if url is None:
-        say_what_is_started(settings)
-    with progress_bars(TextColumn("{task.fields[found]}"), TimeRemainingColumn()) as bars:
-        output = _Output(question, source, None if on_hit is None else HitCommand(on_hit), bars)
+    is_shown = sys.stdout.isatty()  # the lines themselves are progress then, and leave no place for a bar
+    say_what_is_awaited(settings, url, has_bar=not is_shown)
+    with nullcontext() if is_shown else progress_bars(TextColumn("{task.fields[found]}")) as bars:
+        command = None if on_hit is None else HitCommand(on_hit)
+        output = _Output(question, source, command, bars, "waiting" if url else "starting a worker")
 
         async def run() -> ScreenSummary:
             async with aclosing(read_pieces(source, settings.max_data_bytes, output.on_read)) as pieces:
@@ -76,22 +79,32 @@ class _Output:
     """Where lines go: standard output, the counts, the bar, and the command for hits."""
 
     def __init__(
-        self, question: Question, source: PieceSource, command: HitCommand | None, bars: Progress | None
+        self,
+        question: Question,
+        source: PieceSource,
+        command: HitCommand | None,
+        bars: Progress | None,
+        waits_for: str,
     ) -> None:
+        """`waits_for` is shown until the first line."""
         self.summary = ScreenSummary()
         self.nearness = Nearness({target.id: target.distance_threshold for target in question.targets})
         self.num_good = 0
         """Pieces that have a loss."""
+        self._num_read = 0
+        self._read_bytes = 0
         self._command = command
         self._bars = bars
         self._task = TaskID(0)
         if bars is not None:
-            self._task = bars.add_task("screening", total=source.total_bytes, found="")
+            self._task = bars.add_task("screening", total=source.total_bytes, found=waits_for)
 
     def on_read(self, num_bytes: int) -> None:
-        """So much more of the data was read."""
-        if self._bars is not None:
-            self._bars.update(self._task, advance=num_bytes)
+        """One more piece was read, of so many bytes."""
+        self._num_read += 1
+        self._read_bytes += num_bytes
+        if self._bars is not None and self._num_read == 1:
+            self._bars.update(self._task, found="evaluating")
 
     async def write(self, line: dict[str, Any]) -> None:
         """One line; waits for a reader that is slow, and for the command."""
@@ -105,10 +118,15 @@ class _Output:
         self.summary.pieces_with_hits += hits > 0
         self.nearness.add(line)
         if self._bars is not None:
-            found = f"{self.summary.pieces:,} pieces, {self.summary.hits:,} hits"
-            self._bars.update(self._task, found=found)
+            found = f"{_counted(self.summary.pieces, 'piece')}, {_counted(self.summary.hits, 'hit')}"
+            done = self._read_bytes * self.summary.pieces / self._num_read
+            self._bars.update(self._task, completed=done, found=found)
         if hits and self._command is not None:
             await self._command.run(text)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 async def _screen(

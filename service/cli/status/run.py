@@ -2,7 +2,9 @@
 
 import asyncio
 import json as json_format
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,22 +41,42 @@ async def _look(url: str, api_key: str | None, *, watch: bool, json: bool) -> Se
     async with connect(url, api_key) as service:
         if not watch:
             state = await read_state(service, shown)
-            write_out(_json(state) if json else f"{screen(state)}\n")
+            write_out(_json(state) if json else f"{screen(state, _width())}\n")
             return state
         if json or sys.stdout is None or not sys.stdout.isatty():
             while True:
                 state = await read_state(service, shown)
-                write_out(_json(state) if json else f"{screen(state)}\n\n")
+                write_out(_json(state) if json else f"{screen(state, _width())}\n\n")
                 await asyncio.sleep(_EVERY_SECONDS)
         with Live(console=Console(highlight=False), auto_refresh=False) as live:
             while True:
-                live.update(Text(screen(await read_state(service, shown))), refresh=True)
+                state = await read_state(service, shown)
+                live.update(Text(screen(state, live.console.width)), refresh=True)
                 await asyncio.sleep(_EVERY_SECONDS)
 
 
-def screen(state: ServiceState) -> str:
-    """All of it, for people."""
-    return "\n".join(f"{name:<9}{text}" for name, text in _rows(state))
+def screen(state: ServiceState, width: int) -> str:
+    """All of it, for people, in lines of at most so many characters where words allow it."""
+    return "\n".join(_lines(name, text, width) for name, text in _rows(state))
+
+
+def _lines(name: str, text: str, width: int) -> str:
+    """What does not fit into the line goes on below the text, not below the name."""
+    name = f"{name:<9}"
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=name,
+        subsequent_indent=" " * len(name),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _width() -> int:
+    """That of the terminal; elsewhere a line is as long as it is."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else sys.maxsize
 
 
 def _rows(state: ServiceState) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from service.cli.shared_flags import (
     SeedFlag,
     SeedsFlag,
     UrlForFilesFlag,
-    refuse_local_flags,
+    check_url_flag,
 )
 from service.cli.standard_streams import complain
 from service.cli.usage import BadUsage
@@ -63,7 +63,7 @@ def watch(
     From a script, a line for each checkpoint:
       soma-eval watch checkpoints --data held-out.txt --once --json
     """
-    refuse_local_flags(url, flags)
+    check_url_flag(url, flags)
     if not folder.is_dir():
         raise BadUsage(f"{folder}: {'this is no folder' if folder.exists() else 'there is no such folder'}")
     settings = settings_from(flags)

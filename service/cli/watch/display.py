@@ -32,7 +32,7 @@ class NothingYet:
 
     def scoring(self, question: Question) -> AbstractContextManager[OnProgress]:
         """A bar, where stderr is a terminal."""
-        return candidate_bars(question)
+        return candidate_bars(question, "waiting")
 
     def scored(self, row: Row, board: Leaderboard) -> None:
         """Nothing."""

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -27,16 +28,25 @@ _MAX_HOOK_OUTPUT_BYTES = 4096
 class LiveTable:
     """A table that is drawn anew whenever something has changed."""
 
-    def __init__(self, live: Live, folder_name: str) -> None:
+    def __init__(self, live: Live, folder: Path) -> None:
         self._live = live
-        self._folder_name = printable(folder_name)
+        self._folder = folder
         self._doing = ""
         self._drawn: tuple[object, ...] = ()
+        self._rows: list[RenderableType] = []
+
+    def start(self, waits_for: str) -> None:
+        """Say what the watch waits for before its first look."""
+        self._live.update(self._status(waits_for), refresh=True)
+
+    def end(self) -> None:
+        """Leave the rows alone: nothing is being done any more."""
+        self._live.update(Group(*self._rows), refresh=True)
 
     @contextmanager
     def scoring(self, question: Question) -> Iterator[OnProgress]:
         """Say how far the candidate has come."""
-        name = printable(question.candidates[0].name)
+        name = printable(os.path.relpath(question.candidates[0].name, self._folder))
         began: float | None = None
 
         def on_progress(progress: CandidateProgress) -> None:
@@ -44,9 +54,9 @@ class LiveTable:
             if progress.phase == "evaluating" and began is None:
                 began = time.monotonic()
             seconds = 0.0 if began is None else time.monotonic() - began
-            self._doing = f"{name}: {progress.phase}{_how_far(progress, seconds)}"
+            self._doing = f"{name} {progress.phase}{_how_far(progress, seconds)}"
 
-        self._doing = f"{name}: waiting"
+        self._doing = f"{name} waiting for a worker"
         try:
             yield on_progress
         finally:
@@ -61,7 +71,9 @@ class LiveTable:
         shown = (self._doing, len(folder.waiting), folder.present, self._live.console.size, len(board.rows))
         if shown != self._drawn:
             self._drawn = shown
-            self._live.update(Group(*self._lines(board, folder)), refresh=True)
+            self._rows = list(self._lines(board, folder))
+            status = self._status(self._what_is_done(len(folder.waiting)))
+            self._live.update(Group(status, *self._rows), refresh=True)
 
     @contextmanager
     def hook_output(self) -> Iterator[int]:
@@ -74,7 +86,6 @@ class LiveTable:
                 self._live.console.print(Text(printable(line)))
 
     def _lines(self, board: Leaderboard, folder: CheckpointFolder) -> Iterator[RenderableType]:
-        yield self._status(folder)
         console = self._live.console
         max_rows = max(_MIN_ROWS, console.size.height - _LINES_AROUND_THE_TABLE)
         sheet = board.sheet(max_rows, _MAX_FAILED)
@@ -84,21 +95,26 @@ class LiveTable:
             if hidden is not None:
                 yield hidden
         more = [
-            _more(len(board.ranked) - max_rows, "more with a higher loss"),
-            _more(len(board.failed) - _MAX_FAILED, "more without a loss"),
-            _more(
-                sum(row.path not in folder.present for row in board.rows), "of all no longer in the folder"
-            ),
+            _counted(len(board.ranked) - max_rows, "with a higher loss"),
+            _counted(len(board.failed) - _MAX_FAILED, "without a loss"),
         ]
-        if any(more):
-            yield Text(f"And {', '.join(filter(None, more))}.", style="dim")
+        gone = sum(row.path not in folder.present for row in board.rows)
+        beside = [
+            f"And {' and '.join(filter(None, more))}." if any(more) else "",
+            f"No longer in the folder: {gone} of {len(board.rows)}." if gone else "",
+        ]
+        if any(beside):
+            yield Text(" ".join(filter(None, beside)), style="dim")
         yield from remarks(sheet)
 
-    def _status(self, folder: CheckpointFolder) -> Text:
-        waiting = len(folder.waiting)
-        parts = [f"watching {self._folder_name}", self._doing or ("" if waiting else "nothing to do")]
-        parts.append(f"{waiting} not complete or waiting" if waiting else "")
-        return Text("; ".join(filter(None, parts)), style="dim")
+    def _what_is_done(self, num_waiting: int) -> str:
+        if self._doing:
+            return self._doing + (f"; {num_waiting} waiting" if num_waiting else "")
+        return f"{num_waiting} not complete yet" if num_waiting else "nothing to do"
+
+    def _status(self, text: str) -> Text:
+        line = f"watching {printable(str(self._folder))}: {text}"
+        return Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _how_far(progress: CandidateProgress, seconds: float) -> str:
@@ -110,14 +126,16 @@ def _how_far(progress: CandidateProgress, seconds: float) -> str:
     return f", {share:.0%}{left}"
 
 
-def _more(count: int, what: str) -> str:
-    return f"{count} {what}" if count > 0 else ""
+def _counted(count: int, what: str) -> str:
+    return f"{count} more {what}" if count > 0 else ""
 
 
 @contextmanager
-def open_live_table(folder_name: str) -> Iterator[LiveTable]:
-    """A table on standard output, which is a terminal; its last state stays there."""
+def open_live_table(folder: Path) -> Iterator[LiveTable]:
+    """A table on standard output, which is a terminal; its rows stay there."""
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
-        table = LiveTable(live, folder_name)
-        live.update(Text("starting", style="dim"), refresh=True)
-        yield table
+        table = LiveTable(live, folder)
+        try:
+            yield table
+        finally:
+            table.end()

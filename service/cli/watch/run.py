@@ -26,7 +26,8 @@ from service.cli.score.run import exit_code
 from service.cli.score.score_sheet import OnProgress, ScoreSheet
 from service.cli.score.table import print_sheet
 from service.cli.standard_streams import complain, write_out
-from service.cli.starting import say_what_is_started
+from service.cli.starting import what_is_awaited
+from service.cli.urls import refuse_far_service
 from service.cli.usage import BadUsage
 from service.cli.watch.board_file import BoardFile
 from service.cli.watch.checkpoint_folder import ENDING
@@ -70,9 +71,8 @@ def run_watch(options: WatchOptions, settings: Settings) -> int:
             inputs = [data.path for data in found.files]
             refuse_unsafe_output(options.report, "--report", inputs, is_report, "a page of `score --report`")
         question = _question(options, found)
-        if options.once and options.url is None:
-            say_what_is_started(settings, has_bar=False)
         with _open_display(options) as display:
+            _say_what_is_awaited(display, options, settings)
             board = asyncio.run(_watch(question, options, settings, display))
         if sys.stdout is not None:
             _print_at_the_end(board, options)
@@ -83,6 +83,8 @@ def _check(options: WatchOptions) -> None:
     folder = options.folder
     if not os.access(folder, os.R_OK | os.X_OK):
         raise BadUsage(f"{folder}: this folder may not be read")
+    if options.url is not None:
+        refuse_far_service(options.url, "watch the folder on that machine")
     if sys.stdout is None and options.on_best is None and options.report is None:
         raise BadUsage("standard output is closed, so no result would be seen: open it, or give --report")
 
@@ -103,10 +105,18 @@ def _open_display(options: WatchOptions) -> Iterator[Display]:
     if options.once or sys.stdout is None:
         yield NothingYet()
     elif not options.json and sys.stdout.isatty():
-        with open_live_table(str(options.folder)) as table:
+        with open_live_table(options.folder) as table:
             yield table
     else:
         yield JsonLines() if options.json else TextLines()
+
+
+def _say_what_is_awaited(display: Display, options: WatchOptions, settings: Settings) -> None:
+    awaited = what_is_awaited(settings, options.url)
+    if isinstance(display, LiveTable):
+        display.start(awaited)
+    else:
+        complain(f"{awaited}.")
 
 
 async def _watch(

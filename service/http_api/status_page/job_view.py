@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.errors import Fault, ScoringError
+from service.http_api.status_page.rendering import age, size
 from service.jobs.job import Job, JobState
 from service.last_hour import Phase
 from service.scoring.results import (
@@ -15,7 +16,7 @@ from service.scoring.results import (
     WeightsCached,
 )
 
-_AFTER_DOWNLOAD = ("loading", "evaluating", "done", "failed")
+_AFTER_DOWNLOAD = ("loading", "evaluating", "done")
 """A file in any other phase may be here too: see `Progress.is_here`, which earlier versions have not stored."""
 
 
@@ -60,7 +61,7 @@ class JobRow:
     """What it came to, in a few words."""
     failure: Failure | None
     rejected: tuple[Failure, ...]
-    """Of the models of a competition that has a winner."""
+    """Of the models of a competition that goes on without them, or has a winner."""
 
     @property
     def seconds(self) -> float | None:
@@ -127,6 +128,11 @@ class ModelView:
     failure: Failure | None
     is_winner: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to say of it: the job ended without it."""
+        return not (self.bars or self.numbers or self.failure)
+
 
 @dataclass(frozen=True, slots=True)
 class JobView:
@@ -135,6 +141,7 @@ class JobView:
     row: JobRow
     data_bar: Bar | None
     models: tuple[ModelView, ...]
+    """Those that there is something to say of."""
     margin: float | None
     near_tie: bool
     provenance: tuple[tuple[str, str], ...]
@@ -168,7 +175,7 @@ def row_of(job: Job) -> JobRow:
         bars=() if job.finished else tuple(_bars(job.models, job.estimated_seconds_left())),
         summary=_summary(job),
         failure=None if job.error is None else Failure.of(job.error),
-        rejected=tuple(Failure.of(outcome.error) for outcome in _outcomes(job) if outcome.error is not None),
+        rejected=tuple(map(Failure.of, _rejected(job))),
     )
 
 
@@ -179,7 +186,7 @@ def view_of(job: Job) -> JobView:
     return JobView(
         row=row_of(job),
         data_bar=_download_bar([job.data], "data") if job.data and not job.finished else None,
-        models=tuple(_model(job, index) for index in range(len(job.models))),
+        models=tuple(model for index in range(len(job.models)) if not (model := _model(job, index)).is_empty),
         margin=result.margin if result else None,
         near_tie=result.near_tie if result else False,
         provenance=tuple(_provenance(evaluations[0])) if evaluations else (),
@@ -189,13 +196,13 @@ def view_of(job: Job) -> JobView:
 def _model(job: Job, index: int) -> ModelView:
     outcomes, progress = _outcomes(job), job.models[index]
     outcome = outcomes[index] if outcomes else ModelOutcome()
-    error = outcome.error
+    error = outcome.error or progress.error
     if error is None and job.error is not None and job.error.model_index == index:
         error = job.error
     return ModelView(
         index=index,
         phase=progress.phase,
-        bars=() if job.finished else tuple(_bars([progress])),
+        bars=() if job.finished or progress.phase == "failed" else tuple(_bars([progress])),
         numbers=None if outcome.evaluation is None else Numbers.of(outcome.evaluation),
         failure=None if error is None else Failure.of(error),
         is_winner=isinstance(job.result, CompetitionResult) and job.result.winner == index,
@@ -231,6 +238,12 @@ def _outcomes(job: Job) -> tuple[ModelOutcome, ...]:
             return ()
 
 
+def _rejected(job: Job) -> list[ScoringError]:
+    errors = [progress.error for progress in job.models] if not job.finished else []
+    errors += [outcome.error for outcome in _outcomes(job)]
+    return [error for error in errors if error is not None]
+
+
 def _summary(job: Job) -> str:
     match job.result:
         case Evaluation() as evaluation:
@@ -245,7 +258,8 @@ def _summary(job: Job) -> str:
 
 
 def _bars(models: list[Progress], seconds_left: float | None = None) -> list[Bar]:
-    """Download, load and batches, over all models, with the time that is left where it is known."""
+    """Download, load and batches, over the models that have not failed, with the time left where it is known."""
+    models = [progress for progress in models if progress.phase != "failed"] or models
     num_loaded = sum(progress.phase in ("evaluating", "done") for progress in models)
     num_loading = sum(progress.phase == "loading" for progress in models)
     batches_done = sum(progress.batches_done or 0 for progress in models)
@@ -253,23 +267,23 @@ def _bars(models: list[Progress], seconds_left: float | None = None) -> list[Bar
     known = sum(progress.num_batches is not None for progress in models)
     batches = sum(progress.batches for progress in models)
     share = batches / num_batches * known / len(models) if num_batches else 0.0
-    left = "" if seconds_left is None else f", {seconds_left:,.0f} s left"
+    left = "" if seconds_left is None else f", {_roughly(seconds_left)} left"
     load = "loading" if num_loading else ("done" if num_loaded == len(models) else "")
     if len(models) > 1:
         load = f"{num_loaded} of {len(models)}"
     return [
         _download_bar(models, "download"),
-        Bar("load", num_loaded / len(models), load),
-        Bar("batches", share, f"{batches_done:,} of {num_batches:,}{left}" if num_batches else ""),
+        Bar("load", round(num_loaded / len(models), 3), load),
+        Bar("batches", round(share, 3), f"{batches_done:,} of {num_batches:,}{left}" if num_batches else ""),
     ]
 
 
 def _download_bar(files: list[Progress], name: str) -> Bar:
-    loading = [file for file in files if file.phase == "downloading"]
-    rate = sum(file.bytes_per_second or 0.0 for file in loading)
+    coming = [file for file in files if file.phase == "downloading" and not _is_here(file)]
+    rate = sum(file.bytes_per_second or 0.0 for file in coming)
     share = sum(_share_here(file) for file in files) / len(files)
-    text = f"{rate / 1e6:,.1f} MB/s" if loading else ("done" if all(map(_is_here, files)) else "")
-    return Bar(name, share, text)
+    text = f"{size(rate)}/s" if coming else ("done" if all(map(_is_here, files)) else "")
+    return Bar(name, round(share, 3), text)
 
 
 def _share_here(file: Progress) -> float:
@@ -279,7 +293,13 @@ def _share_here(file: Progress) -> float:
 
 
 def _is_here(file: Progress) -> bool:
-    return file.is_here or file.phase in _AFTER_DOWNLOAD
+    has_all_bytes = file.phase == "downloading" and file.bytes_done == file.bytes_total is not None
+    return file.is_here or has_all_bytes or file.phase in _AFTER_DOWNLOAD
+
+
+def _roughly(seconds: float) -> str:
+    """In steps of 5 s at most, so that the estimate does not change a panel with each look at it."""
+    return age(seconds if seconds < 10 else 5 * round(seconds / 5))
 
 
 # -- when it has ended -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from service.device_names import device_names
 from service.errors import Fault
 from service.http_api.operations import RequestLimits
 from service.http_api.status_page.job_list import JobList
@@ -42,6 +43,15 @@ class DeviceView:
     resident: tuple[str, ...]
     """Checksums of the weights that lie on it."""
     task: RunningTask | None
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """All devices, and the nodes that have none any more."""
+
+    devices: tuple[DeviceView, ...]
+    nodes_that_left: tuple[str, ...]
+    """In the last hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +192,22 @@ class Collector:
         return self._hour[1]
 
 
-def _devices(components: Components) -> tuple[DeviceView, ...]:
-    return tuple(_device(status, time.time()) for status in components.pool.status())
+def _devices(components: Components) -> Devices:
+    statuses, now = components.pool.status(), time.time()
+    devices = (
+        _device(status, name, now) for status, name in zip(statuses, device_names(statuses), strict=True)
+    )
+    return Devices(
+        tuple(devices), tuple(node for node, is_there in components.pool.nodes().items() if not is_there)
+    )
 
 
-def _device(status: DeviceStatus, now: float) -> DeviceView:
+def _device(status: DeviceStatus, name: str, now: float) -> DeviceView:
     state, tone = _state_of(status)
     age = status.self_test_age_seconds
     return DeviceView(
         node=status.node,
-        name=status.device,
+        name=name,
         description=status.device_name,
         state=state,
         tone=tone,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _FAULTS = {
     "client": "the client",
-    "data_submitter": "who submitted the data",
+    "data_submitter": "the data's submitter",
     "model_owner": "the model's owner",
     "service": "this service",
 }
@@ -57,12 +57,9 @@ def size(num_bytes: float | None) -> str:
     if num_bytes is None:
         return "–"
     for factor, unit in _UNITS:
-        if num_bytes >= factor:
-            return (
-                f"{num_bytes / factor:.3g} {unit}"
-                if num_bytes < 999.5 * factor
-                else f"{num_bytes / factor:,.0f} {unit}"
-            )
+        if num_bytes >= 0.9995 * factor:
+            number = num_bytes / factor
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
     return f"{num_bytes:.0f} B"
 
 

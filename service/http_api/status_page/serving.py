@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from service.device_names import device_names
 from service.errors import Draining, QueueFull
 from service.jobs.database import FILE_NAME
 from service.lifespan import Components
 from workers.types import DeviceStatus
 
 Tone = Literal["good", "warn", "bad"]
+
+_REPAIR = "Workers are started again and tested by themselves; if this lasts, the log says why."
+_MAX_TROUBLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,7 @@ def serving_now(components: Components) -> Serving:
                 "No. No worker is ready."
                 if not _ready(components)
                 else "No. A kind of device has no worker.",
-                f"{_troubles(components.pool.status())} Workers are started again and tested by themselves; if this "
-                "lasts, the log says why.",
+                f"{_troubles(components.pool.status())} {_REPAIR}",
                 "no-worker",
             )
     return _with_room(components)
@@ -82,7 +85,7 @@ def _with_room(components: Components) -> Serving:
             "warn",
             "Ready",
             f"Yes, with {len(ready)} of {len(devices)} devices.",
-            _troubles(devices),
+            f"{_troubles(devices)} {_REPAIR}",
         )
     if scheduler.num_waiting:
         behind = f"after {_count(scheduler.num_waiting, 'evaluation')} that {_wait(scheduler.num_waiting)}"
@@ -111,9 +114,14 @@ def _ready(components: Components) -> list[DeviceStatus]:
 
 
 def _troubles(devices: list[DeviceStatus]) -> str:
+    """Of those that are not ready, the first few in words."""
     troubles = [
-        f"{device.device}: {device.trouble or 'not tested yet'}." for device in devices if not device.ready
+        f"{name}{f' of node {device.node}' if device.node else ''}: {device.trouble or 'not tested yet'}."
+        for device, name in zip(devices, device_names(devices), strict=True)
+        if not device.ready
     ]
+    if len(troubles) > _MAX_TROUBLES:
+        troubles[_MAX_TROUBLES:] = [f"And {len(troubles) - _MAX_TROUBLES} more, below."]
     return " ".join(troubles)
 
 

@@ -35,9 +35,9 @@ class Ran:
 
     @property
     def complaints(self) -> str:
-        """What was written to standard error, without what is said when workers are started."""
-        lines = self.err.splitlines(keepends=True)
-        return "".join(line for line in lines if not line.startswith("soma-eval: starting a worker"))
+        """What was written to standard error, without the line that says what is waited for."""
+        awaited = ("soma-eval: starting a worker", "soma-eval: asking the service at")
+        return "".join(line for line in self.err.splitlines(keepends=True) if not line.startswith(awaited))
 
     @property
     def json(self) -> Any:

@@ -14,7 +14,7 @@ from service.scoring.served_architecture import architecture_of
 from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.errors import EvaluationRefused, NonFiniteResult
 from workers.pool import WorkerPool, create_pool
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import (
     BatchScore,
     DeviceStatus,
@@ -39,7 +39,7 @@ class ComputingPool:
         """Nothing has to be started."""
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """Raises a WorkerError."""
         loop, report = asyncio.get_running_loop(), on_progress or (lambda _: None)
@@ -55,8 +55,8 @@ class ComputingPool:
             return load_seconds, scores
 
         async with self._lock:
-            if turn:
-                turn.begin()
+            if entry:
+                entry.begin()
             report(EvalProgress("loading", 0, num_batches))
             started = time.monotonic()
             load_seconds, scores = await asyncio.to_thread(compute)
@@ -64,7 +64,7 @@ class ComputingPool:
         return self._result(job, scores, load_seconds, time.monotonic() - started)
 
     async def evaluate_pieces(
-        self, job: EvalJob, turn: Turn | None = None
+        self, job: EvalJob, entry: QueueEntry | None = None
     ) -> list[EvalResult | EvaluationRefused]:
         """Raises a WorkerError."""
 
@@ -73,8 +73,8 @@ class ComputingPool:
             return list(self._runner.evaluate(job, range(len(job.pieces)), lambda: None))
 
         async with self._lock:
-            if turn:
-                turn.begin()
+            if entry:
+                entry.begin()
             scores = await asyncio.to_thread(compute)
         results: list[EvalResult | EvaluationRefused] = []
         for score, piece in zip(scores, job.pieces, strict=True):

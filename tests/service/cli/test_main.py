@@ -41,7 +41,7 @@ from tests.service.cli.command import ROOT, InProcess, environment, run_command
         ),
         (["score", "--weights", "c*", "--data", "text", "--device", "cuda"], 3, "device cuda was asked for"),
         (
-            ["score", "--weights", "c*", "--data", "text", "--url", "x", "--device", "cpu"],
+            ["score", "--weights", "c*", "--data", "text", "--url", "http://x", "--device", "cpu"],
             2,
             "--url leaves device",
         ),
@@ -81,8 +81,9 @@ def test_an_error_is_one_line_with_a_code(
     assert (ran.code, ran.out) == (code, "")
     assert said in ran.err
     assert ran.err.startswith("soma-eval: ")
-    # `serve` says that it begins.
-    lines = [line for line in ran.err.splitlines() if "starting a worker" not in line]
+    # What is waited for is said before.
+    awaited = ("soma-eval: starting a worker", "soma-eval: asking the service at")
+    lines = [line for line in ran.err.splitlines() if not line.startswith(awaited)]
     assert len(lines) == 1
     assert "secret0" not in ran.err
 
@@ -113,7 +114,7 @@ LOADED = """
 import sys
 from service.cli.main import run
 run(sys.argv[1:])
-heavy = ("torch", "numpy", "fastapi", "httpx", "rich", "cryptography", "pydantic")
+heavy = ("torch", "numpy", "fastapi", "httpx", "sqlalchemy", "rich", "cryptography", "pydantic")
 print(*(name for name in heavy if name in sys.modules), file=sys.stderr)
 """
 
@@ -141,3 +142,12 @@ def test_a_broken_pipe_is_not_the_weights_fault(prepared: Path) -> None:
     ran = run_command(prepared, "--help", stdout=writing)
     os.close(writing)
     assert (ran.code, ran.err) == (3, "soma-eval: Broken pipe.\n")
+
+
+@pytest.mark.parametrize("flags", [(), ("--full",)])
+def test_a_file_is_checked_without_what_downloads(plain: Path, flags: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", LOADED, "check", "plain.safetensors", "--small-model", *flags]
+    ran = subprocess.run(
+        command, capture_output=True, cwd=plain, env=environment(plain), check=True, text=True
+    )
+    assert not {"torch", "fastapi", "httpx", "sqlalchemy"} & set(ran.stderr.splitlines()[-1].split())

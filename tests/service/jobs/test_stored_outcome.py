@@ -75,3 +75,15 @@ def test_progress_comes_back() -> None:
     ]
     assert progress_from_json(progress_to_json(data, models)) == (data, models)
     assert progress_from_json(progress_to_json(None, models)) == (None, models)
+
+
+def test_the_error_of_a_model_comes_back_with_its_progress() -> None:
+    failed = Progress("failed", model_index=1, error=WeightsInvalid("no header", model_index=1))
+    _, (found,) = progress_from_json(progress_to_json(None, [failed]))
+    assert (type(found.error), str(found.error)) == (WeightsInvalid, str(failed.error))
+    assert found.error is not None
+    assert found.error.model_index == 1
+    by_an_earlier_version = json.loads(progress_to_json(None, [failed]))
+    del by_an_earlier_version[1][0]["error"]
+    _, (found,) = progress_from_json(json.dumps(by_an_earlier_version))
+    assert found.error is None

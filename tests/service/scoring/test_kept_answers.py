@@ -30,6 +30,7 @@ from tests.problems import assert_problem
 from tests.recipe import make_data, small_weights_bytes
 from tests.service.scoring.keeping_service import NO_CACHE, keeping_service
 from workers.errors import DecryptionFailed
+from workers.v1 import NUMERICS_VERSION
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_the_second_answer_is_the_first_one(
     assert len(service.pool.jobs) == 1
     assert (first["timings"]["result_cached"], second["timings"]["result_cached"]) == (False, True)
     assert first["provenance"] == second["provenance"]
-    assert first["provenance"]["numerics_version"] == "1"
+    assert first["provenance"]["numerics_version"] == NUMERICS_VERSION
     for name in ("loss", "embedding", "cross_entropy", "sig_reg", "attends_to_future", "num_batches"):
         assert first[name] == second[name]
     timings = second["timings"]

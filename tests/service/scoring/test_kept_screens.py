@@ -166,8 +166,10 @@ def test_a_verdict_is_kept(tmp_path: Path, files: FileServer, refusal: Exception
         keeping_service(tmp_path, {model["checksum"]: refusal}) as service,
         service.client() as client,
     ):
-        first, second = (screen(client, body(files, [b"one", b"two"])) for _ in range(2))
-        assert len(service.pool.jobs) == 1
+        first = screen(client, body(files, [b"one", b"two"]))
+        num_jobs = len(service.pool.jobs)
+        second = screen(client, body(files, [b"one", b"two"]))
+        assert len(service.pool.jobs) == num_jobs > 0
     assert first == second
     assert {line["models"][0]["error"]["detail"] for line in second} == {"no"}
 

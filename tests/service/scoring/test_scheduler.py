@@ -24,7 +24,7 @@ def scheduler(queue_size: int = 8, max_downloads: int = 1, timeout_seconds: floa
 
 
 class Worker:
-    """Begins what waits in the order of the turns, one after the other, as a pool does."""
+    """Begins what waits in the order of the entries, one after the other, as a pool does."""
 
     def __init__(self, policy: Scheduler) -> None:
         self._policy = policy
@@ -34,22 +34,22 @@ class Worker:
     @asynccontextmanager
     async def evaluating(self, ticket: Ticket) -> AsyncIterator[None]:
         """One evaluation, which waits for the worker, and has it for the block."""
-        with self._policy.turn(ticket) as turn:
-            begun = self._waiting[turn] = asyncio.get_running_loop().create_future()
+        with self._policy.queue_entry(ticket) as entry:
+            begun = self._waiting[entry] = asyncio.get_running_loop().create_future()
             self._begin_next()
             await begun
             try:
                 yield
             finally:
                 self._is_busy = False
-                asyncio.get_running_loop().call_soon(self._begin_next)  # once this turn has ended
+                asyncio.get_running_loop().call_soon(self._begin_next)  # once this entry has ended
 
     def _begin_next(self) -> None:
         if self._waiting and not self._is_busy:
             self._is_busy = True
-            turn = min(self._waiting, key=lambda each: each.rank)
-            turn.begin()
-            self._waiting.pop(turn).set_result(None)
+            entry = min(self._waiting, key=lambda each: each.rank)
+            entry.begin()
+            self._waiting.pop(entry).set_result(None)
 
     async def evaluate(self, ticket: Ticket, seconds: float = 0.002) -> None:
         """One that takes so long."""
@@ -69,7 +69,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert policy.num_admitted == 1
 
 
-@pytest.mark.parametrize("with_weights", [False, True], ids=["turns", "weights, then turns"])
+@pytest.mark.parametrize("with_weights", [False, True], ids=["workers", "weights, then workers"])
 async def test_places_go_round_between_requests(with_weights: bool) -> None:
     policy = scheduler()
     worker = Worker(policy)
@@ -216,7 +216,7 @@ async def test_a_competition_is_served_beside_a_stream_of_single_evaluations() -
 
 
 async def test_workers_are_shared_by_time_and_not_by_number() -> None:
-    """Weights that take ten times as long get a tenth as many turns."""
+    """Weights that take ten times as long get a tenth as many."""
     policy = scheduler()
     worker = Worker(policy)
     served = {"slow": 0, "quick": 0}
@@ -234,15 +234,15 @@ async def test_workers_are_shared_by_time_and_not_by_number() -> None:
         await _cancel(*tasks)
 
 
-async def test_a_pool_begins_the_evaluations_of_requests_in_turn(tmp_path: Path) -> None:
+async def test_a_pool_begins_the_evaluations_of_requests_in_queue_entry(tmp_path: Path) -> None:
     policy = scheduler()
     order: list[str] = []
 
     async with misbehaving_pool() as pool:
 
         async def evaluate(name: str, ticket: Ticket, number: int) -> None:
-            with policy.turn(ticket) as turn:
-                await pool.evaluate(job(f"{name}-{number}", tmp_path, num_batches=1), turn=turn)
+            with policy.queue_entry(ticket) as entry:
+                await pool.evaluate(job(f"{name}-{number}", tmp_path, num_batches=1), entry=entry)
             order.append(name)
 
         async with policy.admit(20) as large, policy.admit(2) as small, asyncio.TaskGroup() as group:
@@ -290,7 +290,7 @@ async def test_downloads_leave_time_for_what_is_still_to_be_evaluated() -> None:
 async def test_what_waits_and_what_runs_is_counted() -> None:
     policy = scheduler()
     async with policy.admit(2) as ticket:
-        with policy.turn(ticket) as first, policy.turn(ticket) as second:
+        with policy.queue_entry(ticket) as first, policy.queue_entry(ticket) as second:
             assert (policy.num_running, policy.num_waiting) == (0, 2)
             first.begin()
             assert (policy.num_running, policy.num_waiting) == (1, 1)
@@ -302,13 +302,13 @@ async def test_what_waits_and_what_runs_is_counted() -> None:
 async def test_one_who_leaves_while_waiting_has_used_nothing() -> None:
     policy = scheduler()
     async with policy.admit() as first, policy.admit() as second:
-        with policy.turn(first) as turn:
-            before = turn.rank
-        with policy.turn(second) as served:
+        with policy.queue_entry(first) as entry:
+            before = entry.rank
+        with policy.queue_entry(second) as served:
             served.begin()
-        with policy.turn(first) as turn:
-            assert turn.rank == pytest.approx(before, abs=0.01)
-            assert turn.waited_seconds < 1.0
+        with policy.queue_entry(first) as entry:
+            assert entry.rank == pytest.approx(before, abs=0.01)
+            assert entry.waited_seconds < 1.0
 
 
 async def test_a_request_past_its_deadline_is_stopped() -> None:

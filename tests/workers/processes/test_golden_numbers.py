@@ -37,13 +37,14 @@ CASES = {
     for case in golden_cases().values()
     if case.config == SMALL_CONFIG and (case.max_seq_len, case.batch_size) == (1024, 16)
 }
-SEVERAL_BATCHES = CASES["small-70000"]
+ENCRYPTED = [name for name in CASES if name not in ("small-1-mib", "small-70000")]
+"""Those of at most two batches: what is decrypted once is evaluated like any other weights."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pools() -> AsyncIterator[dict[int, WorkerPool]]:
-    """One, two and three CPU workers with one thread each."""
-    pools = {n: create_pool(["cpu"] * n, small_model=True, num_threads=1) for n in (1, 2, 3)}
+    """One and three CPU workers with one thread each."""
+    pools = {n: create_pool(["cpu"] * n, small_model=True, num_threads=1) for n in (1, 3)}
     await asyncio.gather(*(pool.start() for pool in pools.values()))
     yield pools
     await asyncio.gather(*(pool.close() for pool in pools.values()))
@@ -65,8 +66,13 @@ def same_bits(one: EvalResult, other: EvalResult) -> bool:
     )
 
 
-@pytest.mark.parametrize("key", [None, TEST_KEY], ids=["plain", "encrypted"])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "small-1-mib"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(pytest.param(name, None, id=f"{name}-plain") for name in CASES if name != "small-1-mib"),
+        *(pytest.param(name, TEST_KEY, id=f"{name}-encrypted") for name in ENCRYPTED),
+    ],
+)
 async def test_golden(pools: dict[int, WorkerPool], name: str, key: bytes | None, tmp_path: Path) -> None:
     case = CASES[name]
     result = await pools[1].evaluate(write_job(case, tmp_path, key))
@@ -81,17 +87,19 @@ async def test_golden(pools: dict[int, WorkerPool], name: str, key: bytes | None
 
 
 async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPool], tmp_path: Path) -> None:
-    job = write_job(SEVERAL_BATCHES, tmp_path)
-    one, two, three = [await pool.evaluate(job) for pool in pools.values()]
-    assert one.num_batches == 5
-    assert same_bits(one, two)
+    """Four batches, the last of which is short: three workers have unequal shares."""
+    case = CASES["small-70000"]
+    job = write_job(replace(case, data={**case.data, "size": 50_000}), tmp_path)
+    one, three = [await pool.evaluate(job) for pool in pools.values()]
+    assert one.num_batches == 4
     assert same_bits(one, three)
 
 
 async def test_the_same_bits_for_every_way_to_split_an_evaluation(tmp_path: Path) -> None:
     num_batches = 4
-    data = {**SEVERAL_BATCHES.data, "size": (num_batches - 1) * 16 * 1024 + 1}
-    job = write_job(replace(SEVERAL_BATCHES, data=data), tmp_path)
+    case = CASES["small-70000"]
+    data = {**case.data, "size": (num_batches - 1) * 16 * 1024 + 1}
+    job = write_job(replace(case, data=data), tmp_path)
     runners = [Runner(WorkerConfig("cpu", small_model=True)) for _ in range(2)]
     for runner in runners:
         runner.load(job, lambda: None)
@@ -138,15 +146,13 @@ async def test_a_missing_file_is_the_machines_trouble(
 
 
 PARENT = """
-import asyncio, sys
-from workers.pool import create_pool
-from workers.types import EvalJob
+import asyncio, pathlib, sys
+import workers.pool
+from tests.workers.processes.pools import job, misbehaving_pool
 
 async def main():
-    pool = create_pool(["cpu"], small_model=True)
-    await pool.start()
-    result = await pool.evaluate(EvalJob(sys.argv[1], "", sys.argv[2], int(sys.argv[3]), 1))
-    await pool.close()
+    async with misbehaving_pool() as pool:
+        result = await pool.evaluate(job("good", pathlib.Path(sys.argv[1])))
     print(result.num_batches, "torch" in sys.modules)
 
 asyncio.run(main())
@@ -154,10 +160,9 @@ asyncio.run(main())
 
 
 async def test_the_parent_never_imports_torch(tmp_path: Path) -> None:
-    job = write_job(CASES["small-short"], tmp_path)
-    command = [sys.executable, "-c", PARENT, job.weights_path, job.data_path, str(job.data_size)]
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
     done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout == "1 False\n"
+    assert done.stdout == "10 False\n"
 
 
 async def test_pieces_have_the_numbers_that_each_has_alone(
@@ -172,7 +177,7 @@ async def test_pieces_have_the_numbers_that_each_has_alone(
         weights_checksum=alone.weights_checksum,
         seed=case.seed,
     )
-    results = await pools[2].evaluate_pieces(of_pieces)
+    results = await pools[3].evaluate_pieces(of_pieces)
     last = results[-1]
     assert isinstance(last, EvalResult)
     assert last.loss == pytest.approx((await pools[1].evaluate(alone)).loss, rel=1e-6)

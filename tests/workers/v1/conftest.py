@@ -1,11 +1,8 @@
-"""Threads of torch that wait for one another should sleep: spinning ones starve each other on a busy machine."""
+"""What the tests of version 1 share."""
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported
 
 
 @pytest.fixture

@@ -40,13 +40,20 @@ from workers.v1.noise import batch_noise
 from workers.v1.precisions import Precision, hold_in_bf16, hold_linear_weights
 
 WEIGHTS = small_weights_bytes()
-DATA = make_data({"pattern": "hash", "size": 40_000, "seed": 5})  # three batches
+MAX_SEQ_LEN = 256
+"""A quarter of the network's, so that a batch costs little. The golden cases have the network's."""
+DATA = make_data({"pattern": "hash", "size": 10_000, "seed": 5})
+"""Three batches."""
 SHORT = DATA[:300]
+
+
+def small_runner(micro_batch_size: int | None = None) -> ModelRunner:
+    return ModelRunner(ModelConfig.small(), max_seq_len=MAX_SEQ_LEN, micro_batch_size=micro_batch_size)
 
 
 @pytest.fixture
 def runner() -> ModelRunner:
-    return ModelRunner(ModelConfig.small())
+    return small_runner()
 
 
 def bits(score: BatchScore) -> tuple[Any, ...]:
@@ -78,7 +85,7 @@ def test_split_in_two_ranges_is_the_same_to_the_bit(runner: ModelRunner) -> None
     model = runner.load(WEIGHTS)
     whole = [bits(score) for score in runner.eval_batches(model, DATA, 1, range(3))]
     last = list(runner.eval_batches(model, DATA, 1, range(2, 3)))
-    first = list(ModelRunner(ModelConfig.small()).eval_batches(model, DATA, 1, range(2)))
+    first = list(small_runner().eval_batches(model, DATA, 1, range(2)))
     assert [bits(score) for score in first + last] == whole
     assert running_mean(last + first).loss == running_mean(first + last).loss
 
@@ -123,7 +130,7 @@ def test_device_auto() -> None:
 
 
 def test_fewer_sequences_at_once_are_the_same_to_the_bit(runner: ModelRunner) -> None:
-    smaller = ModelRunner(ModelConfig.small(), micro_batch_size=3)
+    smaller = small_runner(micro_batch_size=3)
     assert smaller.micro_batch_size == 3
     model = runner.load(WEIGHTS)
     found, expected = (
@@ -459,8 +466,7 @@ def test_cuda_equals_the_rust_runner(name: str, precision: Any) -> None:
     assert output.attends_to_future is case.attends_to_future
 
 
-def test_detail_adds_the_cross_entropy_of_every_token_and_changes_no_bit() -> None:
-    runner = ModelRunner(ModelConfig.small())
+def test_detail_adds_the_cross_entropy_of_every_token_and_changes_no_bit(runner: ModelRunner) -> None:
     model = runner.load(WEIGHTS)
     for score, plain in zip(
         runner.eval_batches(model, DATA, 0, range(3), detail=True),

@@ -1,5 +1,7 @@
 """A worker while it starts: it is heard of before its libraries are there."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,19 @@ async def test_heartbeats_come_before_torch_is_imported(opened: Path) -> None:
         assert message == SelfTestFailed("ImportError: it cannot be opened")
     finally:
         await process.kill()
+
+
+START = """
+import sys
+from workers.types import WorkerConfig
+from workers.worker.runner import Runner
+
+assert Runner(WorkerConfig("cpu", small_model=True)).self_test(with_large=True) is None
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
+def test_a_start_does_not_import_the_compiler_of_torch() -> None:
+    """Nothing is compiled here, and to import it takes as long as all the rest of torch."""
+    ran = subprocess.run([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True, check=True)
+    assert ran.stdout == "[]\n"

@@ -53,6 +53,10 @@ async def test_without_a_service(in_plain: InProcess, settings: Settings, files:
         (checksum_of(content), True, False) for content in (FIRST, SECOND)
     }
     assert listed["served"] is False
+    table = in_plain.run("cache", "ls", *flags).out.splitlines()
+    assert max(map(len, table[:-1])) <= 80
+    assert [line.split()[0] for line in table[3:5]] == [f["name"] for f in listed["files"]]
+    assert "just now" in table[3]
     path = in_plain.run("cache", "path", checksum_of(FIRST)[:8], *flags).out.strip()
     assert path == str(settings.data_dir / "blobs" / checksum_of(FIRST))
     ran = in_plain.run("cache", "rm", checksum_of(FIRST)[:8], *flags)

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -25,10 +26,11 @@ from tests.recipe import (
     SMALL_CONFIG,
     SMALL_WEIGHTS,
     TEST_KEY,
-    RawTensor,
     encrypt,
     make_weights,
     safetensors_bytes,
+    safetensors_file,
+    safetensors_parts,
     small_weights_bytes,
 )
 from tests.service.cli.command import InProcess, run_command, start_command
@@ -91,8 +93,7 @@ def test_what_is_there_stays(in_plain: InProcess, plain: Path) -> None:
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_midway_leaves_nothing(plain: Path, by: signal.Signals, code: int) -> None:
-    with (plain / "plain.safetensors").open("wb") as large:
-        large.write(large_weights(400 << 20))
+    write_large_weights(plain / "plain.safetensors", 400 << 20)
     process = start_command(plain, *ENCRYPT, "-o", "out.enc", "--key-file", "key")
     end = time.monotonic() + 60
     while not any(path.stat().st_size for path in plain.glob(".soma-eval-*")):
@@ -105,10 +106,13 @@ def test_an_interruption_midway_leaves_nothing(plain: Path, by: signal.Signals, 
     assert names(plain) == ["plain.safetensors"]
 
 
-def large_weights(num_bytes: int) -> bytes:
-    """Sound weights of the small model, with a large tensor that nobody needs."""
-    extra = RawTensor("U8", (num_bytes,), bytes(num_bytes))
-    return safetensors_bytes({**make_weights(SMALL_CONFIG, SMALL_WEIGHTS), "extra": extra})
+def write_large_weights(path: Path, num_bytes: int) -> None:
+    """Sound weights of the small model, with a large tensor that nobody needs: a hole in the file."""
+    header, bodies = safetensors_parts(make_weights(SMALL_CONFIG, SMALL_WEIGHTS))
+    start = sum(map(len, bodies))
+    header["extra"] = {"dtype": "U8", "shape": [num_bytes], "data_offsets": [start, start + num_bytes]}
+    path.write_bytes(safetensors_file(header, b"".join(bodies)))
+    os.truncate(path, path.stat().st_size + num_bytes)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +195,9 @@ class Chain:
 
 
 def printed_code(text: str) -> str:
-    """The lines of Python in the steps."""
-    lines = text.partition("Commit it with")[2].splitlines()[1:]
-    prose = ("   revealed then", "   too late")
-    return "\n".join(line for line in lines if line.startswith("   ") and not line.startswith(prose))
+    """The lines of Python in the steps: what follows the words of each, which end with a colon."""
+    steps = re.split(r"^\d\. ", text[text.index("Commit it with") :], flags=re.MULTILINE)
+    return "\n".join(step.partition(":\n")[2].rstrip("\n") for step in steps)
 
 
 def run_printed_code(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Chain:

@@ -107,6 +107,12 @@ def test_an_interrupted_upload_goes_on_where_it_was(
     assert read_key(plain) == key
     assert SomaClient.decrypt_weights(content, key) == large
     assert SomaClient.commitment(content) == ran.json["checksum"]
+    (plain.parent / "arrived.enc").write_bytes(content)
+    promised = ("--checksum", ran.json["checksum"], "--size", str(ran.json["size"]))
+    checked = run_command(
+        plain, "check", "../arrived.enc", "--small-model", "--key-file", "key", *promised, "--full"
+    )
+    assert checked.code == 0, checked.err
     assert names(plain) == ["data/CACHEDIR.TAG", "key", "plain.safetensors"]
 
 
@@ -138,6 +144,8 @@ def test_a_file_goes_on_where_it_was_too(
     assert sorted(written) == list(range(3, NUM_PARTS + 1))
     assert SomaClient.decrypt_weights((plain / "best.enc").read_bytes(), read_key(plain)) == large
     assert names(plain) == ["best.enc", "data/CACHEDIR.TAG", "key", "plain.safetensors"]
+    checked = in_plain.run("check", "best.enc", "--small-model", "--key-file", "key", "--full")
+    assert checked.code == 0, checked.err
 
 
 def test_an_upload_that_fails_half_way_keeps_its_key(

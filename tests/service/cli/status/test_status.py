@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+from service.cli.status.run import screen
+from service.cli.status.state import ServiceState
 from tests.live_service import LiveService
 from tests.service.cli.command import InProcess, start_command
 
@@ -23,6 +25,14 @@ def test_a_running_service_on_one_screen(in_plain: InProcess, service: LiveServi
     text = in_plain.run("status", service.http_url).out
     assert text.startswith(f"service  {service.http_url} is ready\n")
     assert re.search(r"^device   cpu .*ready$", text, re.MULTILINE)
+
+
+def test_on_a_narrow_terminal_a_line_goes_on_below_its_text() -> None:
+    state = ServiceState("http://127.0.0.1:8000", "no-worker", "the device is lost " * 8)
+    lines = screen(state, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:9].strip() for line in lines] == ["service", "", ""]
+    assert len(screen(state, 1000).splitlines()) == 1
 
 
 def test_where_nothing_answers(in_plain: InProcess) -> None:

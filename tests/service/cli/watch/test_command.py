@@ -12,7 +12,7 @@ import pytest
 from tests.live_service import LiveService
 from tests.recipe import golden_cases, make_data
 from tests.service.cli.command import SECONDS, SMALL, InProcess, start_command
-from tests.service.cli.watch.watching_folder import BAD, GOOD
+from tests.service.cli.watch.watching_folder import BAD, GOOD, NEAR
 
 FIELDS = ["weights", "loss", "loss_spread", "cross_entropy", "sig_reg", "rank", "result_cached", "error"]
 HOSTILE = "a'; touch injected; $(touch injected) `touch injected` \n.safetensors"
@@ -111,6 +111,10 @@ def test_an_empty_folder(folder: Path, in_plain: InProcess) -> None:
         (("data", "--data", "data"), "this is no folder"),
         (("checkpoints", "--data", "missing"), "there is no such file or folder"),
         (("checkpoints", "--data", "data", "--url", "http://127.0.0.1:1", *SMALL), "leave out their flags"),
+        (
+            ("checkpoints", "--data", "data", "--url", "https://far.example"),
+            "watch the folder on that machine",
+        ),
         (("checkpoints", "--data", "data", "--report", "plain.safetensors"), "it is not overwritten"),
         (("checkpoints", "--data", "data", "--seed", "-1"), "--seed lies in"),
     ],
@@ -132,6 +136,35 @@ def test_a_service_does_the_work(folder: Path, in_plain: InProcess, service: Liv
     again = lines(in_plain.run(*ONCE, "--json", "--url", service.http_url).out)
     assert [row["result_cached"] for row in again] == [True, True]
     assert [row["loss"] for row in again] == [row["loss"] for row in by_service]
+
+
+def test_with_a_service_too_a_watch_that_was_killed_repeats_nothing(
+    folder: Path, service: LiveService
+) -> None:
+    asked = ("checkpoints", "--data", "data", "--seeds", "2", "--json", "--url", service.http_url)
+    found: list[list[dict[str, Any]]] = []
+    for names in [(HOSTILE, "bad.safetensors"), ("last.safetensors", "renamed.safetensors", HOSTILE)]:
+        watch = start_command(folder, "watch", *asked)
+        try:
+            assert watch.stdout is not None
+            found.append([json.loads(watch.stdout.readline()) for _ in names])
+        finally:
+            watch.kill()
+            watch.communicate(timeout=SECONDS)
+        assert sorted(row["weights"] for row in found[-1]) == sorted(f"checkpoints/{name}" for name in names)
+        if len(found) == 1:
+            (folder / "checkpoints" / "bad.safetensors").rename(
+                folder / "checkpoints" / "renamed.safetensors"
+            )
+            (folder / "checkpoints" / "last.safetensors").write_bytes(NEAR)
+    again = {row["weights"]: row for row in found[1]}
+    assert {name: row["result_cached"] for name, row in again.items()} == {
+        "checkpoints/last.safetensors": False,
+        "checkpoints/renamed.safetensors": True,
+        f"checkpoints/{HOSTILE}": True,
+    }
+    first = {row["weights"]: row["loss"] for row in found[0]}
+    assert again["checkpoints/renamed.safetensors"]["loss"] == first["checkpoints/bad.safetensors"]
 
 
 def test_a_service_that_is_not_there_is_trouble(folder: Path, in_plain: InProcess) -> None:
@@ -162,6 +195,7 @@ def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(folder: Path, num
     word = b"interrupted" if number == signal.SIGINT else b"terminated"
     assert err == (
         b"soma-eval: watching checkpoints for *.safetensors; Ctrl-C ends it\n"
+        b"soma-eval: starting a worker for cpu, which tests itself first.\n"
         b"soma-eval: " + word + b"; nothing is left running.\n"
     )
     _, alive = psutil.wait_procs(started, timeout=10)

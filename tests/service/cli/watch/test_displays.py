@@ -11,7 +11,7 @@ from rich.live import Live
 from service.cli.score.file_state import FileState
 from service.cli.score.held_out import HeldOut
 from service.cli.score.question import Candidate, Question
-from service.cli.score.score_sheet import Outcome
+from service.cli.score.score_sheet import CandidateProgress, Outcome
 from service.cli.watch.checkpoint_folder import CheckpointFolder
 from service.cli.watch.display import text_lines
 from service.cli.watch.leaderboard import Leaderboard, Row
@@ -52,20 +52,31 @@ async def test_the_table_shows_the_best_of_many_and_what_is_done_now(tmp_path: P
     folder = CheckpointFolder(tmp_path)
     await folder.look()
     with Live(console=console, auto_refresh=False) as live:
-        table = LiveTable(live, "checkpoints")
-        with table.scoring(Question((Candidate("new"),), QUESTION.data, (0,))):
+        table = LiveTable(live, Path("checkpoints"))
+        table.start("starting a worker")
+        with table.scoring(Question((Candidate("checkpoints/run/new"),), QUESTION.data, (0,))) as on_progress:
+            table.refresh(board, folder)
+            on_progress(CandidateProgress(0, "evaluating", 1.0, 4.0))
             table.refresh(board, folder)
         with table.hook_output() as output:
             Path(f"/dev/fd/{output}").write_text("said \x1b[2J\n")
-    console_text = console.file
-    assert isinstance(console_text, io.StringIO)
-    shown = console_text.getvalue()
-    assert "watching checkpoints; new: waiting; 1 not complete or waiting" in shown
+        table.refresh(board, folder)
+        console_text = console.file
+        assert isinstance(console_text, io.StringIO)
+        shown = console_text.getvalue()
+        table.end()
+    assert "watching checkpoints: starting a worker" in shown
+    assert "watching checkpoints: run/new waiting for a worker; 1 waiting" in shown
+    assert "watching checkpoints: run/new evaluating, 25%; 1 waiting" in shown
+    assert "watching checkpoints: 1 not complete yet" in shown
     assert "step-99.safetensors" in shown
     assert "step-50.safetensors" not in shown
-    assert "88 more with a higher loss, 101 of all no longer in the folder" in shown
+    assert "And 88 more with a higher loss. No longer in the folder: 101 of 101." in shown
     assert "✗ odd: the loss is not finite" in shown
     assert "said \\x1b[2J" in shown
+    left = console_text.getvalue()[len(shown) :]
+    assert "step-99.safetensors" in left
+    assert "watching" not in left
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.in_process_pool import InProcessPool, eval_result
 from tests.in_process_service import InProcessService
 from tests.recipe import small_weights_bytes
 from workers.errors import NonFiniteResult, WeightsInvalid
-from workers.turn import Turn
+from workers.queue_entry import QueueEntry
 from workers.types import (
     DeviceStatus,
     EvalJob,
@@ -49,19 +49,19 @@ class BusyPool(InProcessPool):
         """Whether all four are in service."""
 
     async def evaluate(
-        self, job: EvalJob, on_progress: OnEvalProgress | None = None, turn: Turn | None = None
+        self, job: EvalJob, on_progress: OnEvalProgress | None = None, entry: QueueEntry | None = None
     ) -> EvalResult:
         """Like the in-process pool's, unless the weights are stuck."""
         report = on_progress or (lambda progress: None)
         if job.weights_checksum in self.stuck:
-            if turn:
-                turn.begin()
+            if entry:
+                entry.begin()
             batch = self.stuck[job.weights_checksum]
             phase = "evaluating" if batch else "loading"
             report(EvalProgress(phase, batch, _BATCHES))  # type: ignore[arg-type]
             await asyncio.Event().wait()
         await asyncio.sleep(0.5)
-        result = await super().evaluate(job, on_progress, turn)
+        result = await super().evaluate(job, on_progress, entry)
         return replace(
             result,
             cross_entropy=result.loss - 0.0255,

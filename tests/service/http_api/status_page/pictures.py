@@ -1,15 +1,19 @@
-"""Takes the pictures of the documents.
+"""Takes the pictures of the documents, of real traffic on this machine's processors.
 
-python -m tests.service.http_api.status_page.pictures docs/images
+python -m tests.service.http_api.status_page.pictures docs/images [MINUTES]
 """
 
+import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.file_server import FileServer
-from tests.service.http_api.status_page.busy_service import BusyPool, busy_service, jobs_of
 from tests.service.http_api.status_page.chromium import Chromium, chromium
+from tests.service.http_api.status_page.real_traffic import service_with_traffic
+
+MINUTES = 60.0
+"""As long as the page remembers."""
 
 
 def take(
@@ -25,24 +29,25 @@ def take(
 def main() -> None:
     """All of them into the folder that the command line names."""
     folder = Path(sys.argv[1])
-    with tempfile.TemporaryDirectory() as work, chromium() as browser:
-        published = Path(work) / "files"
-        published.mkdir()
-        with FileServer(published).running() as files, busy_service(Path(work) / "data", files) as service:
-            home = f"{service.http_url}/"
-            assert isinstance(service.pool, BusyPool)
-            service.pool.is_whole = True
-            take(browser, home, folder / "status-light.webp", width=1440, height=925)
-            service.pool.is_whole = False
-            take(browser, home, folder / "status-dark.webp", width=1440, height=960, dark=True)
-            take(browser, home, folder / "status-phone.webp", width=390, height=844)
-            take(
-                browser,
-                service.http_url + jobs_of(service)["won"],
-                folder / "status-job.webp",
-                width=1440,
-                height=None,
-            )
+    minutes = float(sys.argv[2]) if len(sys.argv) > 2 else MINUTES
+    with (
+        tempfile.TemporaryDirectory() as work,
+        service_with_traffic(Path(work), minutes) as (service, traffic),
+        chromium() as browser,
+    ):
+        home = f"{service.http_url}/"
+        browser.open(home)
+        browser.wait_for_text("models failed", "#panel-jobs .active")
+        take(browser, home, folder / "status-light.webp", width=1440, height=1080)
+        take(browser, home, folder / "status-phone.webp", width=390, height=844)
+        with service.client() as client:
+            jobs = client.get("/jobs", params={"limit": 100}).json()["jobs"]
+        won = next(job for job in jobs if job["kind"] == "score" and job["state"] == "succeeded")
+        take(browser, f"{home}jobs/{won['id']}", folder / "status-job.webp", width=1440, height=None)
+        os.kill(traffic.workers()[0].pid, signal.SIGSTOP)
+        browser.open(home)
+        browser.wait_for_text("Yes, with 1 of 2 devices.", "h1")
+        take(browser, home, folder / "status-dark.webp", width=1440, height=1080, dark=True)
 
 
 if __name__ == "__main__":

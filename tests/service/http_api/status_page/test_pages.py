@@ -7,18 +7,20 @@ from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
+import base58
 import httpx
 import pytest
 
-from service.errors import NoWorker, OutOfResources, ScoringError
+from service.errors import BlobUnavailable, NoWorker, OutOfResources, ScoringError
 from service.http_api.status_page.job_view import row_of, view_of
 from service.http_api.status_page.rendering import age, bars, duration, line, page, size
 from service.jobs.job import End, Job
 from service.scoring.results import CompetitionResult, ModelOutcome, Progress
 from tests.file_server import FileServer
-from tests.golden_requests import request_for
+from tests.golden_requests import GOLDEN_COMPETITION, absent, competition, request_for
 from tests.in_process_service import InProcessService
 from tests.live_service import LiveService
+from tests.misbehaving_server import serving_in_a_thread, slow_body
 from tests.service.http_api.status_page.busy_service import jobs_of
 from tests.service.http_api.status_page.page_text import text_of
 from tests.service.http_api.status_page.request_headers import AS_JOB, HTML
@@ -43,6 +45,7 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
     for expected in (
         "4 × NVIDIA H100 80GB HBM3",
         "cuda:0 evaluating",
+        "2 14.6 GB",
         "batch 13 in 0–20",
         "2 hung",
         "The worker before this one made no progress for 180 s.",
@@ -69,12 +72,67 @@ def test_every_panel_has_its_numbers(watcher: httpx.Client) -> None:
         assert expected in words, expected
 
 
+def test_the_age_of_a_self_test_and_the_time_of_each_phase_are_told(watcher: httpx.Client) -> None:
+    html = watcher.get("/").text
+    assert re.search(r"cuda:1 evaluating 2 min ago", text_of(html))
+    for phase in ("queue", "download", "load", "eval"):
+        assert re.search(rf'aria-label="{phase}: p50 [\d.]+ m?s, p99 [\d.]+ m?s"', html), phase
+
+
+def test_who_waits_and_since_when(api: InProcessService, plain: dict[str, Any]) -> None:
+    with api.busy(), api.client() as client:
+        locations = [
+            client.post("/eval", json={**plain, "seed": seed}, headers=AS_JOB).headers["location"]
+            for seed in (21, 22, 23)
+        ]
+        wait_until(lambda: api.components is not None and api.components.scheduler.num_waiting == 1)
+        words = text_of(client.get("/", headers=HTML).text)
+        assert re.search(r"running 2 waiting 1 oldest wait \d+ s Retry-After now –", words)
+        for location in locations:
+            client.delete(location)
+
+
+def test_a_download_in_flight_has_its_size_and_rate(api: InProcessService, plain: dict[str, Any]) -> None:
+    slow = slow_body(bytes(2_000_000), bytes_per_second=100_000)
+    with serving_in_a_thread(slow) as url, api.client() as client:
+        request = {"data": plain["data"], "weights_url": url, "weights_size": 2_000_000}
+        location = client.post("/eval", json=request, headers=AS_JOB).headers["location"]
+        seen = r"Downloads in flight weights *[\d.]+ kB of 2 MB *[\d.]+ [kM]B/s"
+        wait_until(lambda: re.search(seen, text_of(client.get("/", headers=HTML).text)) is not None)
+        client.delete(location)
+
+
+def test_no_key_and_no_url_is_on_a_page(api: InProcessService, plain: dict[str, Any]) -> None:
+    key = base58.b58encode(b"canary-decryption-key-canary-key").decode()
+    with api.busy(), api.client() as client:
+        canaries = {**plain, "decryption_key": key, "weights_url": f"{plain['weights_url']}?canary-query"}
+        absent_too = {**canaries, "weights_url": f"{plain['weights_url']}-absent?canary-query", "seed": 5}
+        del absent_too["weights_checksum"]
+        running, failed = (
+            client.post("/eval", json=body, headers=AS_JOB).headers["location"]
+            for body in (canaries, absent_too)
+        )
+        wait_until(lambda: client.get(failed).json()["state"] == "failed")
+        for path in ("/", running, failed, "/status/panels", f"/status{running}/panels"):
+            html = client.get(path, headers=HTML).text
+            assert html
+            for secret in ("canary", key, plain["weights_url"]):
+                assert secret not in html, path
+        client.delete(running)
+
+
 def test_an_idle_service_says_so_in_each_panel(api: InProcessService) -> None:
+    expected = (
+        "Yes. A request sent now is served.",
+        "cpu idle",
+        "nothing",
+        "running 0",
+        "of 64 places taken",
+        "Downloads in flight None.",
+    )
     with api.client() as client:
-        words = text_of(client.get("/").text)
-    assert "Yes. A request sent now is served." in words
-    for expected in ("cpu idle", "nothing", "running 0", "of 64 places taken", "Downloads in flight None."):
-        assert expected in words, expected
+        # What the tests before this one have cancelled may end a moment later.
+        wait_until(lambda: not [text for text in expected if text not in text_of(client.get("/").text)])
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -180,7 +238,7 @@ def test_the_bars_of_a_job_that_runs() -> None:
         Progress("evaluating", model_index=1, batches_done=5, num_batches=10),
     )
     download, load, batches = row_of(job).bars
-    assert (download.share, download.text) == (0.625, "2.0 MB/s")
+    assert (download.share, download.text) == (0.625, "2 MB/s")
     assert (load.share, load.text) == (0.5, "1 of 2")
     assert batches.share == 0.25
     assert re.fullmatch(r"5 of 10, \d+ s left", batches.text)
@@ -224,10 +282,61 @@ def test_a_job_that_waits_for_a_device_has_its_file(api: InProcessService, plain
 def test_an_error_of_one_model_is_shown_with_it() -> None:
     job = job_with(Progress("queued", model_index=0), Progress("queued", model_index=1))
     job.become(End("failed", 9, error=OutOfResources("no memory", model_index=1)))
-    first, second = view_of(job).models
-    assert first.failure is None
-    assert second.failure is not None
-    assert second.failure.code == "out-of-resources"
+    (model,) = view_of(job).models  # there is nothing to say of the other
+    assert model.index == 1
+    assert model.failure is not None
+    assert model.failure.code == "out-of-resources"
+    words = text_of(page("panels/job.html", value=view_of(job), now=0.0))
+    assert "Model 1 out-of-resources fault of this service" in words
+    assert "Model 0" not in words
+
+
+def test_models_that_failed_are_shown_with_their_reasons_while_the_others_go_on(
+    api: InProcessService, files: FileServer
+) -> None:
+    body = competition(files, GOLDEN_COMPETITION)
+    body["model_manifests"][1] = absent(files)
+    with api.busy(), api.client() as client:
+        location = client.post("/score", json=body, headers=AS_JOB).headers["location"]
+        wait_until(lambda: "failed" in [each["phase"] for each in progress_of(client, location)])
+        words = text_of(client.get(location, headers=HTML).text)
+        assert "Running." in words
+        assert (
+            "Model 1 model-unavailable fault of the model's owner: A file could not be fetched; "
+            "the server answered with status 404. Model 2" in words
+        )
+        wait_until(
+            lambda: "1 of 3 models failed: model-unavailable" in text_of(client.get("/", headers=HTML).text)
+        )
+        client.delete(location)
+
+
+def progress_of(client: httpx.Client, location: str) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = client.get(location).json()["progress"]["models"]
+    return models
+
+
+def test_a_model_that_failed_is_left_out_of_the_bars() -> None:
+    failed = Progress("failed", model_index=1, error=BlobUnavailable("gone", blob="model"))
+    download, load, batches = row_of(
+        job_with(Progress("evaluating", model_index=0, batches_done=5, num_batches=10), failed)
+    ).bars
+    assert (download.text, load.text) == ("done", "done")
+    assert batches.share == 0.5
+
+
+def test_a_file_that_has_all_its_bytes_has_no_rate_any_more() -> None:
+    progress = Progress("downloading", bytes_done=10, bytes_total=10, bytes_per_second=5.0)
+    assert row_of(job_with(replace(progress, model_index=0))).bars[0].text == "done"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(4.4, "4 s"), (17, "15 s"), (458, "7 min")])
+def test_what_is_left_is_told_in_steps(
+    seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "estimated_seconds_left", lambda job: seconds)
+    job = job_with(Progress("evaluating", model_index=0, batches_done=5, num_batches=10))
+    assert row_of(job).bars[2].text == f"5 of 10, {expected} left"
 
 
 @pytest.mark.parametrize("error", [NoWorker("<script>alert(1)</script>"), OutOfResources("a & b")])
@@ -259,12 +368,16 @@ def test_durations(seconds: float | None, expected: str) -> None:
 
 def test_ages_and_sizes() -> None:
     assert age(-3) == "0 s"
-    assert [size(number) for number in (None, 12, 4096, 4_838_736_928, 999_999)] == [
+    sizes = (None, 12, 999.6, 4096, 999_400, 999_999, 4_838_736_928, 1.2345e15)
+    assert [size(number) for number in sizes] == [
         "–",
         "12 B",
+        "1 kB",
         "4.1 kB",
+        "999 kB",
+        "1 MB",
         "4.84 GB",
-        "1,000 kB",
+        "1,234 TB",
     ]
 
 

@@ -4,7 +4,7 @@ import time
 from typing import Protocol
 
 
-class Turn(Protocol):
+class QueueEntry(Protocol):
     """The place of one evaluation, from when a pool is asked for it until a first worker is given some of it."""
 
     @property
@@ -15,8 +15,8 @@ class Turn(Protocol):
         """A first worker is given some of the evaluation."""
 
 
-class InOrderAsked:
-    """The turn of one for which nobody keeps another order."""
+class OrderOfArrival:
+    """The entry of one for which nobody keeps another order."""
 
     def __init__(self) -> None:
         self.rank = time.monotonic()
