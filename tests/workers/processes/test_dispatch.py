@@ -27,7 +27,7 @@ pytestmark = pytest.mark.asyncio
 
 @dataclass
 class At:
-    """A turn whose place is known."""
+    """A queue entry whose place is known."""
 
     rank: float
 
