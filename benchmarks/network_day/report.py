@@ -41,18 +41,23 @@ text{font:11px system-ui,sans-serif;fill:#667}
 
 
 def write(price: float, image: Path) -> None:
-    """Print the table, and write the plot."""
+    """Print the rows by number of nodes and where the head ends, and write the plot."""
     print(HEADER)
     plotted = []
     for found in find(plotted_cases()):
         plotted.append(found)
         print(row(found, price), flush=True)
-    for found in find(other_cases()):
-        print(row(found, price), flush=True)
     rates = {group: [_rate(each) for each in plotted if each.case.group == group] for group in _NAMES}
     image.write_text(plot(rates))
     print(f"\n{image} is written\n")
     print_saturation()
+
+
+def others(price: float) -> None:
+    """Print the rows in which one thing is changed at a time."""
+    print(HEADER)
+    for found in find(other_cases()):
+        print(row(found, price), flush=True)
 
 
 def whole_days(numbers_of_nodes: Sequence[int], price: float) -> None:

@@ -167,6 +167,22 @@ def test_weights_are_sent_to_a_node_once_and_downloaded_once() -> None:
     assert 6 * GB < day.bytes_to_nodes <= 2 * 6 * GB + data
 
 
+def test_a_model_goes_to_the_nodes_that_serve_it_and_not_to_all() -> None:
+    cluster = replace(
+        PLAIN,
+        num_nodes=4,
+        device=replace(ONE_SECOND_EACH, per_sequence=0.01),
+        head_link=0.2 * GB,
+        nodes_have_weights=False,
+    )
+
+    day = simulate(replace(BUSY, submissions_per_second=0.5), cluster)
+
+    assert day.outcomes.ended == {"done": day.outcomes.num_done}
+    assert day.bytes_to_nodes < 2 * 24 * GB  # to all it would be 4 times the 24 models
+    assert day.num_loads < 2 * 24
+
+
 def test_new_weights_come_with_a_new_epoch() -> None:
     load = replace(BUSY, num_models=6, epoch_seconds=300.0)
 

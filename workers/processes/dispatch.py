@@ -115,9 +115,12 @@ def _next_to_help(
     """The evaluation with most left of those that a further worker makes faster, and that worker."""
     for evaluation in sorted(running, key=lambda each: each.num_free, reverse=True):
         worker = _best_worker(evaluation, workers, quarantine, times)
-        if worker and evaluation.gains_by(
-            times.seconds(evaluation.weights_id, worker.resident, {worker.place.node})
-        ):
+        if worker is None:
+            continue
+        begin_seconds = times.seconds(evaluation.weights_id, worker.resident, {worker.place.node})
+        # Before its first batch is done, how long it takes is not known: no node is sent a file on the chance.
+        is_known = evaluation.seconds_left > 0.0
+        if (is_known or begin_seconds <= times.load_seconds) and evaluation.gains_by(begin_seconds):
             return Assignment(evaluation, worker)
     return None
 

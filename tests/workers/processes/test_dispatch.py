@@ -27,7 +27,7 @@ pytestmark = pytest.mark.asyncio
 
 @dataclass
 class At:
-    """A turn whose place is known."""
+    """A queue entry whose place is known."""
 
     rank: float
 
@@ -277,6 +277,21 @@ async def test_no_second_node_is_sent_a_file_only_to_load_ahead(nodes: Situation
     assert nodes.next_ahead() == (nowhere, far)
     near = nodes.busy_worker("another", node="x")
     assert nodes.next_ahead() == (held_back, near)
+
+
+async def test_no_node_is_sent_a_file_to_help_before_the_first_batch_tells_whether_it_is_worth_it(
+    nodes: Situation,
+) -> None:
+    worker = nodes.worker(node="x")
+    running = nodes.ask("a", 1.0, num_batches=8)
+    running.take(1, worker.kind, num_workers=2)
+    worker.assign(Evaluate(1, running.job, 0, 2))
+    far = nodes.worker(node="y")
+    assert nodes.next() is None
+    running.loaded("cpu", 0.0, {})
+    running.batch_done(score(0))
+    running._last_scored_at = running._first_loaded_at + SEND_SECONDS  # seven more take seven times as long
+    assert nodes.next() == (running, far)
 
 
 async def test_on_this_machine_every_file_is_there() -> None:
