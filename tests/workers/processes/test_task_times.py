@@ -20,7 +20,7 @@ async def test_the_shares_are_all_batches_each_once(pair: ProcessPool, tmp_path:
 async def test_a_load_takes_what_the_worker_says(pool: ProcessPool, tmp_path: Path) -> None:
     (first,) = (await pool.evaluate(job("good", tmp_path))).tasks
     (again,) = (await pool.evaluate(job("good", tmp_path))).tasks
-    assert (first.load_seconds, again.load_seconds) == (0.01, 0.0)
+    assert first.load_seconds > again.load_seconds == 0.0
 
 
 async def test_a_share_that_was_lost_with_its_worker_is_told_as_far_as_it_came(
