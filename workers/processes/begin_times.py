@@ -11,8 +11,8 @@ _NUM_REMEMBERED = 5
 """Loads, and files that were sent: few, for how long a file takes changes with what else is on its way."""
 _MAX_WEIGHTS = 10_000
 """Of which it is remembered which nodes have them."""
-THIS_MACHINE = ""
-"""In place of a node: every file is here."""
+_NO_NODE = ""
+"""The node of a worker on this machine, where every file is."""
 
 
 class BeginTimes:
@@ -39,7 +39,7 @@ class BeginTimes:
             if not self.is_on(weights, {node}):
                 self._sends.append(max(0.0, task_seconds - load_seconds))
                 self.send_seconds = statistics.median(self._sends)
-        if node != THIS_MACHINE:
+        if node != _NO_NODE:
             self._nodes_with.setdefault(weights, set()).add(node)
             self._nodes_with.move_to_end(weights)
             if len(self._nodes_with) > _MAX_WEIGHTS:
@@ -47,7 +47,7 @@ class BeginTimes:
 
     def is_on(self, weights: WeightsId, nodes: Collection[str]) -> bool:
         """Whether one of these nodes has the file, as far as is known."""
-        return THIS_MACHINE in nodes or not self._nodes_with.get(weights, set()).isdisjoint(nodes)
+        return _NO_NODE in nodes or not self._nodes_with.get(weights, set()).isdisjoint(nodes)
 
     def seconds(self, weights: WeightsId, held: Collection[WeightsId], nodes: Collection[str]) -> float:
         """Until the first of some workers can evaluate with these weights: `held` lie on their devices.

@@ -44,6 +44,7 @@ from workers.types import (
 )
 
 _CLOCK_MARGIN_SECONDS = 0.001
+"""By which a timer comes late, so that a wait is over for certain when it does."""
 
 
 class ProcessPool:
@@ -128,7 +129,7 @@ class ProcessPool:
         evaluation = self._admit(job, on_progress, entry)
         self._evaluations.append(evaluation)
         loop, times = asyncio.get_running_loop(), self._begin_times
-        # For as long it may wait for a busy worker; a little more, as clocks are not exact.
+        # For so long it may wait for a busy worker while another is idle: see `dispatch`.
         dispatch_again = [
             loop.call_later(seconds + _CLOCK_MARGIN_SECONDS, self._dispatch)
             for seconds in (times.load_seconds, times.load_seconds + times.send_seconds)

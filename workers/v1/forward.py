@@ -15,8 +15,8 @@ by operation, the order of the sums in a layer norm included.
 What that does not cover: weights that float32 itself cannot carry (embeddings with a common offset of 1e4 and
 more), where the order of the sums within a product decides too.
 
-On a CPU rows, heads and blocks of scores are done a tile at a time, by whichever thread of the team has time. Tiles
-follow from the shapes alone, so no bit depends on how many threads there are.
+On a CPU rows are done a tile at a time, and attention in blocks of queries (see `attention`), by whichever thread of
+the team has time. Tiles and blocks follow from the shapes alone, so no bit depends on how many threads there are.
 """
 
 from collections.abc import Sequence
