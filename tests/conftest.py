@@ -50,6 +50,11 @@ LONG_FILES = (
 """Those that take longest come first: a run of several processes is not to end with one that waits for the others."""
 
 
+def pytest_configure() -> None:
+    """Helpers whose assertions are to say what differs; here, as worker processes of tests import no pytest."""
+    pytest.register_assert_rewrite("tests.service.delivery", "tests.problems")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first; and tests that start a Ray cluster are skipped where Ray is not installed."""
     if missing := [name for name in LONG_FILES if not (config.rootpath / name).is_file()]:
