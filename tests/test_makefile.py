@@ -35,6 +35,7 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     half = f'{PYTHON} -m venv --without-pip "{venv}"; rm "{venv}"/bin/activate*; exit 1'
@@ -74,6 +75,7 @@ def test_every_make_command_that_is_written_down_has_its_target(file: str) -> No
         assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_environment_is_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     make(tmp_path, sys.executable)

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["speed", "full_size", "pool_scaling"])
 def test_a_precision_that_a_cpu_does_not_have_is_refused(name: str) -> None:
     ran = subprocess.run(

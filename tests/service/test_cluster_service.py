@@ -57,6 +57,7 @@ def test_a_golden_evaluation_on_a_private_cluster_of_which_nothing_is_left(
         )
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_RAY)
     done = serve(

@@ -85,6 +85,7 @@ def test_running_work_finishes(tmp_path: Path, long_work: dict[str, Any]) -> Non
         assert service.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_work_past_the_limit_is_stopped(tmp_path: Path, long_work: dict[str, Any]) -> None:
     with live_service(tmp_path, "--drain-timeout-seconds", "0.1") as service, service.client() as client:
         workers = psutil.Process(service.process.pid).children(recursive=True)
@@ -150,6 +151,7 @@ def silent_publisher() -> Iterator[str]:
                 connection.close()
 
 
+@pytest.mark.slow
 def test_a_second_signal_is_heard_while_connections_are_closed(tmp_path: Path) -> None:
     with live_service(tmp_path) as service:
         port = httpx.URL(service.http_url).port
@@ -180,6 +182,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_start_ends_while_a_driver_hangs(tmp_path: Path, number: signal.Signals) -> None:
     hangs = tmp_path / "hangs"
@@ -226,6 +229,7 @@ def test_a_start_ends_at_once_too(tmp_path: Path) -> None:
         service.stop()
 
 
+@pytest.mark.slow
 def test_killed_outright_it_takes_its_workers_along(tmp_path: Path) -> None:
     with live_service(tmp_path) as service:
         workers = psutil.Process(service.process.pid).children(recursive=True)

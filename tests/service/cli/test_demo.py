@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.service.cli.command import SMALL, run_command, start_command
 
@@ -42,6 +43,7 @@ def test_code_of_the_current_folder_is_not_run_and_nothing_is_left(tmp_path: Pat
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_demo_works(tmp_path: Path) -> None:
     flags = ("--seconds", "0.5", "--precision", "float32", "--data-dir", "of-the-demo")
     ran = run_command(tmp_path, "demo", *SMALL, *flags)

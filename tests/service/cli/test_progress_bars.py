@@ -97,6 +97,7 @@ def test_a_bar_fits_into_80_columns_and_says_that_a_time_is_left(
     assert len(last) <= 80
 
 
+@pytest.mark.slow
 def test_screen_into_a_file_with_a_bar_on_the_terminal(
     prepared: Path, terminal: tuple[TextIO, int], tmp_path: Path
 ) -> None:

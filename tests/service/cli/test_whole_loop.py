@@ -51,6 +51,7 @@ def soma_eval(folder: Path, *arguments: str) -> Any:
     return ran.json
 
 
+@pytest.mark.slow
 def test_the_same_loss_from_training_to_commit(
     tmp_path: Path, client: httpx.Client, service: LiveService, files: FileServer
 ) -> None:

@@ -562,6 +562,7 @@ async def test_a_taken_port_is_an_os_error(api: Api) -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_thousands_of_hostile_messages_leave_the_api_working(api: Api) -> None:
     rng, pool = random.Random(3), [*seeds(), REQUEST.encode()]
 

@@ -106,6 +106,7 @@ def test_the_same_again_is_not_computed(client: httpx.Client, sealed: dict[str, 
     assert computed_at <= datetime.now(UTC)
 
 
+@pytest.mark.slow
 def test_a_command_uses_what_a_running_service_has_computed(
     client: httpx.Client, sealed: dict[str, Any], service: LiveService, tmp_path: Path
 ) -> None:

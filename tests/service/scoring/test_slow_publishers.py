@@ -185,6 +185,7 @@ async def test_a_server_that_takes_long_for_its_first_byte_is_served_among_those
     assert response.status_code == 200, response.text
 
 
+@pytest.mark.slow
 async def test_a_competition_is_answered_beside_clients_of_single_evaluations(
     service: LiveService, files: FileServer
 ) -> None:

@@ -50,6 +50,7 @@ def another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch.py"
 
 
+@pytest.mark.slow
 def test_torch_of_the_current_folder_is_not_asked(
     driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values, st.data())
 @settings(max_examples=500, deadline=None)
 def test_the_library_agrees_on_values_with_bytes_changed(value: str, data: st.DataObject) -> None:
@@ -117,6 +118,7 @@ HOSTILE: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_memory_stays_small_and_other_threads_run(kind: str) -> None:
     item = HOSTILE[kind]

@@ -11,6 +11,7 @@ NEW_VERSION = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_numerics_version_names_these_very_bits() -> None:
     """Compares with bits recorded for this version, of every short golden case and every odd weights file.

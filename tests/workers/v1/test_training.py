@@ -174,6 +174,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(token_ids, positions), model(token_ids, positions))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # jax and flax warn of their own ways
 def test_the_flax_model_s_files_go_both_ways() -> None:
     import jax.numpy as jnp

@@ -203,6 +203,7 @@ def test_tiled_headers(header: tuple[list[tuple[str, Any]], int], more: int) -> 
     assert our_places(dump(entries), body) == library_places(dump(entries), body)
 
 
+@pytest.mark.slow
 @given(tiled(), st.data())
 @settings(max_examples=500, deadline=None)
 def test_headers_with_something_changed(

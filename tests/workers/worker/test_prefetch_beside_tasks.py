@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from workers.messages import Configure, Evaluate, Finished, Heartbeat, Loaded, Prefetch, Ready, Resident
@@ -35,6 +36,7 @@ def job(folder: Path, name: str) -> EvalJob:
     return EvalJob(str(path), name, str(path), data_size=100, seed=0)
 
 
+@pytest.mark.slow
 async def test_a_prefetch_never_evicts_the_weights_of_the_task_before_it(
     process: WorkerProcess, tmp_path: Path
 ) -> None:

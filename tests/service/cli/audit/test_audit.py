@@ -101,6 +101,7 @@ def twenty_claims(honest: Claim, tied: Claim, files: FileServer) -> list[tuple[C
     ]
 
 
+@pytest.mark.slow
 def test_twenty_claims(
     in_process: InProcess, honest: Claim, tied: Claim, files: FileServer, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_file_is_published_and_checked_where_validators_fetch_it(
     assert f"/{name}" in files.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_an_interrupted_upload_goes_on_where_it_was(
     plain: Path, large: bytes, s3: S3Server, by: signal.Signals, code: int

@@ -83,6 +83,7 @@ def test_several_files_and_seeds_are_averaged_and_shown(in_process: InProcess, t
     assert model["loss"] == approx(sum(losses) / 2)
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_real_command_give_the_golden_numbers(prepared: Path) -> None:
     golden = golden_cases()["small-short"]
     seed = ("--seed", str(golden.seed))

@@ -80,6 +80,7 @@ def test_no_other_file_is_overwritten(in_process: InProcess, flag: str, output: 
     assert (in_process.folder / "plain.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_report_that_was_there(
     in_process: InProcess, prepared: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_precision_that_needs_a_gpu_is_refused_at_once(
     assert "--device cpu works" not in ran.err
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_is_enough(prepared: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     ran = run_command(prepared, *SCORE, "sealed.enc", variables=ascii_only)
@@ -61,6 +62,7 @@ def test_where_nobody_can_see_the_result_nothing_is_evaluated(
     assert "standard output is closed" in ran.err
 
 
+@pytest.mark.slow
 def test_a_page_is_written_with_standard_output_closed(prepared: Path, tmp_path: Path) -> None:
     flags = ("--report", str(tmp_path / "page.html"))
     ran = run_command(
@@ -70,6 +72,7 @@ def test_a_page_is_written_with_standard_output_closed(prepared: Path, tmp_path:
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_reported(prepared: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         ran = run_command(prepared, *SCORE, "plain.safetensors", "--json", stdout=full)
@@ -77,6 +80,7 @@ def test_a_full_standard_output_is_reported(prepared: Path) -> None:
     assert ran.complaints == "soma-eval: standard output cannot be written (No space left on device).\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -86,6 +90,7 @@ def test_a_reader_that_leaves_is_not_the_weights_fault(prepared: Path) -> None:
     assert ran.complaints == "soma-eval: standard output cannot be written (Broken pipe).\n"
 
 
+@pytest.mark.slow
 def test_standard_error_may_be_closed(prepared: Path) -> None:
     ran = run_command(
         prepared, *SCORE, "plain.safetensors", "--json", inherited=Inherited(closed_descriptor=2)

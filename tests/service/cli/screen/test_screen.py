@@ -240,6 +240,7 @@ def test_no_service_is_exit_code_3(in_process: InProcess, tmp_path: Path) -> Non
     assert "did not answer" in ran.err
 
 
+@pytest.mark.slow
 def test_pieces_from_stdin_through_real_workers(
     prepared: Path, flags: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_service_does_the_work(folder: Path, in_plain: InProcess, service: Liv
     assert [row["loss"] for row in again] == [row["loss"] for row in by_service]
 
 
+@pytest.mark.slow
 def test_with_a_service_too_a_watch_that_was_killed_repeats_nothing(
     folder: Path, service: LiveService
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_service_that_is_not_there_is_trouble(folder: Path, in_plain: InProces
     assert [row["error"]["code"] for row in lines(ran.out)] == ["no-service"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_goes_on_until_it_is_interrupted_and_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     hook = "echo $$ > hook.pid; cat > /dev/null; sleep 1000"
