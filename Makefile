@@ -11,6 +11,8 @@ PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet $(if $(CON
 # Processes that run tests at once: two for each core, as many tests wait for something. A file's tests stay together:
 # they share services, which take seconds to start. tests/conftest.py says which files begin first.
 TEST_PROCESSES ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+# `make check` empties this: it runs all tests at once, as slow and other tests of a file share its services.
+TESTS ?= -m "not slow"
 # `make check` sets this to measure which lines run.
 MEASURE ?=
 PYTEST = $(BIN)/python $(MEASURE) -m pytest --numprocesses $(TEST_PROCESSES) --maxprocesses 8 \
@@ -33,10 +35,10 @@ demo-cluster: $(VENV)/.installed-dev   ## one evaluation on three nodes of a Ray
 	@$(BIN)/python -m benchmarks.demo_cluster
 
 test: $(VENV)/.installed-dev   ## the tests, in parallel, without the slow ones
-	@$(PYTEST) -m "not slow" || $(RETRY_ALONE) -m "not slow"; }
+	@$(PYTEST) $(TESTS) || $(RETRY_ALONE) $(TESTS); }
 
 test-slow: $(VENV)/.installed-dev   ## the slow tests and the soak test
-	@$(PYTEST) -m slow || $(RETRY_ALONE) -m slow; }
+	@$(MAKE) test TESTS="-m slow"
 
 lint: $(VENV)/.installed-dev   ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -49,8 +51,7 @@ openapi: $(VENV)/.installed-dev   ## write openapi.json: the HTTP API as the ser
 
 check: $(VENV)/.installed-dev   ## every gate: all tests, their line coverage, lint, the lowest versions
 	@$(BIN)/python -m coverage erase
-	@$(MAKE) --jobs=2 test lint RETRY=1 MEASURE="-m coverage run"
-	@$(MAKE) test-slow RETRY=1 MEASURE="-m coverage run"
+	@$(MAKE) --jobs=2 test lint TESTS= RETRY=1 MEASURE="-m coverage run"
 	@$(MAKE) coverage
 	@$(MAKE) check-lowest
 

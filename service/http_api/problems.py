@@ -178,16 +178,24 @@ _MAX_DESCRIBED = 8
 
 
 def describe(failures: Any) -> str:
-    """Which fields are wrong and how, without anything of what they held."""
-    lines = []
+    """Which fields are wrong and how, without anything of what they held.
+
+    A field that may be of several types is named once, with what is wrong by each.
+    """
+    messages: dict[str, list[str]] = {}
     for failure in failures[:_MAX_DESCRIBED]:
-        if failure["type"] == "json_invalid":
-            lines.append("the body is not JSON")
-            continue
-        field = ".".join(
-            str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?"
-            for part in failure["loc"]
-            if part != "body"
-        )
-        lines.append(f"{field}: {failure['msg']}" if field else failure["msg"])
-    return "; ".join(lines)
+        is_json = failure["type"] != "json_invalid"
+        field = _field(failure) if is_json else ""
+        messages.setdefault(field, []).append(failure["msg"] if is_json else "the body is not JSON")
+    return "; ".join(
+        f"{field}: {', or: '.join(of_field)}" if field else "; ".join(of_field)
+        for field, of_field in messages.items()
+    )
+
+
+def _field(failure: Any) -> str:
+    """Its path. A name that is none of ours is the client's own text, or one of several types (see `describe`)."""
+    is_unknown = failure["type"] == "extra_forbidden"
+    parts = (part for part in failure["loc"] if part != "body")
+    named = (str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?" for part in parts)
+    return ".".join(part for part in named if part != "?" or is_unknown)
