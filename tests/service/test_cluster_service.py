@@ -73,6 +73,7 @@ def test_a_gpu_is_not_named_by_its_number_in_a_cluster(tmp_path: Path) -> None:
     assert "Ray says which GPU" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["service.cli.main", "service.server", "workers.pool", "workers.cluster.cluster_pool"]
 )

@@ -59,6 +59,7 @@ def port_of(url: str) -> int:
     return port
 
 
+@pytest.mark.slow
 def test_a_limit_too_small_for_any_work_is_one_line(tmp_path: Path) -> None:
     service = LiveService(tmp_path, *SMALL_AND_LOCAL, max_open_files=100)
     try:

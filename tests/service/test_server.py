@@ -55,6 +55,7 @@ def test_a_taken_port_is_named_with_its_flag(
         service.__enter__()
 
 
+@pytest.mark.slow
 def test_a_taken_port_ends_the_command_with_one_line(taken_port: int, tmp_path: Path) -> None:
     flags = ("--port", str(taken_port), "--small-model", "--device", "cpu", "--data-dir", str(tmp_path))
     ran = subprocess.run(

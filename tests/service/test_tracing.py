@@ -264,6 +264,7 @@ UNTRACED = """
 """
 
 
+@pytest.mark.slow
 def test_nothing_of_opentelemetry_is_imported_without_the_setting(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(UNTRACED), str(tmp_path / "data")],

@@ -50,7 +50,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
         ("import soma_eval", ["torch", "httpx", "pydantic", "workers", "service"]),
         ("import soma_eval; soma_eval.Client; soma_eval.AsyncClient", ["torch", "workers", "service"]),
         ("import soma_eval; soma_eval.ModelConfig; soma_eval.tokenize", ["torch", "httpx", "service"]),
-        ("import soma_eval; soma_eval.ModelRunner", ["httpx", "service"]),
+        pytest.param("import soma_eval; soma_eval.ModelRunner", ["httpx", "service"], marks=pytest.mark.slow),
     ],
 )
 def test_only_what_is_used_is_imported(code: str, absent: list[str]) -> None:

@@ -131,6 +131,7 @@ def test_shapes_that_make_no_model(change: dict[str, int]) -> None:
         ModelConfig(**change)
 
 
+@pytest.mark.slow
 def test_importing_needs_no_torch() -> None:
     code = (
         "import sys, workers.architectures as a; v1 = a.load_architecture('1');"

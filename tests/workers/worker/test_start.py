@@ -51,6 +51,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 """
 
 
+@pytest.mark.slow
 def test_a_start_does_not_import_the_compiler_of_torch() -> None:
     """Nothing is compiled here, and to import it takes as long as all the rest of torch."""
     ran = subprocess.run([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True, check=True)

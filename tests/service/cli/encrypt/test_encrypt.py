@@ -91,6 +91,7 @@ def test_what_is_there_stays(in_plain: InProcess, plain: Path) -> None:
     assert names(plain) == ["plain.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_midway_leaves_nothing(plain: Path, by: signal.Signals, code: int) -> None:
     write_large_weights(plain / "plain.safetensors", 400 << 20)
