@@ -11,6 +11,8 @@ from benchmarks.network_day.service_times import GB, DeviceTimes
 from benchmarks.network_day.shared_resource import SharedResource
 from benchmarks.network_day.workload import Submission, Workload, submissions
 
+pytestmark = pytest.mark.slow
+
 ONE_SECOND_EACH = DeviceTimes(
     name="a second for a sequence",
     per_sequence=1.0,

@@ -3,8 +3,11 @@
 import base64
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,11 +45,16 @@ def spread(
     cluster: LocalCluster, receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveService]:
     """The service, with a worker ready on each node."""
-    folder = tmp_path_factory.mktemp("spread")
+    with service_on(cluster, receiver, tmp_path_factory.mktemp("spread")) as running:
+        wait_until(lambda: sorted(ready_nodes(running)) == list(NODES), WAIT_SECONDS)
+        yield running
+
+
+@contextmanager
+def service_on(cluster: LocalCluster, receiver: OtlpReceiver, folder: Path) -> Iterator[LiveService]:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     flags = ("--pool", "ray", "--ray-address", cluster.address, "--node-data-dir", str(folder / "nodes"))
     with live_service(folder, *flags, "--traces", environment=environment) as running:
-        wait_until(lambda: sorted(ready_nodes(running)) == list(NODES), WAIT_SECONDS)
         yield running
 
 
@@ -63,17 +71,21 @@ def node_up(service: LiveService) -> dict[str, float]:
     return {sample.labels["node"]: sample.value for sample in family.samples}
 
 
-def test_one_download_for_three_nodes_and_one_trace_of_what_they_did(
-    spread: LiveService, service: LiveService, receiver: OtlpReceiver, files: FileServer
-) -> None:
-    published = manifest(files, "for-three-nodes", small_weights_bytes({**SMALL_WEIGHTS, "seed": 33}))
-    body = {
-        "data": base64.b64encode(make_data({"pattern": "text", "size": NUM_BATCHES * 16 * 1024})).decode(),
+def request_of(published: dict[str, Any], num_batches: int) -> dict[str, Any]:
+    return {
+        "data": base64.b64encode(make_data({"pattern": "text", "size": num_batches * 16 * 1024})).decode(),
         "weights_url": published["url"],
         "weights_checksum": published["checksum"],
         "weights_size": published["size"],
         "seed": 7,
     }
+
+
+def test_one_download_for_three_nodes_and_one_trace_of_what_they_did(
+    spread: LiveService, service: LiveService, receiver: OtlpReceiver, files: FileServer
+) -> None:
+    published = manifest(files, "for-three-nodes", small_weights_bytes({**SMALL_WEIGHTS, "seed": 33}))
+    body = request_of(published, NUM_BATCHES)
     trace_id = secrets.token_hex(16)
     traceparent = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
     with spread.client(headers=traceparent) as client:
@@ -108,3 +120,37 @@ def test_a_node_that_is_killed_is_seen_to_have_left(spread: LiveService, cluster
     lost.end()
     wait_until(lambda: node_up(spread) == {"a": 1.0, "b": 1.0, "c": 0.0}, WAIT_SECONDS)
     assert sorted(ready_nodes(spread)) == ["a", "b"]
+
+
+def test_a_job_of_a_service_that_was_killed_goes_on_with_the_next_one(
+    spread: LiveService,
+    service: LiveService,
+    cluster: LocalCluster,
+    receiver: OtlpReceiver,
+    files: FileServer,
+) -> None:
+    """The last test of this cluster: its service is killed."""
+    published = manifest(files, "for-two-services", small_weights_bytes({**SMALL_WEIGHTS, "seed": 34}))
+    body = request_of(published, 4 * NUM_BATCHES)
+    with spread.client() as client:
+        location = client.post("/eval", json=body, headers={"Prefer": "respond-async"}).headers["location"]
+        wait_until(lambda: batches_done(client, location) > 0, WAIT_SECONDS)
+        before = client.get(location).json()
+    assert before["state"] == "running"
+    spread.process.kill()
+    spread.process.wait()
+    with service_on(cluster, receiver, spread.data_dir.parent) as following, following.client() as client:
+        wait_until(lambda: client.get(location).json()["finished_at"] is not None, WAIT_SECONDS)
+        after = client.get(location).json()
+        assert sorted(ready_nodes(following)) == ["a", "b"]
+    assert (after["state"], after["created_at"]) == ("succeeded", before["created_at"])
+    assert files.requests.count("/for-two-services") == 1
+    with service.client() as client:
+        alone = post_eval(client, body)
+    result = after["result"]
+    assert (result["loss"], result["embedding"]) == (alone["loss"], alone["embedding"])
+
+
+def batches_done(client: httpx.Client, location: str) -> int:
+    progress = client.get(location).json()["progress"]
+    return sum(model["batches_done"] or 0 for model in progress["models"]) if progress else 0

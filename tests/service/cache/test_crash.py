@@ -24,6 +24,8 @@ from tests.file_systems import mounted, remount
 from tests.misbehaving_server import MisbehavingServer, Reply, Request, random_bytes
 from tests.service.delivery import delivery
 
+pytestmark = pytest.mark.slow
+
 SIZE = 200_000
 CONTENT = random_bytes(300_000)
 NUM_KILLS = 50

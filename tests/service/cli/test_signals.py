@@ -17,6 +17,8 @@ from tests.live_service import LiveService
 from tests.recipe import SMALL_CONFIG, SMALL_WEIGHTS, make_data, write_weights
 from tests.service.cli.command import ROOT, SMALL, start_command
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60.0
 STARTING = b"soma-eval: starting a worker for cpu, which tests itself first.\n"
 

@@ -12,6 +12,8 @@ from service.checksum import checksum_of
 from tests import misbehaving_server as servers
 from tests.misbehaving_server import MisbehavingServer, random_bytes
 
+pytestmark = pytest.mark.slow
+
 CONTENT = random_bytes(100_000)
 OURS = "out-of-resources service True"
 

@@ -24,6 +24,8 @@ from service.metrics import Metrics
 from tests.in_process_service import InProcessService
 from workers.types import DeviceStatus
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [
     *("POST /eval", "POST /score", "POST /screen", "GET /health", "GET /ready", "GET /info", "GET /metrics"),

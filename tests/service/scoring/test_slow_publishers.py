@@ -18,6 +18,8 @@ from tests.misbehaving_server import MisbehavingServer, Reply, Request, honest, 
 from tests.problems import assert_problem
 from tests.recipe import golden_cases, make_data, small_weights_bytes
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = small_weights_bytes()
 NO_CHECKSUM = "1" * 32
 
@@ -185,7 +187,6 @@ async def test_a_server_that_takes_long_for_its_first_byte_is_served_among_those
     assert response.status_code == 200, response.text
 
 
-@pytest.mark.slow
 async def test_a_competition_is_answered_beside_clients_of_single_evaluations(
     service: LiveService, files: FileServer
 ) -> None:

@@ -29,6 +29,8 @@ from workers.processes.supervisor import Place, Supervisor
 from workers.processes.worker_process import WorkerProcess
 from workers.types import WorkerConfig
 
+pytestmark = pytest.mark.slow
+
 CPU = WorkerConfig("cpu", num_threads=1)
 spawn = partial(WorkerProcess.spawn, entry_module=MISBEHAVING)
 

@@ -95,6 +95,7 @@ async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPoo
     assert same_bits(one, three)
 
 
+@pytest.mark.slow
 async def test_the_same_bits_for_every_way_to_split_an_evaluation(tmp_path: Path) -> None:
     num_batches = 3
     case = CASES["small-70000"]

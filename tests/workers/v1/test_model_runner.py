@@ -403,14 +403,14 @@ def test_float32_is_ieee() -> None:
 @torch.inference_mode()
 def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
     """The meta device takes no tensors of another one, and has no numbers to bring back."""
-    runner = ModelRunner(ModelConfig.small(), "meta")
+    runner = ModelRunner(ModelConfig.small(), "meta", micro_batch_size=1)
     with torch.device("meta"):
         model = Model(runner.config)
         directions = torch.empty(runner.config.embedding_dim, SIGRegConfig().slices)
     with pytest.raises(NotImplementedError, match="no data") as refusal:
         runner._scorer._run(
             model,
-            [tokenizer.tokenize_range(DATA, range(16))],
+            [tokenizer.tokenize_range(DATA, range(2))],
             lambda: directions,
             lambda: None,
             False,
