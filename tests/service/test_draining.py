@@ -213,6 +213,7 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_a_start_ends_at_once_too(tmp_path: Path) -> None:
     service = LiveService(tmp_path, *SMALL_AND_LOCAL)
     try:

@@ -19,6 +19,8 @@ from tests.live_service import LiveService, live_service
 from tests.recipe import encrypt, make_data, make_weights, safetensors_bytes
 from tests.workers.v1.float64_evaluation import evaluate
 
+pytestmark = pytest.mark.slow
+
 SEED = 5
 NARROW = {"embedding_dim": 16, "pwff_hidden_dim": 32, "num_heads": 4}
 
@@ -111,7 +113,6 @@ def test_weights_of_another_shape_are_refused(short_service: LiveService, files:
     assert refused["code"] == "weights-invalid"
 
 
-@pytest.mark.slow
 def test_a_result_is_kept_for_its_own_architecture(folder: Path, short_url: str) -> None:
     """The same weights fit both: only the slices differ."""
     data = SHORT_DATA[:100]
@@ -123,7 +124,6 @@ def test_a_result_is_kept_for_its_own_architecture(folder: Path, short_url: str)
     assert answers[0]["loss"] == answers[2]["loss"] != answers[1]["loss"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)  # float64 takes long for sequences of that length, and so there are few layers
 def test_older_parameters_and_progress_within_their_one_batch(folder: Path, files: FileServer) -> None:
     older = {"num_layers": 6, "max_seq_len": 8192, "batch_size": 32, "sig_reg_slices": 1024, "num_heads": 1}

@@ -244,6 +244,7 @@ def test_an_api_key_that_is_none_is_refused(key: str) -> None:
     assert "canary" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_no_secret_is_shown(
     guarded: LiveService,
     make_client: MakeClient,

@@ -70,7 +70,7 @@ def same_bits(one: EvalResult, other: EvalResult) -> bool:
     ("name", "key"),
     [
         *(pytest.param(name, None, id=f"{name}-plain") for name in CASES if name != "small-1-mib"),
-        *(pytest.param(name, TEST_KEY, id=f"{name}-encrypted") for name in ENCRYPTED),
+        *(pytest.param(name, TEST_KEY, id=f"{name}-encrypted", marks=pytest.mark.slow) for name in ENCRYPTED),
     ],
 )
 async def test_golden(pools: dict[int, WorkerPool], name: str, key: bytes | None, tmp_path: Path) -> None:

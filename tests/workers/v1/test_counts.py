@@ -132,6 +132,7 @@ def test_layers_write_into_the_same_memory(files: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_each_batch_is_evaluated_once_and_read_back_once(files: Path) -> None:
     """No guard fails on ordinary weights, and one transfer brings the numbers back."""
     data = make_data({"pattern": "text", "size": 17 * 1024})  # two batches

@@ -82,6 +82,7 @@ def traffic(precision: str, num_layers: int) -> Traffic:
     return Traffic(count.kernels, count.bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "kernels", "gigabytes"),
     [("float32", 73, 9.33), ("float32-split", 271, 30.74)],

@@ -195,6 +195,7 @@ def dump(entries: list[tuple[str, Any]]) -> bytes:
     ).encode()
 
 
+@pytest.mark.slow
 @given(tiled(), st.integers(-1, 1))
 @settings(max_examples=300, deadline=None)
 def test_tiled_headers(header: tuple[list[tuple[str, Any]], int], more: int) -> None:
