@@ -194,7 +194,7 @@ def describe(failures: Any) -> str:
 
 
 def _field(failure: Any) -> str:
-    """Its path. A name that is none of ours is the client's own text, or one of several types (see `describe`)."""
+    """Its path. What is no name of ours is the client's own text, or what pydantic calls one of a field's types."""
     is_unknown = failure["type"] == "extra_forbidden"
     parts = (part for part in failure["loc"] if part != "body")
     named = (str(part) if isinstance(part, int) or _FIELD_NAME.fullmatch(part) else "?" for part in parts)
