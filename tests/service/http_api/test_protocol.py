@@ -82,16 +82,16 @@ def test_a_request_without_end_is_aborted(
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessService]:
+def short_timeouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessService]:
     """A service with short timeouts."""
     limits = HttpLimits(head_timeout_seconds=3.0, unread_body_timeout_seconds=1.0)
-    with in_process_service(tmp_path_factory.mktemp("impatient"), http_limits=limits) as running:
+    with in_process_service(tmp_path_factory.mktemp("short_timeouts"), http_limits=limits) as running:
         yield running
 
 
 @pytest.mark.parametrize("before", [b"", GET_HEALTH], ids=["first", "later"])
-def test_a_head_that_is_not_finished_times_out(before: bytes, impatient: InProcessService) -> None:
-    with connect(impatient.http_url) as connection:
+def test_a_head_that_is_not_finished_times_out(before: bytes, short_timeouts: InProcessService) -> None:
+    with connect(short_timeouts.http_url) as connection:
         if before:
             connection.sendall(before)
             response = b""
@@ -101,8 +101,8 @@ def test_a_head_that_is_not_finished_times_out(before: bytes, impatient: InProce
         assert read_to_the_end(connection) == b""
 
 
-def test_the_rest_of_a_body_times_out_after_the_response(impatient: InProcessService) -> None:
-    with connect(impatient.http_url) as connection:
+def test_the_rest_of_a_body_times_out_after_the_response(short_timeouts: InProcessService) -> None:
+    with connect(short_timeouts.http_url) as connection:
         connection.sendall(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nA")
         received = b""
         while not received:

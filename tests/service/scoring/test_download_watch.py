@@ -17,7 +17,7 @@ from tests.service.delivery import QUICK, Delivery, delivery
 
 CONTENT = random_bytes(300_000)
 ONE_SECOND_LONG = slow_body(CONTENT, bytes_per_second=300_000)
-PATIENT = replace(QUICK, base_timeout_seconds=30.0)
+LONG_TIMEOUT = replace(QUICK, base_timeout_seconds=30.0)
 
 
 def watch(
@@ -53,11 +53,11 @@ async def wait(d: Delivery, watching: DownloadWatch, *, is_slot_wanted: bool = F
 
 async def test_one_request_gives_up_and_another_goes_on_with_the_same_download(tmp_path: Path) -> None:
     async with delivery(tmp_path, ONE_SECOND_LONG, content=CONTENT) as d:
-        patient = asyncio.create_task(wait(d, watch(d)))
+        waiting = asyncio.create_task(wait(d, watch(d)))
         with pytest.raises(DownloadTimeout) as caught:
             await wait(d, watch(d, seconds_left=lambda: 0.0))
-        assert not patient.done()
-        assert (await patient).size == len(CONTENT)
+        assert not waiting.done()
+        assert (await waiting).size == len(CONTENT)
         assert d.bytes_sent() < 2 * len(CONTENT)
     assert (caught.value.fault, caught.value.blob) == ("model_owner", "model")
 
@@ -76,9 +76,9 @@ async def test_a_publisher_is_not_blamed_for_what_a_request_has_waited_before(tm
 
 
 async def test_a_slot_that_is_wanted_is_given_up_only_by_a_download_that_is_slow(tmp_path: Path) -> None:
-    async with delivery(tmp_path, ONE_SECOND_LONG, content=CONTENT, limits=PATIENT) as d:
+    async with delivery(tmp_path, ONE_SECOND_LONG, content=CONTENT, limits=LONG_TIMEOUT) as d:
         assert (await wait(d, watch(d), is_slot_wanted=True)).size == len(CONTENT)
-    async with delivery(tmp_path / "silent", silent, content=CONTENT, limits=PATIENT) as d:
+    async with delivery(tmp_path / "silent", silent, content=CONTENT, limits=LONG_TIMEOUT) as d:
         with pytest.raises(SlotWanted):
             await wait(d, watch(d), is_slot_wanted=True)
 
@@ -91,7 +91,7 @@ async def test_what_one_attempt_has_received_is_there_for_the_next(tmp_path: Pat
             await silent(request, reply)
         await honest(CONTENT)(request, reply)
 
-    async with delivery(tmp_path, behave, content=CONTENT, limits=PATIENT) as d:
+    async with delivery(tmp_path, behave, content=CONTENT, limits=LONG_TIMEOUT) as d:
         watching = watch(d)
         with pytest.raises(SlotWanted) as given_up:
             await wait(d, watching, is_slot_wanted=True)

@@ -13,7 +13,7 @@ from workers.processes.timeouts import Timeouts
 from workers.types import EvalJob, WorkerConfig
 
 MISBEHAVING = "tests.workers.processes.misbehaving"
-IMPATIENT = Timeouts(
+SHORT_TIMEOUTS = Timeouts(
     heartbeat_seconds=0.1,
     frozen_seconds=2.0,
     progress_seconds=2.0,
@@ -29,7 +29,8 @@ BYTES_PER_BATCH = 16 * 1024
 
 @asynccontextmanager
 async def misbehaving_pool(
-    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),), timeouts: Timeouts = IMPATIENT
+    configs: Sequence[WorkerConfig] = (WorkerConfig("cpu", num_threads=1),),
+    timeouts: Timeouts = SHORT_TIMEOUTS,
 ) -> AsyncIterator[ProcessPool]:
     """A pool of `tests.workers.processes.misbehaving` workers, started; closed after, with no process left."""
     pool = ProcessPool(configs, timeouts, MISBEHAVING)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.processes.pools import (
-    IMPATIENT,
+    SHORT_TIMEOUTS,
     cpus,
     job,
     misbehaving_pool,
@@ -27,8 +27,10 @@ from workers.errors import (
 from workers.processes.process_pool import ProcessPool
 from workers.types import WorkerConfig
 
+pytestmark = pytest.mark.slow
+
 TWO_GPUS = [WorkerConfig("cuda:0"), WorkerConfig("cuda:1")]
-SOON_BACK = replace(IMPATIENT, out_of_service_seconds=0.5)
+SOON_BACK = replace(SHORT_TIMEOUTS, out_of_service_seconds=0.5)
 
 
 def make_sick(folder: Path, device: str) -> Path:
@@ -111,7 +113,7 @@ async def test_it_is_not_taken_back_before_it_passes_the_large_self_test(tmp_pat
 
 
 async def test_the_other_devices_go_on(tmp_path: Path) -> None:
-    async with misbehaving_pool(TWO_GPUS, replace(IMPATIENT, out_of_service_seconds=60.0)) as pool:
+    async with misbehaving_pool(TWO_GPUS, replace(SHORT_TIMEOUTS, out_of_service_seconds=60.0)) as pool:
         make_sick(tmp_path, "cuda:0")
         for n in range(50):
             result = await pool.evaluate(job(f"good-{n}", tmp_path))
@@ -125,7 +127,7 @@ async def test_the_other_devices_go_on(tmp_path: Path) -> None:
 
 async def test_another_kind_of_device_takes_over(tmp_path: Path) -> None:
     configs = [WorkerConfig("cuda:0"), WorkerConfig("cpu")]
-    async with misbehaving_pool(configs, replace(IMPATIENT, out_of_service_seconds=60.0)) as pool:
+    async with misbehaving_pool(configs, replace(SHORT_TIMEOUTS, out_of_service_seconds=60.0)) as pool:
         make_sick(tmp_path, "cuda:0")
         for n in range(4):
             try:

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from tests.workers.processes.pools import (
-    IMPATIENT,
     MISBEHAVING,
+    SHORT_TIMEOUTS,
     cpus,
     is_alive,
     job,
@@ -105,7 +105,7 @@ async def shared() -> AsyncIterator[ProcessPool]:
 
 
 async def test_a_worker_that_is_added_helps_with_what_runs(tmp_path: Path) -> None:
-    pool = ProcessPool((), IMPATIENT, may_grow=True)
+    pool = ProcessPool((), SHORT_TIMEOUTS, may_grow=True)
     Machine("a").join(pool)
     await pool.start()
     running = asyncio.create_task(pool.evaluate(job("slow", tmp_path, 20)))
@@ -135,7 +135,7 @@ async def test_what_a_removed_worker_has_in_hand_goes_to_the_others(
 
 
 async def test_when_the_last_worker_leaves_work_fails_with_the_reason(tmp_path: Path) -> None:
-    pool = ProcessPool((), IMPATIENT)
+    pool = ProcessPool((), SHORT_TIMEOUTS)
     worker = Machine("b").join(pool)
     await pool.start()
     running = asyncio.create_task(pool.evaluate(job("good", tmp_path, 1000)))
@@ -156,7 +156,7 @@ async def test_a_pool_without_a_device_does_not_start() -> None:
 
 
 async def test_machines_with_one_build_of_torch_alone_share_an_evaluation(tmp_path: Path) -> None:
-    pool = ProcessPool((), IMPATIENT)
+    pool = ProcessPool((), SHORT_TIMEOUTS)
     for name, build in (("a", "2.13.0+cpu"), ("b", "2.13.0+cpu"), ("c", "2.13.0+cu130")):
         pool.add_worker(CPU, spawn, Place(name, "", build))
     await pool.start()
@@ -185,7 +185,7 @@ async def test_a_lost_machine_is_not_held_against_the_evaluation(shared: Process
 
 
 async def test_an_evaluation_that_loses_one_machine_after_the_other_is_given_up(tmp_path: Path) -> None:
-    pool = ProcessPool((), IMPATIENT)
+    pool = ProcessPool((), SHORT_TIMEOUTS)
     machines = [Machine(name) for name in "abcde"]
     machines[0].join(pool)
     await pool.start()
@@ -232,7 +232,7 @@ async def test_another_machine_takes_what_one_has_no_room_for(shared: ProcessPoo
 
 
 async def test_when_no_machine_has_room_the_caller_is_told_so(tmp_path: Path) -> None:
-    pool = ProcessPool((), IMPATIENT)
+    pool = ProcessPool((), SHORT_TIMEOUTS)
     machines = [Machine("a"), Machine("b")]
     for machine in machines:
         machine.lacks_room = True
@@ -252,7 +252,7 @@ def with_memory(*sizes: int) -> ProcessPool:
     """A pool of devices of two kinds, of so many bytes each."""
     kinds = ("cuda:0", "cpu")
     configs = [WorkerConfig(kinds[n % 2], memory_budget_bytes=size) for n, size in enumerate(sizes)]
-    return ProcessPool(configs, IMPATIENT, MISBEHAVING)
+    return ProcessPool(configs, SHORT_TIMEOUTS, MISBEHAVING)
 
 
 async def test_what_is_too_large_for_a_device_is_tried_once_on_a_larger_one(tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from tests.workers.processes.pools import IMPATIENT, job, misbehaving_pool, send_signal, until, until_whole
+from tests.workers.processes.pools import (
+    SHORT_TIMEOUTS,
+    job,
+    misbehaving_pool,
+    send_signal,
+    until,
+    until_whole,
+)
 from workers.processes.process_pool import ProcessPool
 from workers.types import DeviceStatus, EvalProgress, RunningTask, WorkerMemory
 
@@ -63,7 +70,7 @@ async def test_restarts_have_their_reason(pool: ProcessPool, tmp_path: Path) -> 
 
 
 async def test_the_last_self_test_is_remembered_while_there_is_no_worker(tmp_path: Path) -> None:
-    slow_to_restart = replace(IMPATIENT, restart_seconds=60.0, max_restart_seconds=60.0)
+    slow_to_restart = replace(SHORT_TIMEOUTS, restart_seconds=60.0, max_restart_seconds=60.0)
     async with misbehaving_pool(timeouts=slow_to_restart) as pool:
         send_signal(pool, signal.SIGKILL)
         await until(lambda: device(pool).pid is None)

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.workers.processes.pools import BYTES_PER_BATCH, IMPATIENT, cpus, job, misbehaving_pool, until_whole
+from tests.workers.processes.pools import (
+    BYTES_PER_BATCH,
+    SHORT_TIMEOUTS,
+    cpus,
+    job,
+    misbehaving_pool,
+    until_whole,
+)
 from workers.architectures import CURRENT_VERSION, config_of, load_architecture
 from workers.messages import Evaluate, Loaded
 from workers.processes.begin_times import BeginTimes
@@ -57,8 +64,8 @@ class Situation:
     def worker(self, *held: str, node: str = "") -> Supervisor:
         """One more, idle, on whose device these weights lie."""
         config = WorkerConfig("cpu")
-        worker = Supervisor(len(self.workers), config, Place(node), self.pool, IMPATIENT, no_process)
-        running = RunningWorker(config, "cpu", IMPATIENT, no_process, worker)
+        worker = Supervisor(len(self.workers), config, Place(node), self.pool, SHORT_TIMEOUTS, no_process)
+        running = RunningWorker(config, "cpu", SHORT_TIMEOUTS, no_process, worker)
         running.state, running.resident = (
             State.IDLE,
             frozenset(job_of(weights).weights_id for weights in held),

@@ -13,8 +13,8 @@ import pytest
 
 from tests.workers.processes.misbehaving import BATCH_SECONDS
 from tests.workers.processes.pools import (
-    IMPATIENT,
     MISBEHAVING,
+    SHORT_TIMEOUTS,
     cpus,
     is_alive,
     job,
@@ -229,7 +229,7 @@ async def test_loading_without_progress_is_ended(pool: ProcessPool, tmp_path: Pa
 
 async def test_slow_work_that_advances_is_not_ended(tmp_path: Path) -> None:
     async with misbehaving_pool(
-        timeouts=replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=0.5)
+        timeouts=replace(SHORT_TIMEOUTS, frozen_seconds=0.5, progress_seconds=0.5)
     ) as pool:
         result = await pool.evaluate(job("slow", tmp_path, 3))  # 0.6 s a batch
         assert result.cross_entropy == right_cross_entropy(3)
@@ -238,7 +238,7 @@ async def test_slow_work_that_advances_is_not_ended(tmp_path: Path) -> None:
 
 async def test_heartbeats_that_must_wait_are_no_freeze_of_a_busy_worker(tmp_path: Path) -> None:
     async with misbehaving_pool(
-        timeouts=replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=20.0)
+        timeouts=replace(SHORT_TIMEOUTS, frozen_seconds=0.5, progress_seconds=20.0)
     ) as pool:
         result = await pool.evaluate(job("holds-the-interpreter", tmp_path, 3))
         assert result.cross_entropy == right_cross_entropy(3)
@@ -255,7 +255,7 @@ async def test_a_worker_that_can_no_longer_listen_ends(pool: ProcessPool, tmp_pa
 async def test_a_library_that_takes_long_to_open_is_no_freeze() -> None:
     pool = ProcessPool(
         [WorkerConfig("cpu")],
-        replace(IMPATIENT, frozen_seconds=0.2),
+        replace(SHORT_TIMEOUTS, frozen_seconds=0.2),
         "tests.workers.processes.slow_to_import",
     )
     await pool.start()
@@ -281,7 +281,7 @@ async def test_frozen_busy(pool: ProcessPool, tmp_path: Path) -> None:
 
 
 async def test_frozen_busy_is_not_waited_for_as_long_as_for_progress(tmp_path: Path) -> None:
-    timeouts = replace(IMPATIENT, frozen_seconds=0.5, progress_seconds=3600.0)
+    timeouts = replace(SHORT_TIMEOUTS, frozen_seconds=0.5, progress_seconds=3600.0)
     async with misbehaving_pool(timeouts=timeouts) as pool:
         result = await pool.evaluate(job("freezes-once", tmp_path))
         assert result.cross_entropy == right_cross_entropy()
@@ -289,7 +289,9 @@ async def test_frozen_busy_is_not_waited_for_as_long_as_for_progress(tmp_path: P
 
 
 async def test_frozen_starting() -> None:
-    pool = ProcessPool(cpus(1), replace(IMPATIENT, frozen_seconds=0.5, start_seconds=3600.0), MISBEHAVING)
+    pool = ProcessPool(
+        cpus(1), replace(SHORT_TIMEOUTS, frozen_seconds=0.5, start_seconds=3600.0), MISBEHAVING
+    )
     starting = asyncio.create_task(pool.start())
     await until(lambda: bool(pids(pool)))
     frozen = send_signal(pool, signal.SIGSTOP)
@@ -308,7 +310,7 @@ async def test_frozen_idle(pool: ProcessPool) -> None:
 async def test_frozen_and_thawed_in_time_is_no_death(pool: ProcessPool, tmp_path: Path) -> None:
     task = await busy(pool, job("good", tmp_path))
     pid = send_signal(pool, signal.SIGSTOP)
-    await asyncio.sleep(IMPATIENT.frozen_seconds / 4)
+    await asyncio.sleep(SHORT_TIMEOUTS.frozen_seconds / 4)
     os.kill(pid, signal.SIGCONT)
     assert (await task).cross_entropy == right_cross_entropy()
     assert pids(pool) == [pid]
