@@ -25,10 +25,10 @@ NO_CHECKSUM = "1" * 32
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+def short_timeouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     """Any rate is good enough, a request may take no more than some seconds, and the disk is small."""
     flags = ("--request-timeout-seconds", "8", "--min-download-rate", "1", "--cache-max-bytes", "4000000")
-    with live_service(tmp_path_factory.mktemp("impatient"), *flags) as service:
+    with live_service(tmp_path_factory.mktemp("short_timeouts"), *flags) as service:
         yield service
 
 
@@ -86,12 +86,14 @@ async def hanging_requests(
         await asyncio.wait(hanging)
 
 
-async def test_a_slow_publisher_costs_the_others_nothing(impatient: LiveService, files: FileServer) -> None:
+async def test_a_slow_publisher_costs_the_others_nothing(
+    short_timeouts: LiveService, files: FileServer
+) -> None:
     """Its download alone would take longer than the request may."""
     body = competition(files, GOLDEN)
     async with (
         MisbehavingServer(slow_body(WEIGHTS, bytes_per_second=200), tls=False) as server,
-        client_of(impatient) as client,
+        client_of(short_timeouts) as client,
     ):
         models = [model_at(server, "slow"), *body["model_manifests"]]
         response = await client.post("/score", json={**body, "model_manifests": models})
@@ -102,11 +104,11 @@ async def test_a_slow_publisher_costs_the_others_nothing(impatient: LiveService,
     assert (error["code"], error["fault"], error["retryable"]) == ("download-timeout", "model_owner", True)
 
 
-async def test_slow_data_is_its_submitters_fault(impatient: LiveService, files: FileServer) -> None:
+async def test_slow_data_is_its_submitters_fault(short_timeouts: LiveService, files: FileServer) -> None:
     data = make_data(GOLDEN.data)
     async with (
         MisbehavingServer(slow_body(data, bytes_per_second=len(data) / 60), tls=False) as server,
-        client_of(impatient) as client,
+        client_of(short_timeouts) as client,
     ):
         body = {**competition(files, GOLDEN), "data_url": server.url("/data")}
         problem = assert_problem(await client.post("/score", json=body), "download-timeout")
@@ -114,12 +116,12 @@ async def test_slow_data_is_its_submitters_fault(impatient: LiveService, files: 
 
 
 async def test_evaluations_that_take_too_long_are_nobodys_fault(
-    impatient: LiveService, files: FileServer
+    short_timeouts: LiveService, files: FileServer
 ) -> None:
     body = competition(files, GOLDEN)
     data = manifest(files, "long.bin", make_data(golden_cases()["small-1-mib"].data))
     promised = {f"data_{name}": data[name] for name in ("url", "checksum", "size")}
-    async with client_of(impatient) as client:
+    async with client_of(short_timeouts) as client:
         models = body["model_manifests"] * 5
         response = await client.post("/score", json={**body, **promised, "model_manifests": models})
     problem = assert_problem(response, "deadline-exceeded")
@@ -127,10 +129,10 @@ async def test_evaluations_that_take_too_long_are_nobodys_fault(
 
 
 async def test_a_cache_that_is_too_small_for_a_file_is_not_its_publishers_fault(
-    impatient: LiveService, files: FileServer
+    short_timeouts: LiveService, files: FileServer
 ) -> None:
     large = eval_request(files, "large.bin", bytes(5_000_000))
-    async with client_of(impatient) as client:
+    async with client_of(short_timeouts) as client:
         problem = assert_problem(await client.post("/eval", json=large), "insufficient-storage")
     assert (problem["fault"], problem["retryable"]) == ("service", True)
 
