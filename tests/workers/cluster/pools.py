@@ -1,4 +1,4 @@
-"""Pools on a Ray cluster of this machine, with timeouts long enough for a busy machine and shorter than the service's."""
+"""Pools on a Ray cluster of this machine: timeouts long enough for a busy machine, and shorter than the service's."""
 
 from pathlib import Path
 
