@@ -142,7 +142,7 @@ def test_a_job_of_a_service_that_was_killed_goes_on_with_the_next_one(
     with service_on(cluster, receiver, spread.data_dir.parent) as following, following.client() as client:
         wait_until(lambda: client.get(location).json()["finished_at"] is not None, WAIT_SECONDS)
         after = client.get(location).json()
-        assert {"a", "b"} <= set(ready_nodes(following))
+        wait_until(lambda: {"a", "b"} <= set(ready_nodes(following)), WAIT_SECONDS)
     assert (after["state"], after["created_at"]) == ("succeeded", before["created_at"])
     assert files.requests.count("/for-two-services") == 1
     with service.client() as client:
