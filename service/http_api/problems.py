@@ -182,15 +182,13 @@ def describe(failures: Any) -> str:
 
     A field that may be of several types is named once, with what is wrong by each.
     """
-    messages: dict[str, list[str]] = {}
+    if failures[0]["type"] == "json_invalid":
+        return "the body is not JSON"
+    messages: dict[str, dict[str, None]] = {}
     for failure in failures[:_MAX_DESCRIBED]:
-        is_json = failure["type"] != "json_invalid"
-        field = _field(failure) if is_json else ""
-        messages.setdefault(field, []).append(failure["msg"] if is_json else "the body is not JSON")
-    return "; ".join(
-        f"{field}: {', or: '.join(of_field)}" if field else "; ".join(of_field)
-        for field, of_field in messages.items()
-    )
+        messages.setdefault(_field(failure), {})[failure["msg"]] = None
+    wrong = {field: ", or: ".join(of_field) for field, of_field in messages.items()}
+    return "; ".join(f"{field}: {what}" if field else what for field, what in wrong.items())
 
 
 def _field(failure: Any) -> str:

@@ -97,7 +97,7 @@ async def test_the_same_bits_on_any_number_of_workers(pools: dict[int, WorkerPoo
 
 @pytest.mark.slow
 async def test_the_same_bits_for_every_way_to_split_an_evaluation(tmp_path: Path) -> None:
-    num_batches = 3
+    num_batches = 4
     case = CASES["small-70000"]
     data = {**case.data, "size": (num_batches - 1) * 16 * 1024 + 1}
     job = write_job(replace(case, data=data), tmp_path)

@@ -140,7 +140,7 @@ def test_fewer_sequences_at_once_are_the_same_to_the_bit(runner: ModelRunner) ->
 
 
 @pytest.mark.parametrize("path", ["fast", "reference"])
-@pytest.mark.parametrize("max_seq_len", [7, 300, 512])
+@pytest.mark.parametrize("max_seq_len", [7, 300, pytest.param(1024, marks=pytest.mark.slow)])
 def test_any_number_of_threads_has_the_same_bits(
     path: str, max_seq_len: int, monkeypatch: pytest.MonkeyPatch, set_num_threads: Callable[[int], None]
 ) -> None:
