@@ -76,8 +76,7 @@ class BatchScorer:
         self.micro_batch_size = min(micro_batch_size or self._default_micro_batch_size(), batch_size)
         self._sig_reg = SIGReg(sig_reg).to(device)
 
-    @torch.inference_mode()
-    def score(
+    def begin(
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
@@ -86,26 +85,33 @@ class BatchScorer:
         *,
         detail: bool = False,
         on_fraction: OnFraction = ignore_fraction,
-    ) -> list[BatchScore]:
-        """A score for each batch of sequences, which share forward passes: on the fast path, all at once.
+    ) -> Callable[[], list[BatchScore]]:
+        """Begin to score batches of sequences, which share forward passes. What it returns waits for a score of each.
+
+        A CPU has computed them already; a GPU has been handed the work, and may be handed more before it is waited for.
 
         If the guard does not hold, or a number is not finite, each is scored by itself, and on the reference path
         where its own guard does not hold either: what one piece needs costs no other its result.
         """
-        set_matmul_precision(self.precision)
-        run = partial(self._run, model, pieces, directions, check_cancelled, detail, on_fraction)
-        scores, is_proven = run(reference=False)
-        if is_proven and all(map(_is_finite, scores)):
-            return scores
-        if len(pieces) == 1:
-            return run(reference=True)[0]
-        return [
-            score
-            for piece in pieces
-            for score in self.score(model, [piece], directions, check_cancelled, detail=detail)
-        ]
+        begin = partial(self._begin, model, pieces, directions, check_cancelled, detail, on_fraction)
+        finish = begin(reference=False)
 
-    def _run(
+        def scores() -> list[BatchScore]:
+            scores, is_proven = finish()
+            if is_proven and all(map(_is_finite, scores)):
+                return scores
+            if len(pieces) == 1:
+                return begin(reference=True)()[0]
+            return [
+                score
+                for piece in pieces
+                for score in self.begin(model, [piece], directions, check_cancelled, detail=detail)()
+            ]
+
+        return scores
+
+    @torch.inference_mode()
+    def _begin(
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
@@ -115,11 +121,12 @@ class BatchScorer:
         on_fraction: OnFraction,
         *,
         reference: bool,
-    ) -> tuple[list[BatchScore], bool]:
+    ) -> Callable[[], tuple[list[BatchScore], bool]]:
         """By one path the score of each piece, and whether the guard proves them (always so on the reference path).
 
         What the means are taken of stays on the device until all passes are through: one transfer.
         """
+        set_matmul_precision(self.precision)
         batch = joined(pieces)
         num_sequences, T = batch.token_ids.shape
         is_cpu = self.device.type == "cpu"
@@ -152,21 +159,25 @@ class BatchScorer:
         *parts, guards = zip(*compute(score, num_threads, on_progress), strict=True)
         on_fraction(done[-1])
         guard = joined_guard(guards, self.micro_batch_size // size, self.config.head_dim)
-        numbers = torch.cat([*(part.flatten() for kind in parts for part in kind), guard])
-        cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
-            numbers.cpu().numpy(),
-            np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
-        )
-        scores = _scores(
-            [len(piece.token_ids) for piece in pieces],
-            cross_entropy.reshape(num_sequences, T),
-            sig_reg.reshape(num_sequences, T),
-            embeddings.reshape(num_sequences, self.config.embedding_dim),
-            # Only the reference path looks for it, which takes one piece at a time.
-            attends_to_future=bool(leaks),
-            detail=detail,
-        )
-        return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
+        numbers = begin_copy(torch.cat([*(part.flatten() for kind in parts for part in kind), guard]))
+
+        def finish() -> tuple[list[BatchScore], bool]:
+            cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
+                numbers(),
+                np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
+            )
+            scores = _scores(
+                [len(piece.token_ids) for piece in pieces],
+                cross_entropy.reshape(num_sequences, T),
+                sig_reg.reshape(num_sequences, T),
+                embeddings.reshape(num_sequences, self.config.embedding_dim),
+                # Only the reference path looks for it, which takes one piece at a time.
+                attends_to_future=bool(leaks),
+                detail=detail,
+            )
+            return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
+
+        return finish
 
     def _score_sequences(
         self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]
@@ -247,6 +258,23 @@ class BatchScorer:
     def _sequence_bytes(self) -> int:
         """Activations of one sequence: about eight of [T, D] in float32."""
         return 8 * 4 * self.max_seq_len * self.config.embedding_dim
+
+
+def begin_copy(numbers: Tensor) -> Callable[[], NDArray[Any]]:
+    """Begin to copy them from the device. Called, what it returns waits for them, but for nothing queued behind."""
+    if not numbers.is_cuda:
+        return numbers.cpu().numpy
+    with torch.cuda.device(numbers.device):
+        copy = numbers.to("cpu", non_blocking=True)  # into pinned memory
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record()
+
+    def wait() -> NDArray[Any]:
+        copied.synchronize()
+        found: NDArray[Any] = copy.numpy()
+        return found
+
+    return wait
 
 
 def _scores(
