@@ -2,7 +2,7 @@
 
     python -m benchmarks.threads [--sizes small,75m,75m-one,wide,full] [--busy 0,1,3] [--rounds 5] [--json FILE]
 
-spinning  torch shares out every operation among its threads, which spin while they wait: as it comes
+spinning  torch shares out every operation of the same evaluation among its threads, which spin while they wait
 asleep    the same with OMP_WAIT_POLICY=PASSIVE
 one       one thread
 team      what this package does: each thread computes parts of the evaluation by itself
@@ -188,11 +188,8 @@ def evaluate(task: Mapping[str, Any]) -> None:
 
 
 def let_torch_share() -> None:
-    """As this package did it before: a batch goes through every operation as a whole."""
-    import torch
-    from torch import Tensor
-
-    from workers.v1 import attention, batch_scorer, forward, team
+    """A batch goes through every operation as a whole. Attention alone is in blocks, which decide the numbers."""
+    from workers.v1 import batch_scorer, forward, team
 
     def compute(work: Callable[[team.Team], object], _: int, check_cancelled: Callable[[], None]) -> object:
         return work(team.OneThread(check_cancelled))
@@ -200,16 +197,6 @@ def let_torch_share() -> None:
     setattr(batch_scorer, "compute", compute)  # noqa: B010  it is no name of that module's own
     batch_scorer.CPU_PASS_SEQUENCES = batch_scorer.CPU_LOSS_ROWS = sys.maxsize
     forward.CPU_TILE_ELEMENTS = sys.maxsize
-
-    def mix(block: attention.Block) -> None:
-        q, k, v = block.q[None], block.k[None], block.v[None]
-        block.mixed.copy_(attention.fused_attention(q, k, v, torch.float32)[0])
-
-    def whole(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> list[attention.Block]:
-        return [attention.Block(q[b], k[b], v[b], mixed[b], 0, q.shape[2]) for b in range(len(q))]
-
-    setattr(forward, "causal_attention", mix)  # noqa: B010
-    setattr(forward, "causal_blocks", whole)  # noqa: B010
 
 
 def table(results: Mapping[tuple[str, int], Measured]) -> Table:
