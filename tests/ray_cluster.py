@@ -33,7 +33,7 @@ class LocalNode:
         command = namespace.command() if namespace else []
         command += [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-name", name]
         self.process = subprocess.Popen(
-            [*command, "--disable-usage-stats", *options],
+            [*command, "--disable-usage-stats", "--include-log-monitor", "false", *options],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,

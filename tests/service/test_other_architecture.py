@@ -128,14 +128,15 @@ def test_a_result_is_kept_for_its_own_architecture(folder: Path, short_url: str)
 def test_older_parameters_and_progress_within_their_one_batch(folder: Path, files: FileServer) -> None:
     older = {"num_layers": 6, "max_seq_len": 8192, "batch_size": 32, "sig_reg_slices": 1024, "num_heads": 1}
     data = make_data({"pattern": "hash", "size": 5000, "seed": 3})
-    sealed = encrypt(safetensors_bytes(weights_of(older)))
-    url = files.publish("older.enc", sealed)
+    weights: Any = {
+        "weights_url": files.publish("older.enc", encrypt(safetensors_bytes(weights_of(older)))),
+        "decryption_key": bytes(range(32)),
+    }
     with serve(folder / "older", older) as running, Client(running.http_url) as client:
-        job = client.submit_eval(
-            data=data, weights_url=url, decryption_key=bytes(range(32)), seed=SEED, compute_anew=True
-        )
-        fractions = [update.progress.models[0].fraction for update in client.follow(job)]
-        answer = client.result(job).model_dump()
+        whole_batch = client.submit_eval(data=bytes(32 * 8192), seed=SEED, **weights)
+        fractions = (update.progress.models[0].fraction for update in client.follow(whole_batch))
+        assert any(fraction is not None and 0 < fraction < 1 for fraction in fractions)
+        client.cancel(whole_batch)  # half a minute of work
+        answer = client.eval(data=data, seed=SEED, **weights).model_dump()
     assert_right(answer, older, data)
     assert answer["num_batches"] == 1
-    assert any(fraction is not None and 0 < fraction < 1 for fraction in fractions)

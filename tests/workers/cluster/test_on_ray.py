@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-NUM_BATCHES = 12
+NUM_BATCHES = 6
 WAIT_SECONDS = 120.0
 
 
@@ -130,7 +130,7 @@ async def test_each_node_was_sent_the_files_and_nothing_else(setting: Setting) -
 
 async def test_pieces_have_the_numbers_of_one_machine(setting: Setting) -> None:
     content = Path(setting.job.data_path).read_bytes()
-    pieces = tuple(content[start : start + 1000 + start // 10] for start in range(0, 150_000, 10_000))
+    pieces = tuple(content[start : start + 1000 + start // 5] for start in range(0, 75_000, 5_000))
     job = EvalJob.of_pieces(
         pieces,
         weights_path=setting.job.weights_path,

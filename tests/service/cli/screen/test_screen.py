@@ -262,12 +262,13 @@ def test_memory_stays_flat_over_10_000_pieces(prepared: Path, tmp_path: Path) ->
     """
     model = {"embedding_dim": 8, "pwff_hidden_dim": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 264}
     weights = write_weights(tmp_path / "tiny.safetensors", model, SMALL_WEIGHTS)
-    architecture = write_json(tmp_path / "architecture.json", {**model, "sig_reg_slices": 1})
+    short = {"sig_reg_slices": 1, "max_seq_len": 256}
+    architecture = write_json(tmp_path / "architecture.json", {**model, **short})
 
     def peak_kib(num_pieces: int) -> int:
         models = write_json(tmp_path / "models.json", [{"url": str(weights)}])
         with (tmp_path / "pieces.jsonl").open("w") as pieces:
-            pieces.writelines(f'{{"text": "{i} {"x" * 900}"}}\n' for i in range(num_pieces))
+            pieces.writelines(f'{{"text": "{i} {"x" * 240}"}}\n' for i in range(num_pieces))
         code = (
             "import sys; from service.cli.main import run; code = run(sys.argv[1:]); "
             "import resource; peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
