@@ -93,25 +93,27 @@ class BatchScorer:
         If the guard does not hold, or a number is not finite, each is scored by itself, and on the reference path
         where its own guard does not hold either: what one piece needs costs no other its result.
         """
-        begin = partial(self._begin, model, pieces, directions, check_cancelled, detail, on_fraction)
-        finish = begin(reference=False)
+        begin_path = partial(
+            self._begin_path, model, pieces, directions, check_cancelled, detail, on_fraction
+        )
+        wait_for_fast = begin_path(reference=False)
 
-        def scores() -> list[BatchScore]:
-            scores, is_proven = finish()
+        def wait() -> list[BatchScore]:
+            scores, is_proven = wait_for_fast()
             if is_proven and all(map(_is_finite, scores)):
                 return scores
             if len(pieces) == 1:
-                return begin(reference=True)()[0]
+                return begin_path(reference=True)()[0]
             return [
                 score
                 for piece in pieces
                 for score in self.begin(model, [piece], directions, check_cancelled, detail=detail)()
             ]
 
-        return scores
+        return wait
 
     @torch.inference_mode()
-    def _begin(
+    def _begin_path(
         self,
         model: Model,
         pieces: Sequence[TokenizedBatch],
@@ -161,7 +163,7 @@ class BatchScorer:
         guard = joined_guard(guards, self.micro_batch_size // size, self.config.head_dim)
         numbers = begin_copy(torch.cat([*(part.flatten() for kind in parts for part in kind), guard]))
 
-        def finish() -> tuple[list[BatchScore], bool]:
+        def wait() -> tuple[list[BatchScore], bool]:
             cross_entropy, sig_reg, embeddings, (score_bound, offset, leaks) = np.split(
                 numbers(),
                 np.cumsum([num_sequences * T, num_sequences * T, num_sequences * self.config.embedding_dim]),
@@ -177,7 +179,7 @@ class BatchScorer:
             )
             return scores, bool(score_bound <= MAX_SAFE_SCORE and offset <= MAX_SAFE_OFFSET)
 
-        return finish
+        return wait
 
     def _score_sequences(
         self, forward: ForwardPass, batch: TokenizedBatch, directions: Callable[[], Tensor]

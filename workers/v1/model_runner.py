@@ -198,7 +198,8 @@ class ModelRunner:
         model, and may raise to stop.
         Which batches are asked for together makes no difference to the bits of any, nor does `detail`, which
         adds the cross-entropy of every token. `on_fraction` is told how far the batch is that is computed; on a GPU,
-        which is handed the next one before a score is waited for, it is told of the first batch alone.
+        which is handed the next one before a score is waited for, it is told of the first batch alone, and an error in
+        a batch may come before the score of the one before it.
         Raises EmptyData for no data, ValueError for batches the data does not have or a seed out of range.
         """
         if not data:
@@ -254,8 +255,8 @@ class ModelRunner:
     def _in_turn(self, begun: Iterator[Callable[[], T]]) -> Iterator[T]:
         """What each of them returns, one after the other, with as many begun ahead as the device should have."""
         waiting: deque[Callable[[], T]] = deque()
-        for finish in begun:
-            waiting.append(finish)
+        for wait in begun:
+            waiting.append(wait)
             if len(waiting) > self._num_ahead:
                 yield waiting.popleft()()
         while waiting:
@@ -275,15 +276,15 @@ class ModelRunner:
         last = min(first + self.batch_size, tokenizer.num_sequences(len(data), self.max_seq_len))
         batch = tokenizer.tokenize_range(data, range(first, last), self.max_seq_len)
         directions = self._scorer.directions(seed, index)
-        finish = self._scorer.begin(
+        wait_for_scores = self._scorer.begin(
             model, [batch], directions, check_cancelled, detail=detail, on_fraction=on_fraction
         )
 
-        def score() -> BatchScore:
-            (score,) = finish()
+        def wait() -> BatchScore:
+            (score,) = wait_for_scores()
             return replace(score, index=index)
 
-        return score
+        return wait
 
     def _num_sequences_of_piece(self, piece: bytes) -> int:
         if not piece:

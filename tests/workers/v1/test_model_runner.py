@@ -408,7 +408,7 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
         model = Model(runner.config)
         directions = torch.empty(runner.config.embedding_dim, SIGRegConfig().slices)
     with pytest.raises(NotImplementedError, match="no data") as refusal:
-        runner._scorer._begin(
+        runner._scorer._begin_path(
             model,
             [tokenizer.tokenize_range(DATA, range(2))],
             lambda: directions,
@@ -418,7 +418,7 @@ def test_nothing_of_a_pass_lies_beside_the_device(reference: bool) -> None:
             reference=reference,
         )
     frames = [frame.name for frame in refusal.traceback]
-    assert frames[-2:] == ["_begin", "begin_copy"]  # of the numbers of all micro-batches, at once
+    assert frames[-2:] == ["_begin_path", "begin_copy"]  # of the numbers of all micro-batches, at once
 
 
 @pytest.mark.parametrize(("device", "order"), [("meta", ["forward", "noise"]), ("cpu", ["noise", "forward"])])
