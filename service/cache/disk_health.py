@@ -64,7 +64,7 @@ class DiskHealth:
         self.trouble = None
 
     async def _probe(self) -> str | None:
-        path = self._folder / f"{secrets.token_hex(8)}.part"
+        path = self._folder / f"probe{secrets.token_hex(8)}.part"
         try:
             await self._budget.retry_when_full(lambda: self._threads.run(_write_and_delete, path))
         except InsufficientStorage as error:
