@@ -12,7 +12,7 @@ from workers.v1.batch_scorer import BatchScorer
 DATA = make_data({"pattern": "text", "size": 128 * 4 * 3})
 """Three batches."""
 LEAK = small_weights_bytes({"scheme": "leak", "seed": 7, "offset": 140.0})
-"""Weights that the guard of the fast path refuses in some batches."""
+"""Weights that the guard of the fast path refuses."""
 
 
 def small_runner(num_ahead: int = 0) -> ModelRunner:
@@ -84,11 +84,23 @@ def test_a_gpu_gives_the_same_bits_one_by_one() -> None:
     assert [bits(score) for score in ahead.eval_batches(model, data, 3, range(5))] == expected
 
 
-@pytest.mark.parametrize("weights", [small_weights_bytes(), LEAK], ids=["ordinary", "near the guard"])
-def test_no_bit_depends_on_it(weights: bytes) -> None:
+@pytest.mark.parametrize(
+    ("weights", "needs_reference"), [(small_weights_bytes(), False), (LEAK, True)], ids=["ordinary", "leak"]
+)
+def test_no_bit_depends_on_it(weights: bytes, needs_reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    references = 0
+    begin_path = BatchScorer._begin_path
+
+    def counting(self: BatchScorer, *arguments: Any, reference: bool) -> Any:
+        nonlocal references
+        references += reference
+        return begin_path(self, *arguments, reference=reference)
+
+    monkeypatch.setattr(BatchScorer, "_begin_path", counting)
     runner, ahead = small_runner(), small_runner(num_ahead=1)
     model = runner.load(weights)
     expected = [bits(score) for score in runner.eval_batches(model, DATA, 3, range(3))]
+    assert (references > 0) is needs_reference
     assert [bits(score) for score in ahead.eval_batches(model, DATA, 3, range(3))] == expected
     pieces = [DATA[start : start + 50 * start] for start in range(1, 10)]
     expected = [bits(score) for score in runner.eval_pieces(model, pieces, 3)]
